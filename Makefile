@@ -1,0 +1,28 @@
+# Needs python3 with venv, and make. VENV names an environment to create or to reuse.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(abspath $(VENV))/bin
+STAMP = $(VENV)/.emim_nnunet_installed
+
+.PHONY: test demo lint clean
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+demo: $(STAMP)
+	$(BIN)/emim_demo -o demo --overwrite
+
+lint: $(STAMP)
+	$(BIN)/python -m pip install --quiet ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# the whole installation, nnU-Net and torch with CUDA included, is about 6 GB
+$(STAMP): setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf build *.egg-info demo

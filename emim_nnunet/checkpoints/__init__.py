@@ -1,0 +1,1 @@
+"""Checkpoints: safe reading, atomic writing, transfer into nnU-Net."""

@@ -1,0 +1,124 @@
+"""Writing that never leaves half a file, reading that never runs code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from emim_nnunet.errors import UserError
+
+SSL_FORMAT = "emim_nnunet.ssl"
+EXPORT_FORMAT = "emim_nnunet.export"
+FORMAT_VERSION = 1
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file as a whole or not at all.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and then renamed; an earlier file of that
+    name stays until then.
+
+    Args:
+        path: Target.
+        write: Writes the content into an open binary file.
+
+    Raises:
+        OSError: As raised by the file system; the target is unchanged then.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    """The process's umask (mkstemp makes files private; results are shared in a group)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically; tensors go to the CPU, numpy scalars become Python numbers.
+
+    Args:
+        checkpoint: Nested dicts, lists and tuples of tensors, numbers, strings, bools and None.
+        path: Target.
+
+    Raises:
+        ValueError: Something else is in it, which ``weights_only=True`` could not read; names the key.
+        OSError: As raised by the file system; an earlier checkpoint of that name is unchanged then.
+    """
+    plain = _plain(checkpoint, "checkpoint")
+    atomic_write(path, lambda file: torch.save(plain, file))
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {_plain(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise ValueError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def load_checkpoint(path: Path, *, formats: tuple[str, ...] = (SSL_FORMAT,)) -> dict[str, Any]:
+    """Read one of our checkpoints onto the CPU without running any code in it.
+
+    Args:
+        path: File.
+        formats: Accepted values of its ``format``.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: Missing, damaged, not one of ours, or of a newer version.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of emim_nnunet: it holds objects that only running code could restore, which is "
+            f"refused (nnU-Net's own checkpoints are of that kind)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") not in formats:
+        raise UserError(f"{path} is not a checkpoint of emim_nnunet (expected format {' or '.join(formats)})")
+    if checkpoint["format_version"] > FORMAT_VERSION:
+        raise UserError(f"{path} was written by a newer emim_nnunet (format {checkpoint['format_version']}): update")
+    return checkpoint

@@ -1,0 +1,41 @@
+"""``emim_train``: nnUNetv2_train with the search path set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from emim_nnunet.cli._run import run
+from emim_nnunet.registration import enable_search
+
+HELP = """
+emim_train takes exactly the arguments of nnUNetv2_train (above) and finds the trainers of emim_nnunet without further ado:
+nnUNetTrainerEMIM, nnUNetTrainerEMIMPretrain, nnUNetTrainerEMIMFinetune, nnUNetTrainerMIMPretrain.
+
+Example:
+  emim_train 137 3d_fullres 0 -tr nnUNetTrainerEMIM -p nnUNetEMIMPlans
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hand all arguments to nnU-Net."""
+    from nnunetv2.run.run_training import run_training_entry
+
+    enable_search()
+    if argv is not None:
+        sys.argv[1:] = argv
+    try:
+        run_training_entry()
+    except SystemExit as end:
+        if end.code == 0:
+            print(HELP)
+        raise
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

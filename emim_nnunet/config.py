@@ -1,0 +1,127 @@
+"""The ``emim`` block of the plans JSON: where every number of an SSL stage lives.
+
+nnU-Net trainers cannot take extra constructor arguments, so settings are keys of a flat ``emim`` block inside a
+configuration of the plans. The planner writes what depends on the data; everything else has a default in the config
+dataclass that sits beside the code it configures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from emim_nnunet.errors import UserError
+
+BLOCK = "emim"
+
+Config = TypeVar("Config")
+
+
+def emim_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The ``emim`` block of a configuration, inheritance resolved.
+
+    nnU-Net merges ``inherits_from`` shallowly, so a child's block would replace its parent's; here the blocks are merged
+    key by key, the child's keys winning.
+
+    Args:
+        plans: The plans JSON as a dict.
+        configuration: Name of a configuration in it.
+
+    Returns:
+        A new flat dict.
+
+    Raises:
+        UserError: Unknown configuration, circular inheritance, or no ``emim`` block anywhere in the chain.
+    """
+    chain: list[dict[str, Any]] = []
+    name: str | None = configuration
+    visited: set[str] = set()
+    while name is not None:
+        if name not in plans["configurations"]:
+            known = ", ".join(plans["configurations"])
+            raise UserError(f"plans '{plans.get('plans_name')}' have no configuration '{name}'; they have: {known}")
+        if name in visited:
+            raise UserError(f"configuration '{configuration}' inherits from itself through '{name}'")
+        visited.add(name)
+        chain.append(plans["configurations"][name])
+        name = chain[-1].get("inherits_from")
+    blocks = [link[BLOCK] for link in reversed(chain) if BLOCK in link]
+    if not blocks:
+        raise UserError(
+            f"configuration '{configuration}' of plans '{plans.get('plans_name')}' has no '{BLOCK}' block: "
+            f"plan with emim_plan_and_preprocess and train with its plans (-p nnUNetEMIMPlans)"
+        )
+    if not all(isinstance(block, dict) for block in blocks):
+        raise UserError(f"the '{BLOCK}' block of configuration '{configuration}' must be a JSON object")
+    return {key: value for block in blocks for key, value in block.items()}
+
+
+def check_known_keys(block: dict[str, Any], config_classes: Iterable[type]) -> None:
+    """Refuse keys that belong to no config dataclass.
+
+    Args:
+        block: A resolved ``emim`` block.
+        config_classes: All dataclasses that may take keys from it.
+
+    Raises:
+        UserError: Naming the unknown keys and all valid ones.
+    """
+    valid = {field.name for config_class in config_classes for field in fields(config_class)}
+    unknown = sorted(set(block) - valid)
+    if unknown:
+        raise UserError(
+            f"unknown key {', '.join(map(repr, unknown))} in the '{BLOCK}' block of the plans; "
+            f"valid keys: {', '.join(sorted(valid))}"
+        )
+
+
+def config_from_block(config_class: type[Config], block: dict[str, Any]) -> Config:
+    """Build a config dataclass from the keys of the block that it knows.
+
+    Lists become tuples, whole numbers are accepted where a float is expected; the dataclass checks ranges itself in
+    ``__post_init__``.
+
+    Args:
+        config_class: A frozen dataclass.
+        block: A resolved ``emim`` block.
+
+    Raises:
+        UserError: A required key is missing or a value has the wrong type.
+    """
+    hints = get_type_hints(config_class)
+    values = {}
+    for field in fields(config_class):  # type: ignore[arg-type]
+        if field.name in block:
+            values[field.name] = _checked(block[field.name], hints[field.name], field.name)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"the '{BLOCK}' block of the plans lacks the key '{field.name}': plan again")
+    return config_class(**values)
+
+
+def _checked(value: Any, expected: Any, name: str) -> Any:
+    """``value`` as the annotated type, or a UserError naming the key."""
+    if get_origin(expected) in (Union, UnionType):
+        options = get_args(expected)
+        if value is None and NoneType in options:
+            return None
+        expected = next(option for option in options if option is not NoneType)
+    if get_origin(expected) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_checked(item, get_args(expected)[0], name) for item in value)
+    elif expected is bool or isinstance(value, bool):
+        if expected is bool and isinstance(value, bool):
+            return value
+    elif expected is float and isinstance(value, int | float):
+        return float(value)
+    elif isinstance(value, expected):
+        return value
+    wanted = getattr(expected, "__name__", str(expected)) if get_origin(expected) is None else "list of numbers"
+    raise UserError(f"key '{name}' in the '{BLOCK}' block of the plans must be a {wanted}, not {value!r}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a UserError about the ``emim`` block unless ``condition`` holds (for ``__post_init__`` range checks)."""
+    if not condition:
+        raise UserError(f"in the '{BLOCK}' block of the plans: {message}")

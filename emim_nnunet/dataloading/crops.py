@@ -1,0 +1,159 @@
+"""Random crops of preprocessed cases, reproducible by their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from emim_nnunet.randomness import Stream, seeded_generator
+
+MIN_FOREGROUND = 0.1
+MAX_TRIES = 10
+OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preprocessed case.
+
+    Attributes:
+        folder: Folder of preprocessed files.
+        identifier: Case id.
+    """
+
+    folder: Path
+    identifier: str
+
+
+def case_folders(cases: Sequence[Case]) -> list[Path]:
+    """The different folders of cases, in order of first appearance."""
+    return list(dict.fromkeys(case.folder for case in cases))
+
+
+class CropDataset(Dataset):
+    """Crop number ``i`` of an endless sequence: which case, where, and its voxels, all functions of (seed, i).
+
+    Every case comes once per round of ``len(cases)`` crops, in an order that is shuffled anew each round. A crop is drawn
+    again (up to ten times) while less than a tenth of it lies inside the body.
+
+    Args:
+        cases: At least one.
+        dataset_class: nnU-Net's class that reads the preprocessed files of a folder.
+        patch_size: Voxels per axis, 2 or 3 axes; 2D patches are slices along the first axis.
+        seed: Seed of the whole sequence.
+    """
+
+    def __init__(self, cases: Sequence[Case], dataset_class: type[Any], patch_size: Sequence[int], seed: int) -> None:
+        if not cases:
+            raise ValueError("at least one case is needed")
+        self.cases = list(cases)
+        self.readers = {folder: dataset_class(str(folder), []) for folder in case_folders(cases)}
+        self.is_2d = len(patch_size) == 2
+        self.patch_size = (1, *patch_size) if self.is_2d else tuple(patch_size)
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Crop ``index``.
+
+        Returns:
+            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int and ``case`` id.
+        """
+        case = self.case_of(index)
+        data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
+        generator = seeded_generator(self.seed, Stream.CROP, index)
+        box, foreground = self._choose_box(seg, generator)
+        image = torch.from_numpy(np.asarray(crop_and_pad_nd(data, box, 0), dtype=np.float32))
+        if self.is_2d:
+            image, foreground = image[:, 0], foreground[:, 0]
+        return {"image": image, "foreground": foreground, "index": index, "case": case.identifier}
+
+    def case_of(self, index: int) -> Case:
+        """The case of crop ``index``."""
+        round_number, place = divmod(index, len(self.cases))
+        generator = seeded_generator(self.seed, Stream.ORDER, round_number)
+        return self.cases[int(torch.randperm(len(self.cases), generator=generator)[place])]
+
+    def _choose_box(self, seg: Any, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
+        """A bounding box and the foreground in it, (1, *P) bool; the best of the tries if none has enough."""
+        best_share, best = -1.0, None
+        for _ in range(MAX_TRIES):
+            box = self._random_box(seg.shape[1:], generator)
+            foreground = torch.from_numpy(np.asarray(crop_and_pad_nd(seg, box, OUTSIDE)) != OUTSIDE)[:1]
+            share = float(foreground.float().mean())
+            if share > best_share:
+                best_share, best = share, (box, foreground)
+            if share >= MIN_FOREGROUND:
+                break
+        assert best is not None
+        return best
+
+    def _random_box(self, shape: Sequence[int], generator: torch.Generator) -> list[list[int]]:
+        """[lower, upper) per axis; an axis shorter than the patch is centred and padded."""
+        box = []
+        for size, patch in zip(shape, self.patch_size, strict=True):
+            if size >= patch:
+                lower = int(torch.randint(size - patch + 1, (), generator=generator))
+            else:
+                lower = -((patch - size) // 2)
+            box.append([lower, lower + patch])
+        return box
+
+
+@dataclass(frozen=True)
+class BatchNumbers:
+    """Crop numbers of the batches of one rank: an endless (or repeating) sampler for a ``DataLoader``.
+
+    Attributes:
+        batch_size: Samples per batch over all ranks.
+        first_step: Number of the first batch; a resumed run continues where it was.
+        num_steps: Batches before the sequence repeats; None = never.
+        rank: This rank.
+        world_size: Number of ranks; rank r takes its contiguous share of each batch.
+    """
+
+    batch_size: int
+    first_step: int = 0
+    num_steps: int | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.share()
+        for step in count(self.first_step):
+            step = step if self.num_steps is None else step % self.num_steps
+            yield [step * self.batch_size + sample for sample in share]
+
+    def share(self) -> range:
+        """Places in the batch that belong to this rank; shares differ by at most one sample."""
+        bounds = [self.batch_size * r // self.world_size for r in (self.rank, self.rank + 1)]
+        return range(*bounds)
+
+
+def crop_loader(dataset: CropDataset, numbers: BatchNumbers, *, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Batches of crops in a fixed order, whatever the number of workers.
+
+    Args:
+        dataset: Crops.
+        numbers: Which crops make which batch.
+        num_workers: Processes; 0 loads in this one.
+        pin_memory: For faster copies to a GPU.
+
+    Returns:
+        An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``case`` list of ids.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=numbers,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if num_workers else None,
+    )

@@ -1,0 +1,77 @@
+"""Reductions over ranks that keep gradients; without a process group they cost nothing.
+
+A loss over a *sharded* batch must equal the loss of one process over the whole batch. DDP averages gradients over ranks,
+so a loss is built from global sums, and the sums are reduced with an operation whose backward reduces as well.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether more than one rank takes part."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over ranks, differentiable: the gradient that reaches each rank is summed over ranks too.
+
+    With DDP, which *averages* parameter gradients, a loss built from these sums and evaluated identically on every rank
+    has the parameter gradient of one process over the whole batch.
+
+    Args:
+        values: Any float tensor of equal shape on every rank.
+
+    Returns:
+        A tensor of the same shape; ``values`` itself without a process group.
+    """
+    return dist_nn.all_reduce(values) if is_distributed() else values
+
+
+def gather_objects(item: object) -> list:
+    """Picklable objects of all ranks in rank order (``[item]`` without a process group)."""
+    if not is_distributed():
+        return [item]
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, item)
+    return gathered
+
+
+def weighted_moments(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of weighted rows over all ranks.
+
+    Args:
+        rows: (N, D) float; N may differ between ranks.
+        weight: (N,) float >= 0; rows of weight 0 do not count.
+
+    Returns:
+        mean (D,), variance (D,) >= 0 and the total weight (), at least 1.
+    """
+    count = all_reduce_sum(weight.sum()).clamp_min(1.0)
+    mean = all_reduce_sum((rows * weight[:, None]).sum(0)) / count
+    variance = all_reduce_sum(((rows - mean).square() * weight[:, None]).sum(0)) / count
+    return mean, variance, count
+
+
+def standardise(rows: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """Weighted rows with mean 0 and variance 1 per column, statistics over all ranks.
+
+    Args:
+        rows: (N, D) float.
+        weight: (N,) float >= 0.
+        eps: Added to the variance.
+
+    Returns:
+        (N, D); rows of weight 0 are transformed like the others.
+    """
+    mean, variance, _ = weighted_moments(rows, weight)
+    return (rows - mean) * torch.rsqrt(variance + eps)

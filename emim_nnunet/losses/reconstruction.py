@@ -1,0 +1,73 @@
+"""Masked reconstruction.
+
+Shapes: B batch, C modalities, ``*P`` spatial axes. Weights are per (modality, voxel): never broadcast over C in the
+denominator, so duplicating the modalities leaves the loss unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emim_nnunet.distributed import all_reduce_sum
+from emim_nnunet.masking.grid import cells_to_voxels, voxels_to_cells
+
+
+def masked_sums(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Sums per modality from which loss, collapsed loss and skill follow.
+
+    Args:
+        prediction: (B, C, *P) float.
+        target: (B, C, *P) float.
+        weight: (B, C, *P), 1 where a voxel counts (masked, and foreground if asked), else 0; bool or float.
+
+    Returns:
+        (C, 4) float32: count, squared error, target, squared target. Not reduced over ranks.
+    """
+    weight = weight.to(torch.float32)
+    target = target.float()
+    error = (prediction.float() - target).square()
+    axes = [0, *range(2, target.ndim)]
+    return torch.stack(
+        [
+            weight.sum(axes),
+            (error * weight).sum(axes),
+            (target * weight).sum(axes),
+            (target.square() * weight).sum(axes),
+        ],
+        dim=1,
+    )
+
+
+def masked_mse(sums: Tensor) -> Tensor:
+    """Mean squared error over all counted (modality, voxel) pairs of all ranks.
+
+    Args:
+        sums: (C, 4) of :func:`masked_sums`.
+
+    Returns:
+        () float32; 0 when nothing is counted.
+    """
+    count, error = all_reduce_sum(sums[:, :2].sum(0)).unbind()
+    return error / count.clamp_min(1.0)
+
+
+def normalise_cells(target: Tensor, cell_size: Sequence[int], eps: float = 1e-6) -> Tensor:
+    """Per-cell standardised targets ("norm_pix" of masked autoencoders, arXiv 2111.06377).
+
+    Makes the loss of a constant prediction about 1 in every non-flat cell, which invites collapse: off by default.
+
+    Args:
+        target: (B, C, *P) float.
+        cell_size: Voxels of a cell per axis.
+        eps: Added to the variance.
+
+    Returns:
+        (B, C, *P) float.
+    """
+    grid = [p // c for p, c in zip(target.shape[2:], cell_size, strict=True)]
+    mean = voxels_to_cells(target, grid)
+    variance = (voxels_to_cells(target.square(), grid) - mean.square()).clamp_min(0.0)
+    return (target - cells_to_voxels(mean, cell_size)) * cells_to_voxels(torch.rsqrt(variance + eps), cell_size)

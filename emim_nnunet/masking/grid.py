@@ -1,0 +1,77 @@
+"""Cells <-> voxels. A *cell* is a block of voxels that is masked as a whole.
+
+Shapes: B batch, C modalities, then 2 or 3 spatial axes written ``*P`` (voxels of the patch) or ``*G`` (cells of the grid).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grid_size(patch_size: Sequence[int], cell_size: Sequence[int]) -> tuple[int, ...]:
+    """Cells per axis.
+
+    Args:
+        patch_size: Voxels per axis.
+        cell_size: Voxels of a cell per axis.
+
+    Returns:
+        Cells per axis.
+
+    Raises:
+        ValueError: Different numbers of axes, a cell larger than the patch, or a patch that is no multiple of the cell.
+    """
+    if len(patch_size) != len(cell_size):
+        raise ValueError(f"cell_size {list(cell_size)} must have one entry per axis of patch_size {list(patch_size)}")
+    if any(c < 1 or c > p for p, c in zip(patch_size, cell_size, strict=True)):
+        raise ValueError(f"cell_size {list(cell_size)} must be at least 1 and at most patch_size {list(patch_size)}")
+    if any(p % c for p, c in zip(patch_size, cell_size, strict=True)):
+        raise ValueError(f"cell_size {list(cell_size)} must divide patch_size {list(patch_size)}")
+    return tuple(p // c for p, c in zip(patch_size, cell_size, strict=True))
+
+
+def cells_to_voxels(cells: Tensor, cell_size: Sequence[int]) -> Tensor:
+    """Repeat every cell's value over its voxels.
+
+    Args:
+        cells: (B, C, *G), any dtype.
+        cell_size: Voxels of a cell per axis.
+
+    Returns:
+        (B, C, *P), same dtype, P = G * cell_size.
+    """
+    for axis, size in enumerate(cell_size, start=2):
+        cells = cells.repeat_interleave(size, dim=axis)
+    return cells
+
+
+def voxels_to_cells(voxels: Tensor, grid: Sequence[int]) -> Tensor:
+    """Average over the voxels of each cell.
+
+    Args:
+        voxels: (B, C, *P) float; every axis of P is a multiple of G's.
+        grid: Cells per axis.
+
+    Returns:
+        (B, C, *G) float.
+    """
+    window = [p // g for p, g in zip(voxels.shape[2:], grid, strict=True)]
+    return (F.avg_pool2d if len(window) == 2 else F.avg_pool3d)(voxels, window)
+
+
+def foreground_cells(foreground: Tensor, grid: Sequence[int], threshold: float = 0.5) -> Tensor:
+    """Cells of which at least ``threshold`` of the voxels are foreground.
+
+    Args:
+        foreground: (B, 1, *P) bool, True inside the body.
+        grid: Cells per axis.
+        threshold: Share in (0, 1].
+
+    Returns:
+        (B, 1, *G) bool.
+    """
+    return voxels_to_cells(foreground.to(torch.float32), grid) >= threshold

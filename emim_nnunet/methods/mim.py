@@ -1,0 +1,141 @@
+"""Plain masked image modelling: the baseline of every comparison, and the part that E-MIM builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from emim_nnunet.config import require
+from emim_nnunet.losses import masked_mse, masked_sums, normalise_cells
+from emim_nnunet.masking import cells_to_voxels, grid_size, masked_fraction, position_mask
+from emim_nnunet.methods.base import MethodOutput, SSLMethod
+from emim_nnunet.networks import ReconstructionDecoder
+
+FILLS = ("zero", "learned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIMConfig:
+    """Settings of plain masked image modelling.
+
+    Attributes:
+        cell_size: Voxels of a cell per axis.
+        mask_ratio: Share of cells masked in all modalities; None = the masked fraction of E-MIM's hybrid mask, so that the
+            two are compared at equal masked fraction.
+        position_ratio: Of the hybrid mask; here it only sets the equal fraction.
+        patch_ratio: Likewise.
+        modality_mask: Likewise.
+        fill: What masked voxels are replaced with: ``zero``, or one ``learned`` number per modality (starts at 0).
+        foreground_only: Count only voxels inside the body. Background and padding are constant 0: they would dilute the
+            loss by a share that depends on the field of view and reward learning the outline.
+        norm_pix: Standardise the target in each cell; invites collapse (see :func:`normalise_cells`).
+    """
+
+    cell_size: tuple[int, ...]
+    mask_ratio: float | None = None
+    position_ratio: float = 0.25
+    patch_ratio: float = 0.5
+    modality_mask: bool = True
+    fill: str = "zero"
+    foreground_only: bool = True
+    norm_pix: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("position_ratio", "patch_ratio"):
+            require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {getattr(self, name)}")
+        require(
+            self.mask_ratio is None or 0.0 < self.mask_ratio < 1.0, f"mask_ratio must be in (0, 1): {self.mask_ratio}"
+        )
+        require(self.fill in FILLS, f"fill must be one of {', '.join(FILLS)}, not '{self.fill}'")
+
+
+class MIM(SSLMethod):
+    """Masked image modelling with one random position mask.
+
+    Args:
+        encoder: Planned encoder that returns all stage outputs.
+        num_modalities: C.
+        patch_size: Voxels per axis.
+        config: Settings.
+    """
+
+    config_class: ClassVar[type] = MIMConfig
+    config: MIMConfig
+
+    def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: MIMConfig) -> None:
+        self.check(config, patch_size, encoder.strides)
+        super().__init__(encoder, num_modalities, patch_size, config)
+        self.grid = grid_size(patch_size, config.cell_size)
+        self.decoder = ReconstructionDecoder(encoder.output_channels, encoder.strides, num_modalities, encoder.conv_op)
+        if config.fill == "learned":
+            self.fill = nn.Parameter(torch.zeros(num_modalities))
+        else:
+            self.register_buffer("fill", torch.zeros(num_modalities), persistent=False)
+
+    @classmethod
+    def check(cls, config: MIMConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
+        """See :meth:`SSLMethod.check`."""
+        try:
+            grid_size(patch_size, config.cell_size)
+        except ValueError as error:
+            require(False, str(error))
+        require(len(strides) >= 2, f"an encoder of at least 2 stages is needed, the plans have {len(strides)}")
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """``masked``: (1, C, *G) bool, the same in all modalities."""
+        config = self.config
+        ratio = config.mask_ratio
+        if ratio is None:
+            ratio = masked_fraction(
+                self.num_modalities,
+                position_ratio=config.position_ratio,
+                patch_ratio=config.patch_ratio,
+                modality_mask=config.modality_mask,
+            )
+        masked = position_mask(1, self.grid, ratio, generator)
+        return {"masked": masked.expand(1, self.num_modalities, *self.grid)}
+
+    def forward(self, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> MethodOutput:
+        """Mask, encode, reconstruct.
+
+        Args:
+            image: (B, C, *P) float, z-scored inside the body, 0 outside.
+            foreground: (B, 1, *P) bool, True inside the body.
+            draws: Of :meth:`draw`, concatenated over the batch.
+
+        Returns:
+            Loss, terms and what the monitor needs.
+        """
+        masked_image, features = self.encode_masked(image, draws["masked"])
+        return self.reconstruct(image, foreground, draws["masked"], masked_image, features)
+
+    def encode_masked(self, image: Tensor, masked: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The masked image (B, C, *P) and the stage outputs of the encoder for it."""
+        hidden = cells_to_voxels(masked, self.config.cell_size)
+        fill = self.fill.view(1, -1, *[1] * (image.ndim - 2)).to(image.dtype)
+        masked_image = torch.where(hidden, fill, image)
+        return masked_image, self.encoder(masked_image)
+
+    def reconstruct(
+        self, image: Tensor, foreground: Tensor, masked: Tensor, masked_image: Tensor, features: list[Tensor]
+    ) -> MethodOutput:
+        """The reconstruction part of the loss, as a complete output."""
+        reconstruction = self.decoder(features)
+        counted = cells_to_voxels(masked, self.config.cell_size)
+        if self.config.foreground_only:
+            counted = counted & foreground
+        target = normalise_cells(image, self.config.cell_size) if self.config.norm_pix else image
+        sums = masked_sums(reconstruction, target, counted)
+        loss = masked_mse(sums)
+        terms = {
+            "reconstruction": loss.detach(),
+            "masked_fraction": masked.float().mean(),
+            "fully_masked_fraction": masked.all(1).float().mean(),
+        }
+        return MethodOutput(
+            loss, terms, sums.detach(), masked_image.detach(), reconstruction.detach(), [f.detach() for f in features]
+        )

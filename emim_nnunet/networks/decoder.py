@@ -1,0 +1,112 @@
+"""The light reconstruction decoder: it is thrown away after the SSL stage, so it costs as little as it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from emim_nnunet.networks.geometry import cumulative_strides
+
+MIN_WIDTH, MAX_WIDTH = 8, 160
+
+
+def decoder_widths(features_per_stage: Sequence[int]) -> list[int]:
+    """Channels of the decoder at each stage: half the encoder's, clipped to 8..160.
+
+    Args:
+        features_per_stage: Channels of each encoder stage.
+
+    Returns:
+        One width per stage.
+    """
+    return [min(max(features // 2, MIN_WIDTH), MAX_WIDTH) for features in features_per_stage]
+
+
+class ReconstructionDecoder(nn.Module):
+    """Top-down pathway over the encoder's stages 1.. that ends at the resolution of stage 1.
+
+    The full-resolution stage, where a U-Net decoder spends most of its time, is not decoded: a 1x1 convolution predicts all
+    voxels of a position of stage 1 at once (depth to space).
+
+    Args:
+        features_per_stage: Channels of each encoder stage.
+        strides: Stride of each stage (nnU-Net's ``strides``).
+        num_modalities: C, channels to reconstruct.
+        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
+    """
+
+    def __init__(
+        self,
+        features_per_stage: Sequence[int],
+        strides: Sequence[int | Sequence[int]],
+        num_modalities: int,
+        conv_op: type[nn.Module],
+    ) -> None:
+        super().__init__()
+        num_axes = 2 if conv_op is nn.Conv2d else 3
+        norm_op = nn.InstanceNorm2d if num_axes == 2 else nn.InstanceNorm3d
+        widths = decoder_widths(features_per_stage)
+        stages = range(1, len(features_per_stage))
+        self.num_modalities = num_modalities
+        self.block = cumulative_strides(strides, num_axes)[1]
+        self.lateral = nn.ModuleList(conv_op(features_per_stage[s], widths[s], 1) for s in stages)
+        self.top_down = nn.ModuleList(conv_op(widths[s + 1], widths[s], 1, bias=False) for s in stages[:-1])
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                norm_op(widths[s], affine=True),
+                nn.LeakyReLU(),
+                conv_op(widths[s], widths[s], 3, padding=1, bias=False),
+                norm_op(widths[s], affine=True),
+                nn.LeakyReLU(),
+            )
+            for s in stages
+        )
+        self.head = conv_op(widths[1], num_modalities * prod(self.block), 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Reconstruct the patch.
+
+        Args:
+            features: Outputs of all encoder stages, (B, features_s, *grid_s).
+
+        Returns:
+            (B, C, *P).
+        """
+        top: Tensor | None = None
+        for index in reversed(range(len(self.lateral))):
+            x = self.lateral[index](features[index + 1])
+            if top is not None:
+                x = x + F.interpolate(self.top_down[index](top), size=x.shape[2:], mode="nearest")
+            top = self.smooth[index](x)
+        return self._depth_to_space(self.head(top))
+
+    def _depth_to_space(self, x: Tensor) -> Tensor:
+        """(B, C * prod(block), *grid) -> (B, C, *grid * block)."""
+        num_axes, grid = len(self.block), x.shape[2:]
+        x = x.reshape(x.shape[0], self.num_modalities, *self.block, *grid)
+        interleaved = [axis for a in range(num_axes) for axis in (2 + num_axes + a, 2 + a)]
+        x = x.permute(0, 1, *interleaved)
+        return x.reshape(*x.shape[:2], *(g * b for g, b in zip(grid, self.block, strict=True)))
+
+
+def forward_flops(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tuple[int, Any]:
+    """Floating point operations of one forward pass, counted on the meta device without computing anything.
+
+    Args:
+        module: Any module.
+        inputs: Its inputs, on the meta device.
+
+    Returns:
+        FLOPs (a multiply-add counts as two) and the output, on the meta device.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, inputs)
+    return counter.get_total_flops(), output

@@ -1,0 +1,34 @@
+"""Counter-based randomness: every draw is a function of the seed and of what it is for, never of what was drawn before.
+
+The crop and the mask of sample ``i`` come from a generator seeded with (seed, stream, i). So an interrupted run continues
+exactly without storing random states, and neither the number of data-loading workers nor of ranks changes what is drawn.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a generator is for."""
+
+    ORDER = 0
+    CROP = 1
+    AUGMENTATION = 2
+    MASK = 3
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on the whole key.
+
+    Args:
+        key: Whole numbers >= 0, for example (seed, stream, sample number).
+
+    Returns:
+        A new generator; equal keys give equal draws, different keys independent ones.
+    """
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(seed)

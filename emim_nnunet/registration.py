@@ -1,0 +1,111 @@
+"""How nnU-Net finds our trainers, and how its commands end when the user made a mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from emim_nnunet.errors import UserError
+
+SEARCH_VARIABLE = "nnUNet_extTrainer"
+EXIT_USER_ERROR = 2
+
+# A module in this folder is searched before nnU-Net's sub-packages. The guard keeps every look-up working without us.
+REGISTERED_MODULE = "emim_nnunet_trainers.py"
+REGISTERED_SOURCE = '''"""Written by emim_register: lets nnUNetv2_* find the trainers of emim_nnunet. Remove with emim_register --remove."""
+
+try:
+    from emim_nnunet.registration import report_user_errors
+    from emim_nnunet.trainers import *
+
+    report_user_errors()
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "emim_nnunet":
+        raise
+'''
+
+
+def trainers_path() -> Path:
+    """The folder for ``nnUNet_extTrainer``."""
+    return Path(__file__).resolve().parent / "nnunet_plugin"
+
+
+def enable_search() -> None:
+    """Put our folder first into ``nnUNet_extTrainer`` for this process and the ones it starts; other entries stay."""
+    ours = str(trainers_path())
+    others = [p for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p and p != ours]
+    os.environ[SEARCH_VARIABLE] = os.pathsep.join([ours, *others])
+
+
+def registered_module() -> Path:
+    """Where :func:`register` writes.
+
+    Raises:
+        UserError: nnunetv2 is not installed.
+    """
+    spec = importlib.util.find_spec("nnunetv2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("nnunetv2 is not installed in this environment: pip install emim_nnunet brings it along")
+    return Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / REGISTERED_MODULE
+
+
+def register() -> Path:
+    """Write the guarded re-export module into the installed nnunetv2.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: The folder is not writable.
+    """
+    path = registered_module()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(REGISTERED_SOURCE)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): use emim_train, or set {SEARCH_VARIABLE} to the folder that "
+            f"emim_trainers_path prints"
+        ) from error
+    return path
+
+
+def unregister() -> bool:
+    """Remove the module that :func:`register` wrote.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        UserError: It cannot be removed.
+    """
+    path = registered_module()
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot remove {path} ({error.strerror})") from error
+    return True
+
+
+def report_user_errors() -> None:
+    """Let nnU-Net's own commands end with one line and exit code 2 after a :class:`UserError`; idempotent."""
+    previous = sys.excepthook
+    if getattr(previous, "reports_user_errors", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, UserError):
+            previous(kind, error, traceback)
+            return
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
+        raise SystemExit(EXIT_USER_ERROR)  # CPython takes the exit code from a SystemExit that the hook raises
+
+    hook.reports_user_errors = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -1,0 +1,1 @@
+"""The training loops: subclasses of nnU-Net's trainer, and what they write."""

@@ -1,0 +1,96 @@
+"""Settings of the training loop, read from the ``emim`` block of the plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emim_nnunet.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of the SSL stage that no method owns.
+
+    Attributes:
+        batch_size: Samples per step over all GPUs.
+        num_epochs: Epochs.
+        num_iterations_per_epoch: Steps per epoch.
+        num_val_iterations_per_epoch: Batches of the fixed probe set that is measured after each epoch.
+        initial_lr: Peak learning rate of AdamW.
+        weight_decay: Of AdamW, on weights only (not on biases, norms and fill values).
+        warmup_epochs: Epochs of linear warm-up before the cosine decay.
+        gradient_clip: Largest gradient norm.
+        mirror: Random flips along every axis.
+        seed: Everything random follows from it.
+        checkpoint_minutes: Least time between two checkpoints; 0 writes one after every epoch.
+        reconstruction_every: Epochs between two pictures of reconstructions.
+        use_validation_cases: Train on the validation cases of the fold too.
+    """
+
+    batch_size: int
+    num_epochs: int
+    num_iterations_per_epoch: int = 250
+    num_val_iterations_per_epoch: int = 10
+    initial_lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_epochs: int = 5
+    gradient_clip: float = 1.0
+    mirror: bool = True
+    seed: int = 0
+    checkpoint_minutes: float = 10.0
+    reconstruction_every: int = 10
+    use_validation_cases: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "num_epochs",
+            "num_iterations_per_epoch",
+            "num_val_iterations_per_epoch",
+            "reconstruction_every",
+        ):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("initial_lr", "gradient_clip"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_epochs", "seed", "checkpoint_minutes"):
+            require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
+
+
+FINETUNE_INITS = ("pretrained", "scratch")
+SSL_FOLDS = ("same", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Settings of the segmentation stage. The keys start with ``finetune_``.
+
+    Attributes:
+        finetune_num_epochs: Epochs (nnU-Net: 1000).
+        finetune_num_iterations_per_epoch: Steps per epoch (nnU-Net: 250).
+        finetune_num_val_iterations_per_epoch: Validation batches per epoch (nnU-Net: 50).
+        finetune_initial_lr: Peak learning rate of SGD (nnU-Net from scratch: 1e-2).
+        finetune_warmup_epochs: Epochs of linear warm-up before nnU-Net's polynomial decay.
+        finetune_init: ``pretrained`` encoder, or ``scratch``: the control with the same schedule.
+        finetune_ssl_fold: Which SSL stage to take: the ``same`` fold, or ``all``, which has seen the validation cases
+            (their images, not their labels).
+    """
+
+    finetune_num_epochs: int = 1000
+    finetune_num_iterations_per_epoch: int = 250
+    finetune_num_val_iterations_per_epoch: int = 50
+    finetune_initial_lr: float = 1e-3
+    finetune_warmup_epochs: int = 50
+    finetune_init: str = "pretrained"
+    finetune_ssl_fold: str = "same"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "finetune_num_epochs",
+            "finetune_num_iterations_per_epoch",
+            "finetune_num_val_iterations_per_epoch",
+        ):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        require(self.finetune_initial_lr > 0, f"finetune_initial_lr must be positive, not {self.finetune_initial_lr}")
+        require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")
+        require(self.finetune_init in FINETUNE_INITS, f"finetune_init must be one of {', '.join(FINETUNE_INITS)}")
+        require(self.finetune_ssl_fold in SSL_FOLDS, f"finetune_ssl_fold must be one of {', '.join(SSL_FOLDS)}")

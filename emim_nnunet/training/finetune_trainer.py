@@ -1,0 +1,175 @@
+"""The segmentation stage: nnU-Net's trainer with a pretrained encoder, a warm-up and a lower peak rate."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
+from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.config import config_from_block
+from emim_nnunet.errors import UserError
+from emim_nnunet.training import stage
+from emim_nnunet.training.config import FinetuneConfig
+from emim_nnunet.training.schedule import WarmupPolyLRScheduler, warmup_length
+from emim_nnunet.training.ssl_trainer import SSLTrainer
+
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+class FinetuneTrainer(nnUNetTrainer):
+    """nnU-Net's segmentation training from the encoder of an SSL stage.
+
+    The encoder comes from ``-pretrained_weights`` if given, otherwise from the finished SSL stage of ``ssl_trainer_class``
+    for the same data set, plans, configuration and fold. The network is nnU-Net's own, so checkpoints carry nnU-Net's own
+    trainer name and prediction needs nothing of this package.
+
+    Args:
+        plans: Plans JSON with an ``emim`` block.
+        configuration: Name of a configuration.
+        fold: Number of a fold, or ``all``.
+        dataset_json: ``dataset.json``.
+        device: Where to train.
+
+    Raises:
+        UserError: The block does not fit the plans; nothing has been written then.
+    """
+
+    ssl_trainer_class: ClassVar[type[SSLTrainer]]
+    runs_ssl_stage: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
+    ) -> None:
+        self.block = stage.read_block(plans, configuration)
+        self.config = config_from_block(FinetuneConfig, self.block)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.config.finetune_num_epochs
+        self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
+        self.initial_lr = self.config.finetune_initial_lr
+        self._resumed = False
+        self._fresh_encoder: dict[str, Tensor] = {}
+
+    def initialize(self) -> None:
+        """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
+        super().initialize()
+        self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder without DDP and torch.compile around it."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return (network._orig_mod if isinstance(network, OptimizedModule) else network).encoder
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
+        """nnU-Net's SGD; linear warm-up before its polynomial decay."""
+        optimizer, _ = super().configure_optimizers()
+        warmup = warmup_length(self.config.finetune_warmup_epochs, self.num_epochs)
+        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, warmup)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; leave-one-out when there are fewer than five cases."""
+        stage.prepare_splits(Path(self.preprocessed_dataset_folder), self.fold)
+        return super().do_split()
+
+    def run_training(self) -> None:
+        """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
+        if not self.was_initialized:
+            self.initialize()
+        self._prepare_encoder()
+        super().run_training()
+
+    def _prepare_encoder(self) -> None:
+        if self._resumed:
+            return
+        if any(not torch.equal(v.cpu(), self._fresh_encoder[k]) for k, v in self.encoder.state_dict().items()):
+            self.print_to_log_file("Encoder: from -pretrained_weights")
+        elif self.config.finetune_init == "scratch":
+            self.print_to_log_file("Encoder: from scratch (finetune_init)")
+        else:
+            self._load_from_ssl_stage()
+        self._fresh_encoder = {}
+
+    def _load_from_ssl_stage(self) -> None:
+        ssl_fold = "all" if self.config.finetune_ssl_fold == "all" else self.fold
+        folder = self._ssl_folder(ssl_fold)
+        checkpoint = stage.finished_stage(folder, self.block)
+        if checkpoint is None and self.runs_ssl_stage:
+            self._run_ssl_stage(ssl_fold, folder)
+            checkpoint = stage.finished_stage(folder, self.block)
+        if checkpoint is None:
+            raise UserError(
+                f"no finished SSL stage in {folder}: train {self.ssl_trainer_class.__name__} first, or give "
+                f"-pretrained_weights"
+            )
+        self._check_leakage(checkpoint["training_cases"], ssl_fold)
+        adapted = load_encoder(self.encoder, encoder_state(checkpoint), source=str(folder / stage.FINAL))
+        self.print_to_log_file(f"Encoder: from {folder / stage.FINAL}", *adapted)
+        self.print_to_log_file(f"It was pretrained on {len(checkpoint['training_cases'])} cases")
+
+    def _ssl_folder(self, fold: int | str) -> Path:
+        plans = self.plans_manager
+        name = self.ssl_trainer_class.__name__
+        return stage.stage_folder(name, plans.dataset_name, plans.plans_name, self.configuration_name, fold)
+
+    def _check_leakage(self, ssl_cases: list[str], ssl_fold: int | str) -> None:
+        """Whether the SSL stage has seen validation cases of this fold without being asked to."""
+        training_ids, validation_ids = self.do_split()
+        seen = sorted(set(validation_ids) & set(ssl_cases) - set(training_ids))
+        if seen and (ssl_fold == "all" or self.block.get("use_validation_cases")):
+            self.print_to_log_file(f"WARNING: the SSL stage has seen the images of this fold's validation: {seen}")
+        elif seen:
+            raise UserError(
+                f"the SSL stage in {self._ssl_folder(ssl_fold)} has learnt from validation cases of fold {self.fold} "
+                f"({', '.join(seen)}): was splits_final.json changed? Move that folder away to pretrain anew"
+            )
+
+    def _run_ssl_stage(self, fold: int | str, folder: Path) -> None:
+        """Run (or continue) the SSL stage with this trainer's data set, plans and configuration."""
+        self.print_to_log_file(f"SSL stage first: {folder}")
+        unfinished = folder / stage.LATEST
+        trainer = self.ssl_trainer_class(
+            plans=self.plans_manager.plans | {"continue_training": unfinished.is_file()},
+            configuration=self.configuration_name,
+            fold=fold,
+            dataset_json=self.dataset_json,
+            device=self.device,
+        )
+        if unfinished.is_file():
+            trainer.load_checkpoint(str(unfinished))
+        trainer.run_training()
+        self.print_to_log_file("SSL stage finished, segmentation follows")
+
+    def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
+        """Continue the segmentation stage: the encoder is in the checkpoint."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self._resumed = True
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint under nnU-Net's own trainer name, written atomically.
+
+        Args:
+            filename: Path of the checkpoint.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written by ourselves
+        checkpoint["trainer_name"] = STOCK_TRAINER
+        atomic_write(Path(filename), lambda file: torch.save(checkpoint, file))

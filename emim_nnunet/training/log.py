@@ -1,0 +1,41 @@
+"""The numbers of an SSL stage, one row per epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from emim_nnunet.checkpoints.io import atomic_write
+
+
+class SSLLog:
+    """Rows of numbers that travel in the checkpoint and are written as a CSV."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add the row of an epoch."""
+        self._rows.append({key: float(value) for key, value in row.items()})
+
+    def state(self) -> list[dict[str, float]]:
+        """Copies of all rows."""
+        return [dict(row) for row in self._rows]
+
+    def load_state(self, rows: list[dict[str, float]]) -> None:
+        """Replace all rows."""
+        self._rows = [dict(row) for row in rows]
+
+    def write(self, path: Path) -> None:
+        """Write all rows as a CSV, atomically.
+
+        Args:
+            path: Target; columns are the union of all keys in order of first appearance.
+        """
+        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        atomic_write(path, lambda file: file.write(text.getvalue().encode()))

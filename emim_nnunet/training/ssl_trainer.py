@@ -1,0 +1,449 @@
+"""The SSL stage as a subclass of nnUNetTrainer: the only place that knows nnU-Net's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
+from emim_nnunet.config import config_from_block, require
+from emim_nnunet.dataloading.augmentation import clear_outside, mirror
+from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.networks.decoder import forward_flops
+from emim_nnunet.randomness import Stream, seeded_generator
+from emim_nnunet.training import stage
+from emim_nnunet.training.config import TrainingConfig
+from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, skills, step_record
+from emim_nnunet.training.log import SSLLog
+from emim_nnunet.training.plots import plot_progress
+from emim_nnunet.training.provenance import channel_names, versions
+from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
+
+PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from those of training
+
+
+class SSLTrainer(nnUNetTrainer):
+    """Runs the SSL stage of ``method_class`` on a data set that nnU-Net preprocessed.
+
+    Found by ``nnUNetv2_train -tr`` through its subclasses, which only name the method. Settings come from the ``emim``
+    block of the plans. Writes ``ssl_log.csv``, ``progress.png``, ``reconstructions/`` and checkpoints that read with
+    ``weights_only=True`` into nnU-Net's output folder.
+
+    Args:
+        plans: Plans JSON with an ``emim`` block.
+        configuration: Name of a configuration.
+        fold: Number of a fold, or ``all``.
+        dataset_json: ``dataset.json``.
+        device: Where to train.
+
+    Raises:
+        UserError: The block does not fit the plans; nothing has been written then.
+    """
+
+    method_class: ClassVar[type[SSLMethod]]
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
+    ) -> None:
+        self.block = stage.read_block(plans, configuration)
+        self.config = config_from_block(TrainingConfig, self.block)
+        self.method_config = config_from_block(self.method_class.config_class, self.block)
+        planned = PlansManager(plans).get_configuration(configuration)
+        require(planned.previous_stage_name is None, f"'{configuration}' is a cascade stage: pretrain '3d_fullres'")
+        self.method_class.check(self.method_config, planned.patch_size, planned.pool_op_kernel_sizes)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if device.type == "cpu":  # nnU-Net assumes CUDA whenever there is a process group
+            self.device = device
+        self.num_epochs = self.config.num_epochs
+        self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
+        self.use_bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if self.use_bfloat16:
+            self.grad_scaler = None
+        self.channel_names = channel_names(dataset_json)
+        self.cases: stage.StageCases | None = None
+        self.ssl_log = SSLLog()
+        self._resumed = self._finished = False
+        self._last_checkpoint = time()
+        self._bar: tqdm | None = None
+        self._iteration = 0
+        self._row: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------------------- set-up
+
+    def initialize(self) -> None:
+        """Build method, optimiser and, in a process group, the DDP wrapper."""
+        if self.was_initialized:
+            raise RuntimeError("initialize was called twice")
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        self.network = self._build_method().to(self.device)
+        if self._do_i_compile():
+            self.print_to_log_file("Using torch.compile...")
+            self.network = torch.compile(self.network)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            device_ids = [self.local_rank] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=device_ids)
+        self.was_initialized = True
+
+    def _build_method(self) -> SSLMethod:
+        # nnU-Net initialises with the global generator; a fork makes the start a function of the seed alone
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            unet = self.build_network_architecture(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                False,
+            )
+            return self.method_class(
+                unet.encoder, self.num_input_channels, self.configuration_manager.patch_size, self.method_config
+            )
+
+    @property
+    def method(self) -> SSLMethod:
+        """The method without DDP and torch.compile around it."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """AdamW, weight decay on matrices and kernels only. The rate is set per step, so there is no scheduler."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.config.initial_lr, betas=(0.9, 0.95)), None
+
+    def find_cases(self) -> stage.StageCases:
+        """The cases of this fold's SSL stage.
+
+        Raises:
+            UserError: None preprocessed, or a numbered fold of a single case.
+        """
+        labelled = Path(self.preprocessed_dataset_folder)
+        unlabelled = stage.unlabelled_folder(labelled)
+        present = [folder for folder in (labelled, unlabelled) if folder.is_dir() and any(folder.glob("*.pkl"))]
+        if not present:
+            raise UserError(f"no preprocessed case in {labelled}: run emim_plan_and_preprocess first")
+        self.dataset_class = infer_dataset_class(str(present[0]))
+        ids = {folder: sorted(self.dataset_class.get_identifiers(str(folder))) for folder in present}
+        training_ids, validation_ids = self.do_split() if labelled in ids else ([], [])
+        return stage.stage_cases(
+            labelled, training_ids, validation_ids, ids.get(unlabelled, []), self.config.use_validation_cases
+        )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; leave-one-out when there are fewer than five cases."""
+        stage.prepare_splits(Path(self.preprocessed_dataset_folder), self.fold)
+        return super().do_split()
+
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Endless batches for training, from the current epoch on, and the repeating probe set."""
+        self.cases = self.find_cases()
+        first_step = self.current_epoch * self.num_iterations_per_epoch
+        workers = get_allowed_n_proc_DA()
+        return (
+            self._loader(self.cases.training, self.config.seed, workers, first_step=first_step),
+            self._loader(
+                self.cases.probe,
+                self.config.seed + PROBE_SEED_OFFSET,
+                min(1, workers),
+                num_steps=self.num_val_iterations_per_epoch,
+            ),
+        )
+
+    def _loader(self, cases: list, seed: int, workers: int, **numbers: int) -> Iterator[dict]:
+        world_size = dist.get_world_size() if self.is_ddp else 1
+        batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
+        dataset = CropDataset(cases, self.dataset_class, self.configuration_manager.patch_size, seed)
+        return iter(crop_loader(dataset, batches, num_workers=workers, pin_memory=self.device.type == "cuda"))
+
+    # ------------------------------------------------------------------------------------------------- the loop
+
+    def run_training(self) -> None:
+        """nnU-Net's loop; nothing is done when the stage is finished already."""
+        if self._finished:
+            self.print_to_log_file(f"This SSL stage is finished: {Path(self.output_folder) / stage.FINAL}")
+            return
+        super().run_training()
+
+    def on_train_start(self) -> None:
+        """Open the data, say what will happen, keep plans beside the results."""
+        if not self.was_initialized:
+            self.initialize()
+        self._refuse_to_overwrite()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self._describe()
+        if self.local_rank == 0:
+            save_json(self.plans_manager.plans, str(Path(self.output_folder_base) / "plans.json"), sort_keys=False)
+            save_json(self.dataset_json, str(Path(self.output_folder_base) / "dataset.json"), sort_keys=False)
+        if self.is_ddp:
+            dist.barrier()
+        self._last_checkpoint = time()
+
+    def _refuse_to_overwrite(self) -> None:
+        existing = [n for n in (stage.FINAL, stage.LATEST) if (Path(self.output_folder) / n).is_file()]
+        if existing and not self._resumed:
+            raise UserError(
+                f"{self.output_folder} already holds an SSL stage ({existing[0]}): continue it with --c, or move it away"
+            )
+
+    def _describe(self) -> None:
+        cases = self.cases
+        assert cases is not None
+        log = self.print_to_log_file
+        log(f"SSL stage: {self.method_class.__name__}, {self.method_config}")
+        log(f"{self.config}")
+        log(f"Learning from {len(cases.training)} cases: {', '.join(c.identifier for c in cases.training)}")
+        if cases.probe_is_held_out:
+            log(f"Measured on {len(cases.probe)} held-out cases: {', '.join(c.identifier for c in cases.probe)}")
+        else:
+            log("Measured on the training cases: this fold holds out no case")
+        image = torch.empty((1, self.num_input_channels, *self.configuration_manager.patch_size), device="meta")
+        encoder_flops, features = forward_flops(self.method.encoder, image)
+        decoder_flops, _ = forward_flops(self.method.decoder, features)
+        size = sum(p.numel() for p in self.method.encoder.parameters())
+        extra = sum(p.numel() for p in self.method.decoder.parameters())
+        log(
+            f"Encoder: {size / 1e6:.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch; reconstruction decoder "
+            f"(thrown away): {extra / 1e6:.2f} M, {decoder_flops / 1e9:.1f} GFLOPs = {decoder_flops / encoder_flops:.1%}"
+        )
+
+    def on_epoch_start(self) -> None:
+        """Start the clock."""
+        self._epoch_start = time()
+
+    def on_train_epoch_start(self) -> None:
+        """Train mode, progress bar on a terminal."""
+        self.network.train()
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self._iteration = 0
+        self._bar = tqdm(
+            total=self.num_iterations_per_epoch,
+            desc=f"Epoch {self.current_epoch}",
+            disable=None if self.local_rank == 0 else True,
+            leave=False,
+        )
+
+    def train_step(self, batch: dict) -> dict[str, Any]:
+        """One step."""
+        self._set_learning_rate()
+        inputs = self._prepare(batch, self.config.seed, augment=self.config.mirror)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            output = self.network(*inputs)
+        self._optimise(output.loss)
+        self._iteration += 1
+        self._bar.update()
+        return step_record(output)
+
+    def _set_learning_rate(self) -> None:
+        per_epoch = self.num_iterations_per_epoch
+        rate = warmup_cosine_lr(
+            self.current_epoch * per_epoch + self._iteration,
+            peak=self.config.initial_lr,
+            warmup=warmup_length(self.config.warmup_epochs, self.num_epochs) * per_epoch,
+            total=self.num_epochs * per_epoch,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _optimise(self, loss: Tensor) -> None:
+        scaler = self.grad_scaler
+        (scaler.scale(loss) if scaler else loss).backward()
+        if scaler:
+            scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        if scaler:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = torch.bfloat16 if self.use_bfloat16 else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.device.type == "cuda")
+
+    def _prepare(self, batch: dict, seed: int, *, augment: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Image, foreground and random inputs of a batch on the device."""
+        indices = batch["index"].tolist()
+        image = batch["image"].to(self.device, non_blocking=True)
+        foreground = batch["foreground"].to(self.device, non_blocking=True)
+        image = clear_outside(image, foreground, self.configuration_manager.use_mask_for_norm)
+        if augment:
+            image, foreground = mirror([image, foreground], indices, seed)
+        samples = [self.method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
+        draws = {key: torch.cat([s[key] for s in samples]).to(self.device, non_blocking=True) for key in samples[0]}
+        return image, foreground, draws
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Average the steps; stop before broken weights overwrite a good checkpoint."""
+        self._bar.close()
+        self._row = {"epoch": self.current_epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        self._row |= mean_terms(train_outputs, "train")
+        patches = self.config.batch_size * self.num_iterations_per_epoch
+        self._row["patches_per_second"] = patches / (time() - self._epoch_start)
+        if not isfinite(self._row["train/loss"]):
+            raise RuntimeError(
+                f"the loss became {self._row['train/loss']} in epoch {self.current_epoch}; the last checkpoint is from "
+                f"before. Continue from it with --c after lowering initial_lr in the emim block of the plans"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Evaluation mode."""
+        self.network.eval()
+        self._iteration = 0
+
+    def validation_step(self, batch: dict) -> dict[str, Any]:
+        """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
+        inputs = self._prepare(batch, self.config.seed + PROBE_SEED_OFFSET, augment=False)
+        with self._autocast():
+            output = self.network(*inputs)
+        if self._iteration == 0 and self.local_rank == 0 and self._is_picture_epoch():
+            image, foreground, draws = inputs
+            save_reconstructions(
+                Path(self.output_folder) / "reconstructions",
+                self.current_epoch,
+                batch,
+                (image, foreground, draws["masked"]),
+                output,
+                self.method_config.cell_size,
+                self.channel_names,
+            )
+        self._iteration += 1
+        return step_record(output)
+
+    def _is_picture_epoch(self) -> bool:
+        return self.current_epoch % self.config.reconstruction_every == 0 or self.current_epoch == self.num_epochs - 1
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Averages and skill over the constant prediction."""
+        self._row |= mean_terms(val_outputs, "val") | skills(val_outputs, self.channel_names)
+
+    def on_epoch_end(self) -> None:
+        """Log line, CSV, picture, checkpoint."""
+        self._row["seconds"] = time() - self._epoch_start
+        self.ssl_log.append(self._row)
+        for line in log_lines(self._row):
+            self.print_to_log_file(line)
+        self.current_epoch += 1
+        if self.local_rank != 0:
+            return
+        self.ssl_log.write(Path(self.output_folder) / "ssl_log.csv")
+        plot_progress(self.ssl_log.state(), Path(self.output_folder) / "progress.png")
+        due = time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
+        if due and self.current_epoch < self.num_epochs:
+            self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
+            self._last_checkpoint = time()
+
+    def on_train_end(self) -> None:
+        """Final checkpoint; the one of the unfinished run is no longer needed."""
+        self._finished = True
+        self.save_checkpoint(str(Path(self.output_folder) / stage.FINAL))
+        if self.local_rank == 0:
+            (Path(self.output_folder) / stage.LATEST).unlink(missing_ok=True)
+        self.dataloader_train = self.dataloader_val = None  # ends the workers
+        empty_cache(self.device)
+        self.print_to_log_file("SSL stage done.")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Nothing to segment after an SSL stage; nnU-Net always calls this."""
+        self.print_to_log_file(
+            "An SSL stage has no segmentation to validate. Next: -tr nnUNetTrainerEMIMFinetune, or emim_export and "
+            "-pretrained_weights with any trainer."
+        )
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """The SSL stage has no deep supervision."""
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write everything that continuing or transferring needs, atomically.
+
+        Args:
+            filename: Path of the checkpoint.
+        """
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        assert self.cases is not None
+        checkpoint = {
+            "format": SSL_FORMAT,
+            "format_version": FORMAT_VERSION,
+            "method": self.method_class.__name__,
+            "trainer_name": type(self).__name__,
+            "network_weights": self.method.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler else None,
+            "current_epoch": self.current_epoch,
+            "finished": self._finished,
+            "history": self.ssl_log.state(),
+            "plans": self.plans_manager.plans,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "dataset_json": self.dataset_json,
+            "emim": self.block,
+            "channel_names": self.channel_names,
+            "training_cases": [case.identifier for case in self.cases.training],
+            "validation_cases": [c.identifier for c in self.cases.probe] if self.cases.probe_is_held_out else [],
+            "seed": self.config.seed,
+            "versions": versions(),
+        }
+        save_checkpoint(checkpoint, Path(filename))
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Continue an SSL stage (``--c``).
+
+        Args:
+            filename_or_checkpoint: Path of one of our checkpoints.
+
+        Raises:
+            UserError: Not one of ours, or made with other settings or cases.
+        """
+        checkpoint = load_checkpoint(Path(filename_or_checkpoint))
+        if checkpoint["method"] != self.method_class.__name__:
+            raise UserError(f"{filename_or_checkpoint} is of method {checkpoint['method']}, not of this trainer's")
+        if not self.was_initialized:
+            self.initialize()
+        training_ids = [case.identifier for case in self.find_cases().training]
+        stage.check_same_stage(checkpoint, self.block, training_ids, Path(self.output_folder))
+        self.method.load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler and checkpoint["grad_scaler_state"]:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self._finished, self._resumed = checkpoint["finished"], True
+        self.ssl_log.load_state(checkpoint["history"])
+        self.print_to_log_file(f"Continuing after {self.current_epoch} epochs of {self.num_epochs}")

@@ -1,0 +1,151 @@
+"""Which cases an SSL stage uses and where its results are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.config import check_known_keys, config_from_block, emim_block
+from emim_nnunet.dataloading.crops import Case
+from emim_nnunet.dataloading.splits import ensure_splits
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods import config_classes
+from emim_nnunet.training.config import FinetuneConfig, TrainingConfig
+
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+
+
+def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The resolved ``emim`` block, all keys known and all loop settings valid.
+
+    Raises:
+        UserError: Naming the key and the valid ones.
+    """
+    block = emim_block(plans, configuration)
+    check_known_keys(block, [*config_classes(), TrainingConfig, FinetuneConfig])
+    config_from_block(TrainingConfig, block)
+    config_from_block(FinetuneConfig, block)
+    return block
+
+
+def ssl_settings(block: dict[str, Any]) -> dict[str, Any]:
+    """The part of a block that decides what an SSL stage computes."""
+    loop_only = ("checkpoint_minutes", "reconstruction_every")
+    return {k: v for k, v in block.items() if not k.startswith("finetune_") and k not in loop_only}
+
+
+def prepare_splits(labelled: Path, fold: int | str) -> None:
+    """Make sure that nnU-Net can split few cases as well (its five folds need five).
+
+    Args:
+        labelled: Folder of the preprocessed labelled cases, in the folder of the data set.
+        fold: Number of a fold, or ``all``.
+
+    Raises:
+        UserError: A numbered fold of a single case.
+    """
+    if fold == "all":
+        return
+    identifiers = infer_dataset_class(str(labelled)).get_identifiers(str(labelled))
+    ensure_splits(labelled.parent, identifiers)
+    if len(identifiers) == 1:
+        raise UserError(f"{labelled.parent.name} has one labelled case, which cannot be split: use fold 'all'")
+
+
+def unlabelled_folder(data_folder: Path) -> Path:
+    """Folder of the preprocessed cases without label, beside the folder of the labelled ones."""
+    return data_folder.with_name(data_folder.name + "_unlabelled")
+
+
+@dataclass(frozen=True)
+class StageCases:
+    """Cases of an SSL stage.
+
+    Attributes:
+        training: Cases that it learns from.
+        probe: Cases that it is measured on.
+        probe_is_held_out: Whether no probe case is learnt from.
+    """
+
+    training: list[Case]
+    probe: list[Case]
+    probe_is_held_out: bool
+
+
+def stage_cases(
+    labelled: Path, training_ids: list[str], validation_ids: list[str], unlabelled_ids: list[str], use_validation: bool
+) -> StageCases:
+    """Training cases of the fold and all unlabelled ones to learn from, validation cases of the fold to measure on.
+
+    Args:
+        labelled: Folder of the labelled cases; unlabelled ones are in :func:`unlabelled_folder` of it.
+        training_ids: Of the fold.
+        validation_ids: Of the fold.
+        unlabelled_ids: All of them.
+        use_validation: Learn from the validation cases too.
+
+    Returns:
+        The cases; without validation cases the probe set is the training set.
+
+    Raises:
+        UserError: No case at all.
+    """
+    held_out = [] if use_validation else [i for i in validation_ids if i not in training_ids]
+    learnt = list(dict.fromkeys([*training_ids, *(validation_ids if use_validation else [])]))
+    training = [Case(labelled, i) for i in sorted(learnt)]
+    training += [Case(unlabelled_folder(labelled), i) for i in sorted(unlabelled_ids)]
+    if not training:
+        raise UserError(
+            f"no preprocessed case in {labelled.name} or {unlabelled_folder(labelled).name}: preprocess first"
+        )
+    probe = [Case(labelled, i) for i in sorted(held_out)]
+    return StageCases(training, probe or training, bool(probe))
+
+
+def stage_folder(trainer_name: str, dataset_name: str, plans_name: str, configuration: str, fold: int | str) -> Path:
+    """Output folder that nnU-Net gives to a trainer."""
+    return Path(nnUNet_results) / dataset_name / f"{trainer_name}__{plans_name}__{configuration}" / f"fold_{fold}"
+
+
+def finished_stage(folder: Path, block: dict[str, Any], training_ids: list[str] | None = None) -> dict[str, Any] | None:
+    """The final checkpoint of a finished SSL stage, if there is one and it was made with these settings.
+
+    Args:
+        folder: Output folder of the stage.
+        block: Resolved ``emim`` block of now.
+        training_ids: Cases that the stage would learn from now; None = do not compare.
+
+    Returns:
+        The checkpoint on the CPU, or None when the stage is not finished.
+
+    Raises:
+        UserError: It was made with other settings or other cases.
+    """
+    if not (folder / FINAL).is_file():
+        return None
+    checkpoint = load_checkpoint(folder / FINAL)
+    check_same_stage(checkpoint, block, training_ids, folder)
+    return checkpoint
+
+
+def check_same_stage(
+    checkpoint: dict[str, Any], block: dict[str, Any], training_ids: list[str] | None, folder: Path
+) -> None:
+    """Refuse to go on from a checkpoint that was made with other settings or cases.
+
+    Raises:
+        UserError: Naming the keys or the number of cases that differ.
+    """
+    then, now = ssl_settings(checkpoint["emim"]), ssl_settings(block)
+    different = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+    advice = f"move {folder} away to start anew, or train with a configuration of another name"
+    if different:
+        raise UserError(f"the SSL stage there was made with another value of {', '.join(different)}: {advice}")
+    if training_ids is not None and sorted(training_ids) != sorted(checkpoint["training_cases"]):
+        changed = len(set(training_ids) ^ set(checkpoint["training_cases"]))
+        raise UserError(f"the SSL stage there was made with other training cases ({changed} differ): {advice}")

@@ -1,0 +1,32 @@
+"""Packaging: ``planners``, ``trainers`` and ``dataset_conversion`` lie beside the library and are installed inside it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+SIBLINGS = ("planners", "trainers", "dataset_conversion")
+COMMANDS = ("convert", "demo", "export", "plan_and_preprocess", "register", "train", "trainers_path")
+
+version = re.search(r'__version__ = "(.+)"', (HERE / "emim_nnunet" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="emim_nnunet",
+    version=version,
+    description="Self-supervised pretraining for multimodal MRI inside nnU-Net v2",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["emim_nnunet", "emim_nnunet.*"]),
+        "emim_nnunet.nnunet_plugin",
+        *(f"emim_nnunet.{name}" for name in SIBLINGS),
+    ],
+    package_dir={f"emim_nnunet.{name}": name for name in SIBLINGS},
+    package_data={"emim_nnunet": ["py.typed"]},
+    install_requires=["nnunetv2>=2.8,<3", "SimpleITK", "batchgenerators", "numpy"],
+    extras_require={"test": ["pytest"], "dev": ["pytest", "ruff"]},
+    entry_points={"console_scripts": [f"emim_{name} = emim_nnunet.cli.{name}:entry" for name in COMMANDS]},
+)

@@ -1,0 +1,145 @@
+"""Crops are functions of (seed, number), on files written by nnU-Net's own code."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from emim_nnunet.dataloading.augmentation import clear_outside, mirror
+from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropDataset, crop_loader
+from emim_nnunet.randomness import Stream, seeded_generator
+
+SHAPE = (12, 20, 18)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    """Three preprocessed cases whose voxel values encode case, channel and position; a corner is outside the body."""
+    folder = tmp_path_factory.mktemp("preprocessed")
+    for number in range(3):
+        position = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+        data = np.stack([position + 10_000 * (2 * number + channel) for channel in range(2)])
+        seg = np.zeros((1, *SHAPE), dtype=np.int16)
+        seg[:, :, :4] = -1
+        whole = {"chunks": (1, *SHAPE), "blocks": (1, *SHAPE)}
+        nnUNetDatasetBlosc2.save_case(data, seg, {"class_locations": {}}, str(folder / f"case{number}"), **whole)
+    return [Case(folder, f"case{number}") for number in range(3)]
+
+
+def crops(cases: list[Case], patch: tuple[int, ...] = (8, 8, 8), seed: int = 0) -> CropDataset:
+    return CropDataset(cases, nnUNetDatasetBlosc2, patch, seed)
+
+
+def test_a_crop_holds_the_voxels_of_its_case(cases: list[Case]) -> None:
+    for index in range(12):
+        crop = crops(cases)[index]
+        number = int(crop["case"][-1])
+        values = crop["image"][0] - 10_000 * 2 * number
+        assert crop["image"].shape == (2, 8, 8, 8)
+        assert torch.equal(crop["image"][1], crop["image"][0] + 10_000)
+        # neighbours along the last axis differ by one, along the first by a whole slice
+        assert (values.diff(dim=2) == 1).all()
+        assert (values.diff(dim=0) == SHAPE[1] * SHAPE[2]).all()
+        row = (values // SHAPE[2]).long() % SHAPE[1]
+        assert torch.equal(crop["foreground"][0], row >= 4)
+
+
+def test_same_number_same_crop_other_seed_other_crop(cases: list[Case]) -> None:
+    assert torch.equal(crops(cases)[5]["image"], crops(cases)[5]["image"])
+    others = [crops(cases, seed=1)[i]["image"] for i in range(5)]
+    assert any(not torch.equal(o, crops(cases)[i]["image"]) for i, o in enumerate(others))
+
+
+def test_every_case_comes_once_per_round(cases: list[Case]) -> None:
+    dataset = crops(cases)
+    rounds = [[dataset.case_of(3 * r + i).identifier for i in range(3)] for r in range(10)]
+    assert all(sorted(r) == ["case0", "case1", "case2"] for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+
+
+def test_a_patch_larger_than_the_volume_is_centred_and_padded(cases: list[Case]) -> None:
+    crop = crops(cases, patch=(16, 24, 24))[0]
+    inside = torch.zeros(16, 24, 24, dtype=torch.bool)
+    inside[2:14, 2:22, 3:21] = True
+    assert (crop["image"][:, ~inside] == 0).all()
+    assert not crop["foreground"][0][~inside].any()
+    assert crop["foreground"].sum() == 12 * 16 * 18
+
+
+def test_two_dimensional_patches_are_slices(cases: list[Case]) -> None:
+    crop = crops(cases, patch=(8, 8))[0]
+    assert crop["image"].shape == (2, 8, 8)
+    assert crop["foreground"].shape == (1, 8, 8)
+
+
+def test_crops_prefer_the_body(tmp_path: Path) -> None:
+    data = np.zeros((1, 8, 64, 8), dtype=np.float32)
+    seg = np.full((1, 8, 64, 8), -1, dtype=np.int16)
+    seg[:, :, 40:48] = 0
+    whole = {"chunks": (1, 8, 64, 8), "blocks": (1, 8, 64, 8)}
+    nnUNetDatasetBlosc2.save_case(data, seg, {"class_locations": {}}, str(tmp_path / "a"), **whole)
+    dataset = crops([Case(tmp_path, "a")])
+    shares = [dataset[i]["foreground"].float().mean().item() for i in range(40)]
+    assert np.mean([s >= 0.1 for s in shares]) > 0.8  # a blind crop would hit the body in about a quarter of the draws
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(cases: list[Case], workers: int) -> None:
+    loader = crop_loader(crops(cases), BatchNumbers(batch_size=2), num_workers=workers, pin_memory=False)
+    batches = list(islice(iter(loader), 4))
+    assert [b["index"].tolist() for b in batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert torch.equal(batches[3]["image"][1], crops(cases)[7]["image"])
+
+
+def test_a_resumed_loader_continues_the_sequence(cases: list[Case]) -> None:
+    whole = list(islice(iter(BatchNumbers(batch_size=3)), 6))
+    assert list(islice(iter(BatchNumbers(batch_size=3, first_step=4)), 2)) == whole[4:]
+
+
+def test_ranks_share_each_batch_without_overlap() -> None:
+    ranks = [list(islice(iter(BatchNumbers(5, rank=r, world_size=3)), 2)) for r in range(3)]
+    assert [sum((r[step] for r in ranks), []) for step in range(2)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_the_probe_set_repeats() -> None:
+    assert list(islice(iter(BatchNumbers(2, num_steps=2)), 4)) == [[0, 1], [2, 3]] * 2
+
+
+def test_no_case_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one case"):
+        crops([])
+
+
+def test_mirroring_flips_image_and_foreground_alike_and_reproducibly() -> None:
+    image = torch.arange(2 * 64.0).view(2, 1, 4, 4, 4)
+    foreground = image > 40
+    for first in range(0, 40, 2):
+        flipped, mask = mirror([image, foreground], [first, first + 1], seed=0)
+        assert torch.equal(mask, flipped > 40)
+        assert torch.equal(flipped.flatten(1).sort().values, image.flatten(1))
+        assert torch.equal(mirror([image], [first, first + 1], seed=0)[0], flipped)
+    variants = {tuple(mirror([image[:1]], [i], seed=0)[0].flatten().tolist()) for i in range(80)}
+    assert len(variants) == 8
+
+
+def test_outside_is_cleared_only_where_nnunet_clears_it() -> None:
+    image = torch.ones(1, 2, 4, 4)
+    foreground = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    foreground[..., :2] = True
+    cleared = clear_outside(image, foreground, [True, False])
+    assert torch.equal(cleared[0, 0], foreground[0, 0].float())
+    assert torch.equal(cleared[0, 1], torch.ones(4, 4))
+
+
+def test_generators_depend_on_every_part_of_the_key() -> None:
+    draws = {
+        torch.rand((), generator=seeded_generator(*key)).item() for key in [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1)]
+    }
+    assert len(draws) == 4
+    one, two = (torch.rand(3, generator=seeded_generator(0, Stream.MASK, 7)) for _ in range(2))
+    assert torch.equal(one, two)

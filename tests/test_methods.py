@@ -1,0 +1,326 @@
+"""The contract of every SSL method, on every trainer that is found, and what is particular to E-MIM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+import emim_nnunet.trainers as trainers
+from emim_nnunet.config import check_known_keys, config_from_block, emim_block
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods import config_classes
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.emim import EMIM, EMIMConfig
+from emim_nnunet.methods.mim import MIM, MIMConfig
+from emim_nnunet.training.ssl_trainer import SSLTrainer
+from tests.toy import toy_batch, toy_method
+
+SETTINGS: dict[type[SSLMethod], dict[str, Any]] = {EMIM: {"pyramid_levels": (1, 2), "projector_widths": (16, 16)}}
+
+
+def found_methods() -> list[type[SSLMethod]]:
+    found = [getattr(trainers, name) for name in trainers.__all__]
+    return [t.method_class for t in found if issubclass(t, SSLTrainer)]
+
+
+def make(method_class: type[SSLMethod], **kwargs: Any) -> SSLMethod:
+    return toy_method(method_class, **SETTINGS.get(method_class, {}) | kwargs)
+
+
+each_method = pytest.mark.parametrize("method_class", found_methods(), ids=lambda m: m.__name__)
+
+
+def test_both_pretrainers_are_found() -> None:
+    assert set(found_methods()) == {MIM, EMIM}
+
+
+@each_method
+@pytest.mark.parametrize("num_axes", [2, 3])
+@pytest.mark.parametrize("num_channels", [1, 2, 4, 8])
+def test_loss_is_finite_and_reaches_every_parameter(
+    method_class: type[SSLMethod], num_axes: int, num_channels: int
+) -> None:
+    method = make(method_class, num_axes=num_axes, num_channels=num_channels)
+    image, foreground, draws = toy_batch(method, num_axes=num_axes)
+    output = method(image, foreground, draws)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert output.reconstruction.shape == image.shape
+    without = [n for n, p in method.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert without == []
+
+
+@each_method
+def test_same_draws_same_loss_other_draws_other_loss(method_class: type[SSLMethod]) -> None:
+    method = make(method_class)
+    losses = [method(*toy_batch(method, first=first)).loss.item() for first in (0, 0, 5)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@each_method
+def test_twenty_steps_on_one_batch_lower_the_loss(method_class: type[SSLMethod]) -> None:
+    method = make(method_class)
+    batch = toy_batch(method)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = method(*batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@each_method
+def test_evaluation_leaves_the_state_and_loading_restores_the_output(method_class: type[SSLMethod]) -> None:
+    method = make(method_class)
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    batch = toy_batch(method)
+    with torch.no_grad():
+        loss = method.eval()(*batch).loss
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    other = make(method_class)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    other.load_state_dict(before)
+    assert torch.equal(other.eval()(*batch).loss, loss)
+
+
+@each_method
+def test_bfloat16_is_close_to_float32(method_class: type[SSLMethod]) -> None:
+    method = make(method_class)
+    batch = toy_batch(method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = method(*batch).loss
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(method(*batch).loss.item(), rel=0.03)
+
+
+@each_method
+def test_an_unknown_key_is_refused_with_the_valid_ones(method_class: type[SSLMethod]) -> None:
+    with pytest.raises(UserError, match=r"unknown key 'cel_size'.*cell_size"):
+        check_known_keys({"cel_size": [4, 4, 4]}, config_classes())
+
+
+def _rank_gradients(rank: int, shares: list[range], port_file: str, out: str, method_class: type[SSLMethod]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=len(shares))
+    method = make(method_class)
+    network = DistributedDataParallel(method)
+    share = shares[rank]
+    output = network(*toy_batch(method, len(share), first=share.start))
+    output.loss.backward()
+    if rank == 0:
+        torch.save({"loss": output.loss.detach(), "grads": [p.grad for p in method.parameters()]}, out)
+    dist.destroy_process_group()
+
+
+@each_method
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3)], ids=["equal", "unequal"])
+def test_two_ranks_on_a_sharded_batch_equal_one_process(
+    method_class: type[SSLMethod], sizes: tuple[int, int], tmp_path: Path
+) -> None:
+    shares = [range(sizes[0]), range(sizes[0], sum(sizes))]
+    out = tmp_path / "out.pth"
+    mp.spawn(_rank_gradients, (shares, str(tmp_path / "store"), str(out), method_class), nprocs=2)
+    sharded = torch.load(out)
+    method = make(method_class)
+    output = method(*toy_batch(method, sum(sizes)))
+    output.loss.backward()
+    assert sharded["loss"].item() == pytest.approx(output.loss.item(), rel=1e-5)
+    for name, theirs, ours in zip(
+        dict(method.named_parameters()), sharded["grads"], (p.grad for p in method.parameters()), strict=True
+    ):
+        assert torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5), name
+
+
+# ---------------------------------------------------------------------------------------------------------- E-MIM
+
+
+class Fixed(torch.nn.Module):
+    """A decoder with a given output."""
+
+    def __init__(self, reconstruction: torch.Tensor) -> None:
+        super().__init__()
+        self.reconstruction = reconstruction
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.reconstruction
+
+
+def test_padding_changes_the_loss_in_no_way_when_it_lies_outside_the_body() -> None:
+    method = make(MIM)
+    image, foreground, draws = toy_batch(method)
+    reconstruction = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    padded = [torch.nn.functional.pad(x, [8] * 6) for x in (image, foreground, reconstruction)]
+    losses = []
+    for x, f, r, m in ((image, foreground, reconstruction, 0), (*padded, 2)):
+        masked = torch.nn.functional.pad(draws["masked"], [m] * 6, value=True)
+        method.decoder = Fixed(r)
+        losses.append(method.reconstruct(x, f, masked, x, []).loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_background_counts_when_asked_to() -> None:
+    batch = toy_batch(make(MIM))
+    with_background = make(MIM, foreground_only=False)(*batch)
+    assert with_background.sums[:, 0].sum() == batch[2]["masked"].sum() * 4**3
+    assert make(MIM)(*batch).sums[:, 0].sum() < with_background.sums[:, 0].sum()
+
+
+def test_masked_voxels_are_hidden_and_visible_ones_untouched() -> None:
+    method = make(EMIM)
+    with torch.no_grad():
+        method.fill.copy_(torch.arange(4.0) + 7)
+    image, foreground, draws = toy_batch(method)
+    hidden = draws["masked"].repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    shown = method(image, foreground, draws).masked_image
+    assert torch.equal(shown[~hidden], image[~hidden])
+    assert all((shown[:, c][hidden[:, c]] == c + 7).all() for c in range(4))
+
+
+def test_plain_mim_masks_the_same_fraction_as_the_hybrid_mask() -> None:
+    for channels in (1, 2, 4):
+        fractions = []
+        for method_class in (MIM, EMIM):
+            method = make(method_class, num_channels=channels)
+            fractions.append(method.draw(torch.Generator().manual_seed(0))["masked"].float().mean().item())
+        assert fractions[0] == pytest.approx(fractions[1], abs=1 / 64)
+
+
+def test_plain_mim_masks_all_modalities_together() -> None:
+    masked = make(MIM).draw(torch.Generator().manual_seed(0))["masked"]
+    assert torch.equal(masked[:, :1].expand_as(masked), masked)
+
+
+def test_barlow_weight_zero_is_masked_modelling_with_the_hybrid_mask() -> None:
+    method = make(EMIM, barlow_weight=0.0)
+    output = method(*toy_batch(method))
+    assert output.loss.item() == output.terms["reconstruction"].item()
+    assert len(method.projectors) == 0
+
+
+def test_original_view_gets_a_gradient_only_when_asked_to() -> None:
+    gradients = []
+    for flag in (False, True):
+        method = make(EMIM, original_view_gradient=flag)
+        method(*toy_batch(method)).loss.backward()
+        gradients.append(next(method.encoder.parameters()).grad)
+    assert not torch.equal(*gradients)
+
+
+def test_two_masked_views_reconstruct_both() -> None:
+    method = make(EMIM, second_view="masked")
+    image, foreground, draws = toy_batch(method)
+    assert not torch.equal(draws["masked"], draws["masked_second"])
+    draws_swapped = draws | {"masked": draws["masked_second"], "masked_second": draws["masked"]}
+    loss, swapped = method(image, foreground, draws).loss, method(image, foreground, draws_swapped).loss
+    assert loss.item() == pytest.approx(swapped.item(), rel=1e-4)
+
+
+def test_pyramid_barlow_twins_use_only_foreground_cells_that_are_visible() -> None:
+    method = make(EMIM)
+    image, foreground, draws = toy_batch(method)
+    usable = torch.zeros(2, 64, dtype=torch.bool)
+    usable[:, [3, 17, 40]] = True
+    chosen, weight = method._choose_rows(usable, draws["scores_1"])
+    assert weight.view(2, -1)[:, :3].tolist() == [[1.0] * 3] * 2
+    assert weight.sum() == 6
+    assert {int(i) for i in chosen[0, :3]} == {3, 17, 40}
+    # cells outside the body do not change the loss
+    features = method.encoder(image)
+    other = [f + 5 * torch.randn(f.shape) for f in features]
+    visible = ~draws["masked"].all(1, keepdim=True)
+    nothing = torch.zeros_like(foreground)
+    losses = method.pyramid_barlow_twins(features, other, visible, nothing, draws)
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+def test_levels_coarser_and_finer_than_the_cells_both_work() -> None:
+    method = toy_method(EMIM, cell_size=(2, 2, 2), pyramid_levels=(0, 1, 2), projector_widths=(0, 8, 8))
+    assert method.level_grids == [(8, 8, 8), (8, 8, 8), (4, 4, 4)]
+    assert torch.isfinite(method(*toy_batch(method)).loss)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cell_size": (32, 32, 32)}, "at most patch_size"),
+        ({"cell_size": (5, 5, 5)}, "must divide"),
+        ({"pyramid_levels": (2, 3), "projector_widths": (8, 8)}, r"pyramid_levels \[2, 3\].*has 3"),
+        ({"pyramid_levels": (1, 2), "projector_widths": (8,)}, "one entry per pyramid level"),
+        ({"pyramid_levels": (), "projector_widths": ()}, "at least one encoder stage"),
+        ({"fill": "noise"}, "fill must be one of"),
+        ({"position_ratio": 1.0}, "position_ratio must be in"),
+        ({"barlow_kappa": 0.0}, "barlow_kappa must be positive"),
+        ({"second_view": "third"}, "second_view must be one of"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(EMIM, **settings)
+
+
+# ---------------------------------------------------------------------------------------------------------- config
+
+
+def plans(**blocks: Any) -> dict[str, Any]:
+    return {"plans_name": "P", "configurations": blocks}
+
+
+def test_blocks_merge_key_by_key_along_inheritance() -> None:
+    merged = emim_block(
+        plans(
+            a={"emim": {"cell_size": [8], "batch_size": 2}},
+            b={"inherits_from": "a", "emim": {"batch_size": 4}},
+            c={"inherits_from": "b"},
+        ),
+        "c",
+    )
+    assert merged == {"cell_size": [8], "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("configurations", "name", "message"),
+    [
+        ({"a": {}}, "a", "no 'emim' block"),
+        ({"a": {}}, "b", "no configuration 'b'; they have: a"),
+        ({"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}, "a", "inherits from itself"),
+        ({"a": {"emim": 3}}, "a", "must be a JSON object"),
+    ],
+)
+def test_missing_blocks_are_named(configurations: dict[str, Any], name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        emim_block(plans(**configurations), name)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({}, "lacks the key 'cell_size'"),
+        ({"cell_size": "8"}, "'cell_size'.*must be a list of numbers"),
+        ({"cell_size": [8, 8.5]}, "'cell_size'.*must be a int"),
+        ({"cell_size": [8, 8], "fill": 3}, "'fill'.*must be a str"),
+        ({"cell_size": [8, 8], "norm_pix": 1}, "'norm_pix'.*must be a bool"),
+        ({"cell_size": [8, 8], "position_ratio": True}, "'position_ratio'.*must be a float"),
+    ],
+)
+def test_wrong_types_are_named(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config_from_block(MIMConfig, block)
+
+
+def test_values_arrive_with_their_types() -> None:
+    config = config_from_block(EMIMConfig, {"cell_size": [8, 8], "barlow_weight": 0, "mask_ratio": None})
+    assert config.cell_size == (8, 8)
+    assert isinstance(config.barlow_weight, float)
+    assert config == replace(config, mask_ratio=None)

@@ -1,0 +1,69 @@
+"""Toy networks and batches that several test files share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+
+from emim_nnunet.methods.base import SSLMethod
+
+NETWORKS = {"plain": (PlainConvUNet, "n_conv_per_stage"), "residual": (ResidualEncoderUNet, "n_blocks_per_stage")}
+
+
+def toy_unet(
+    kind: str = "residual",
+    *,
+    num_axes: int = 3,
+    num_channels: int = 4,
+    num_classes: int = 3,
+    features: Any = (4, 8, 16),
+) -> nn.Module:
+    """A U-Net as nnU-Net builds it, with three tiny stages."""
+    network_class, blocks = NETWORKS[kind]
+    return network_class(
+        input_channels=num_channels,
+        n_stages=3,
+        features_per_stage=list(features),
+        conv_op=nn.Conv2d if num_axes == 2 else nn.Conv3d,
+        kernel_sizes=3,
+        strides=[[1] * num_axes, [2] * num_axes, [2] * num_axes],
+        num_classes=num_classes,
+        n_conv_per_stage_decoder=[1, 1],
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d if num_axes == 2 else nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        **{blocks: [1, 1, 1]},
+    )
+
+
+def toy_method(
+    method_class: type[SSLMethod], *, num_axes: int = 3, num_channels: int = 4, **settings: Any
+) -> SSLMethod:
+    """A method on a toy encoder with a 16-voxel patch and 4-voxel cells."""
+    torch.manual_seed(0)
+    config = method_class.config_class(**{"cell_size": (4,) * num_axes} | settings)
+    unet = toy_unet(num_axes=num_axes, num_channels=num_channels)
+    return method_class(unet.encoder, num_channels, (16,) * num_axes, config)
+
+
+def toy_batch(
+    method: SSLMethod, batch_size: int = 2, *, num_axes: int = 3, first: int = 0
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Smooth images inside a ball, their foreground, and the draws of samples ``first``, ``first + 1``, ..."""
+    images, foregrounds, draws = [], [], []
+    axes = [torch.linspace(-1, 1, 16)] * num_axes
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+    for sample in range(first, first + batch_size):
+        generator = torch.Generator().manual_seed(sample)
+        noise = torch.randn((1, method.num_modalities, *[8] * num_axes), generator=generator)
+        image = nn.functional.interpolate(noise, scale_factor=2, mode="bilinear" if num_axes == 2 else "trilinear")
+        foreground = (radius < 0.9)[None, None]
+        images.append(image * foreground)
+        foregrounds.append(foreground)
+        draws.append(method.draw(generator))
+    return torch.cat(images), torch.cat(foregrounds), {key: torch.cat([d[key] for d in draws]) for key in draws[0]}
