@@ -1,0 +1,68 @@
+"""``emim_plan_and_preprocess``: nnU-Net's planning plus the settings of the SSL stage."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from emim_nnunet.cli._run import run
+
+EPILOG = """
+Example:
+  emim_plan_and_preprocess -d 137
+  emim_plan_and_preprocess -d 137 -c 3d_fullres -gpu_memory_target 11 -np 4
+
+Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration (documentation/reference/plans.md).
+Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for the SSL stage.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments; nnU-Net's letters keep their meaning."""
+    parser = argparse.ArgumentParser(
+        prog="emim_plan_and_preprocess",
+        description="Extract the fingerprint, plan both stages and preprocess.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-d", nargs="+", type=int, required=True, help="ids of data sets")
+    parser.add_argument("-c", nargs="+", default=["2d", "3d_fullres", "3d_lowres"], help="configurations to preprocess")
+    parser.add_argument(
+        "-gpu_memory_target", type=float, default=None, help="GB that both stages must fit (default: 24)"
+    )
+    parser.add_argument("-np", type=int, default=4, help="workers of the preprocessing (default: 4)")
+    parser.add_argument("-npfp", type=int, default=8, help="workers of the fingerprint extraction (default: 8)")
+    parser.add_argument("-overwrite_plans_name", default=None, help="other name than nnUNetEMIMPlans")
+    parser.add_argument("-overwrite_target_spacing", type=float, nargs=3, default=None, help="of 3d_fullres, in mm")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="recommended once per data set")
+    parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew after the data changed")
+    parser.add_argument("--no_pp", action="store_true", help="only plan")
+    parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
+    arguments = parser.parse_args(argv)
+
+    from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
+
+    for dataset_id in arguments.d:
+        plan_and_preprocess(
+            dataset_id,
+            configurations=arguments.c,
+            gpu_memory_target=arguments.gpu_memory_target,
+            num_processes_fingerprint=arguments.npfp,
+            num_processes=arguments.np,
+            plans_name=arguments.overwrite_plans_name,
+            target_spacing=arguments.overwrite_target_spacing,
+            verify_integrity=arguments.verify_dataset_integrity,
+            clean=arguments.clean,
+            preprocess=not arguments.no_pp,
+            verbose=arguments.verbose,
+        )
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

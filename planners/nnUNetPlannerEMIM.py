@@ -1,0 +1,128 @@
+"""nnU-Net's ResEnc planner plus the ``emim`` block of the SSL stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    ResEncUNetPlanner,
+)
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from emim_nnunet.config import BLOCK
+from emim_nnunet.errors import UserError
+from emim_nnunet.planners import ssl_plan
+from emim_nnunet.planners.raw_dataset import unlabelled_images
+
+DEFAULT_GPU_MEMORY = 24.0
+# feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
+REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
+
+
+class nnUNetPlannerEMIM(ResEncUNetPlanner):
+    """Plans ``nnUNetEMIMPlans``: nnU-Net's ResEnc L plan for any memory target, and an ``emim`` block per configuration.
+
+    Differences from nnU-Net's plan: every channel whose normalisation supports it is normalised inside the body, so that
+    background = padding = 0 whatever the field of view; hence the preprocessed data has folders of its own. Cases without
+    label (``imagesUnlabelled``) count for the schedule and suffice for planning.
+
+    Args:
+        dataset_name_or_id: Data set.
+        gpu_memory_target_in_gb: Both stages are planned to fit it.
+        preprocessor_name: Stays nnU-Net's own.
+        plans_name: Name of the plans.
+        overwrite_target_spacing: As in nnU-Net.
+        suppress_transpose: As in nnU-Net.
+    """
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = DEFAULT_GPU_MEMORY,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "nnUNetEMIMPlans",
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+        self.UNet_reference_val_3d, self.UNet_reference_val_2d = REFERENCE_3D, REFERENCE_2D
+        self.UNet_reference_val_corresp_GB = DEFAULT_GPU_MEMORY
+        self.max_dataset_covered = 1
+        self.unlabelled = unlabelled_images(Path(self.raw_dataset_folder), self.dataset_json)
+        self.num_cases = len(self.dataset) + len(self.unlabelled)
+        if self.num_cases == 0:
+            raise UserError(f"{self.raw_dataset_folder} holds no case, neither in imagesTr nor in imagesUnlabelled")
+        if not self.dataset:
+            self.dataset_json["numTraining"] = len(self.unlabelled)  # in memory only: for the size of the data set
+
+    def determine_reader_writer(self) -> type:
+        """nnU-Net's reader for the first case, labelled or not."""
+        images = next(iter(self.dataset.values()))["images"] if self.dataset else next(iter(self.unlabelled.values()))
+        return determine_reader_writer_from_dataset_json(self.dataset_json, images[0])
+
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """nnU-Net's schemes, always inside the body; nnU-Net asks whether cropping removed a quarter of the image."""
+        fingerprint = self.dataset_fingerprint
+        self.dataset_fingerprint = fingerprint | {"median_relative_size_after_cropping": 0.0}
+        try:
+            return super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        finally:
+            self.dataset_fingerprint = fingerprint
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Folders of our own: the normalisation differs from that of nnU-Net's default plans."""
+        return f"{self.plans_identifier}_{configuration_name}"
+
+    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """nnU-Net's configuration with the ``emim`` block."""
+        plan = super().get_plans_for_configuration(*args, **kwargs)
+        return plan | {BLOCK: self._emim_block(plan)}
+
+    def _emim_block(self, plan: dict[str, Any]) -> dict[str, Any]:
+        architecture = plan["architecture"]
+        arch = architecture["arch_kwargs"]
+        patch_size = [int(p) for p in plan["patch_size"]]
+        strides, features = arch["strides"], arch["features_per_stage"]
+        cell = ssl_plan.cell_size(strides, patch_size)
+        batch_size = self._ssl_batch_size(plan["batch_size"], architecture, patch_size)
+        levels = ssl_plan.pyramid_levels(strides, patch_size, cell, batch_size)
+        return {
+            "cell_size": list(cell),
+            "position_ratio": ssl_plan.POSITION_RATIO,
+            "patch_ratio": ssl_plan.PATCH_RATIO,
+            "pyramid_levels": list(levels),
+            "projector_widths": list(ssl_plan.projector_widths(features, levels)),
+            "batch_size": batch_size,
+            "num_epochs": ssl_plan.num_epochs(self.num_cases, batch_size),
+        }
+
+    def _ssl_batch_size(self, batch_size: int, architecture: dict[str, Any], patch_size: list[int]) -> int:
+        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+        network = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            channels,
+            len(self.dataset_json["labels"]),
+            allow_init=False,
+        )
+        arch = architecture["arch_kwargs"]
+        ssl_size = ssl_plan.ssl_feature_map_size(
+            int(network.encoder.compute_conv_feature_map_size(patch_size)),
+            arch["features_per_stage"],
+            arch["strides"],
+            patch_size,
+            channels,
+        )
+        unet_size = int(network.compute_conv_feature_map_size(patch_size))
+        # nnU-Net plans at least two samples for two-dimensional and three-dimensional patches alike
+        return ssl_plan.ssl_batch_size(int(batch_size), unet_size, ssl_size)

@@ -1,0 +1,234 @@
+"""Fingerprint, plan and preprocess a data set, with or without labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprint_dataset,
+    plan_experiment_dataset,
+    preprocess_dataset,
+)
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tqdm import tqdm
+
+from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.dataloading.splits import ensure_splits
+from emim_nnunet.errors import UserError
+from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
+from emim_nnunet.planners.raw_dataset import dataset_name, read_dataset_json, unlabelled_images
+
+NUM_INTENSITY_SAMPLES = 10_000_000
+
+
+def plan_and_preprocess(
+    dataset_id: int,
+    *,
+    configurations: Sequence[str] = ("2d", "3d_fullres", "3d_lowres"),
+    gpu_memory_target: float | None = None,
+    num_processes_fingerprint: int = 8,
+    num_processes: int = 4,
+    plans_name: str | None = None,
+    target_spacing: Sequence[float] | None = None,
+    verify_integrity: bool = False,
+    clean: bool = False,
+    preprocess: bool = True,
+    verbose: bool = False,
+) -> str:
+    """nnU-Net's three steps with our planner, for labelled and unlabelled cases.
+
+    Args:
+        dataset_id: Data set.
+        configurations: To preprocess, where the plans have them.
+        gpu_memory_target: GB that both stages must fit; None = the planner's default.
+        num_processes_fingerprint: Workers, at most one per case.
+        num_processes: Workers of the preprocessing, at most one per case (more only cost their start).
+        plans_name: Other name of the plans.
+        target_spacing: Of 3d_fullres, three numbers in mm.
+        verify_integrity: Run nnU-Net's integrity check on the labelled cases first.
+        clean: Extract the fingerprint anew.
+        preprocess: False = only plan.
+        verbose: nnU-Net's verbosity.
+
+    Returns:
+        Name of the plans.
+
+    Raises:
+        UserError: Data set, files or options are not as needed.
+    """
+    if gpu_memory_target is not None and gpu_memory_target <= 0:
+        raise UserError(f"-gpu_memory_target must be a positive number of GB, not {gpu_memory_target}")
+    name = dataset_name(dataset_id)
+    raw = Path(nnUNet_raw) / name
+    dataset_json = read_dataset_json(raw)
+    labelled = _labelled_cases(raw, dataset_json)
+    unlabelled = unlabelled_images(raw, dataset_json)
+    if not labelled and not unlabelled:
+        raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
+    if labelled:
+        workers = min(num_processes_fingerprint, len(labelled))
+        _stock(
+            extract_fingerprint_dataset,
+            dataset_id,
+            DatasetFingerprintExtractor,
+            workers,
+            verify_integrity,
+            clean,
+            verbose,
+        )
+    else:
+        _extract_unlabelled_fingerprint(name, dataset_json, unlabelled, clean)
+    _, plans = plan_experiment_dataset(
+        dataset_id, nnUNetPlannerEMIM, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
+    )
+    if preprocess:
+        if labelled:
+            workers = min(num_processes, len(labelled))
+            _stock(preprocess_dataset, dataset_id, plans, tuple(configurations), [workers], verbose)
+        _preprocess_unlabelled(name, plans, configurations, unlabelled, min(num_processes, len(unlabelled)))
+    ensure_splits(Path(nnUNet_preprocessed) / name, labelled)
+    return plans
+
+
+def _labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> list[str]:
+    """Ids of the cases in imagesTr, each with its label."""
+    ending = dataset_json["file_ending"]
+    if "dataset" in dataset_json:
+        return sorted(dataset_json["dataset"])
+    cut = len(ending) + len("_0000")
+    cases = sorted({file.name[:-cut] for file in (raw / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")})
+    for case in cases:
+        label = raw / "labelsTr" / f"{case}{ending}"
+        if not label.is_file():
+            raise UserError(f"{label} is missing: cases without label belong into {raw / 'imagesUnlabelled'}")
+    return cases
+
+
+def _stock(step: Any, *args: Any) -> None:
+    """Run a step of nnU-Net; what its workers stumble over is mostly a file, so say it in one line."""
+    try:
+        step(*args)
+    except (RuntimeError, AssertionError, FileNotFoundError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"nnU-Net's {step.__name__} failed: {' '.join(lines) or type(error).__name__}") from error
+
+
+def _extract_unlabelled_fingerprint(
+    name: str, dataset_json: dict[str, Any], images: dict[str, list[str]], clean: bool
+) -> None:
+    """nnU-Net's fingerprint where there is no label: intensities are those of non-zero voxels."""
+    path = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
+    if path.is_file() and not clean:
+        return
+    reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0])()
+    samples_per_case = max(1, NUM_INTENSITY_SAMPLES // len(images))
+    shapes, spacings, relative_sizes, intensities = [], [], [], []
+    for files in tqdm(images.values(), desc="Extracting dataset fingerprint", disable=None):
+        data, properties = _read(reader, files)
+        cropped, seg, _ = crop_to_nonzero(data)
+        shapes.append(cropped.shape[1:])
+        spacings.append(properties["spacing"])
+        relative_sizes.append(np.prod(cropped.shape[1:]) / np.prod(data.shape[1:]))
+        body = (seg >= 0).astype(np.int8)
+        samples, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+            body, cropped, num_samples=samples_per_case
+        )
+        intensities.append(samples)
+    fingerprint = {
+        "spacings": spacings,
+        "shapes_after_crop": shapes,
+        "foreground_intensity_properties_per_channel": {
+            str(c): _statistics(np.concatenate([case[c] for case in intensities])) for c in range(len(intensities[0]))
+        },
+        "median_relative_size_after_cropping": float(np.median(relative_sizes)),
+    }
+    recursive_fix_for_json_export(fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, lambda file: file.write(json.dumps(fingerprint, indent=4).encode()))
+
+
+def _read(reader: Any, files: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    try:
+        return reader.read_images(files)
+    except RuntimeError as error:
+        raise UserError(
+            f"{files[0]}, or another channel of that case, cannot be read ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+    return {
+        "mean": float(values.mean()),
+        "median": float(median),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "percentile_99_5": float(high),
+        "percentile_00_5": float(low),
+    }
+
+
+class UnlabelledPreprocessor(DefaultPreprocessor):
+    """nnU-Net's preprocessing of a case without label. Called directly, never named in plans."""
+
+    def run_case(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """As nnU-Net; the data loader wants the locations of classes, of which there are none."""
+        data, seg, properties = super().run_case(*args, **kwargs)
+        return data, seg, properties | {"class_locations": {}}
+
+
+def _preprocess_unlabelled(
+    name: str, plans_name: str, configurations: Sequence[str], images: dict[str, list[str]], num_processes: int
+) -> None:
+    """Preprocess into ``<data_identifier>_unlabelled``; the folder appears when it is complete."""
+    folder = Path(nnUNet_preprocessed) / name
+    plans = PlansManager(str(folder / f"{plans_name}.json"))
+    dataset_json = read_dataset_json(folder)
+    for configuration in configurations:
+        if configuration not in plans.available_configurations:
+            continue
+        settings = plans.get_configuration(configuration)
+        target = folder / f"{settings.data_identifier}_unlabelled"
+        shutil.rmtree(target, ignore_errors=True)
+        if not images:
+            continue
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            jobs = [(str(partial / case), files, None, plans, settings, dataset_json) for case, files in images.items()]
+            _run_jobs(jobs, num_processes, f"Preprocessing unlabelled cases, {configuration}")
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run_jobs(jobs: list[tuple], num_processes: int, title: str) -> None:
+    preprocessor = UnlabelledPreprocessor(verbose=False)
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(preprocessor.run_case_save, *job): Path(job[0]).name for job in jobs}
+        try:
+            for done in tqdm(as_completed(running), total=len(jobs), desc=title, disable=None):
+                done.result()
+        except BrokenProcessPool as error:
+            raise UserError("a preprocessing worker was killed, probably for memory: use a smaller -np") from error
+        except RuntimeError as error:
+            message = " ".join(str(error).split())
+            raise UserError(f"case {running[done]} cannot be preprocessed: {message}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)

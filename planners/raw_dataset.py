@@ -1,0 +1,77 @@
+"""What is in a raw data set, labelled or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
+from emim_nnunet.errors import UserError
+
+UNLABELLED = "imagesUnlabelled"
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+
+
+def dataset_name(dataset_id: int) -> str:
+    """``DatasetXXX_NAME`` of an id.
+
+    Raises:
+        UserError: nnU-Net's folders are not set, or there is not exactly one data set of that id.
+    """
+    for variable in (nnUNet_raw, nnUNet_preprocessed):
+        if not variable.is_set():
+            raise UserError(f"the environment variable {variable.env_var_name} is not set: it must name a folder")
+    found = find_candidate_datasets(dataset_id)
+    if len(found) != 1:
+        raise UserError(
+            f"-d {dataset_id}: expected one folder Dataset{dataset_id:03d}_NAME in {nnUNet_raw}, found {len(found)}"
+        )
+    return str(found[0])
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """``dataset.json`` of a raw data set.
+
+    Raises:
+        UserError: Missing, not JSON, or incomplete.
+    """
+    path = folder / "dataset.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: convert the data set first") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    missing = [key for key in REQUIRED_KEYS if key not in content]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}")
+    return content
+
+
+def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
+    """Images of the cases without label.
+
+    Args:
+        folder: Raw data set; its ``imagesUnlabelled`` holds CASE_0000, CASE_0001, ... per case.
+        dataset_json: Of the data set.
+
+    Returns:
+        Paths per case in the order of the channels.
+
+    Raises:
+        UserError: A case lacks a channel.
+    """
+    ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
+    cut = len(ending) + len("_0000")
+    files = sorted((folder / UNLABELLED).glob(f"*_[0-9][0-9][0-9][0-9]{ending}"))
+    cases: dict[str, list[str]] = {}
+    for file in files:
+        cases.setdefault(file.name[:-cut], []).append(str(file))
+    for case, images in cases.items():
+        expected = [str(folder / UNLABELLED / f"{case}_{c:04d}{ending}") for c in range(channels)]
+        if images != expected:
+            raise UserError(f"{folder / UNLABELLED / case}: expected the channels 0000 to {channels - 1:04d}")
+    return cases

@@ -1,0 +1,138 @@
+"""The rules that derive the ``emim`` block. The first line of each docstring is the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+
+from emim_nnunet.errors import UserError
+from emim_nnunet.networks.decoder import decoder_widths
+from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
+
+Strides = Sequence[int | Sequence[int]]
+
+POSITION_RATIO, PATCH_RATIO = 0.25, 0.5
+MAX_CELL, MIN_CELLS_PER_AXIS = 16, 4
+NUM_LEVELS, MIN_ROWS = 3, 256
+MIN_WIDTH, MAX_WIDTH, WIDTH_FACTOR = 512, 2048, 4
+CROPS_PER_CASE, ITERATIONS_PER_EPOCH = 400, 250
+MIN_EPOCHS, MAX_EPOCHS = 100, 1000
+IMAGE_MAPS = (
+    8  # full-resolution tensors with as many channels as the image: input, masked input, mask, output, errors, ...
+)
+
+
+def cell_size(strides: Strides, patch_size: Sequence[int]) -> tuple[int, ...]:
+    """The stride of the deepest encoder stage that is at most 16 voxels and leaves at least 4 cells, on every axis.
+
+    Args:
+        strides: Stride of each encoder stage.
+        patch_size: Voxels per axis.
+
+    Returns:
+        Voxels of a cell per axis.
+
+    Raises:
+        UserError: The patch is smaller than 4 voxels on an axis.
+    """
+    fitting = [
+        stride
+        for stride in cumulative_strides(strides, len(patch_size))
+        if all(s <= MAX_CELL and p // s >= MIN_CELLS_PER_AXIS for s, p in zip(stride, patch_size, strict=True))
+    ]
+    if not fitting:
+        raise UserError(f"a patch of {list(patch_size)} voxels is too small to mask cells in it: plan larger patches")
+    return fitting[-1]
+
+
+def pyramid_levels(
+    strides: Strides, patch_size: Sequence[int], cell: Sequence[int], batch_size: int
+) -> tuple[int, ...]:
+    """The deepest three encoder stages after the first that offer at least 256 cells per batch.
+
+    A stage offers batch_size x the cells of its own grid or of the mask's grid, whichever is coarser. Where none offers 256,
+    the deepest of those that offer most is taken.
+
+    Args:
+        strides: Stride of each encoder stage.
+        patch_size: Voxels per axis.
+        cell: Voxels of a cell per axis.
+        batch_size: Of the SSL stage.
+
+    Returns:
+        Stage numbers from 0, ascending.
+    """
+    mask_grid = [p // c for p, c in zip(patch_size, cell, strict=True)]
+    rows = [batch_size * prod(map(min, grid, mask_grid)) for grid in stage_grids(strides, patch_size)]
+    enough = [stage for stage in range(1, len(rows)) if rows[stage] >= MIN_ROWS]
+    if enough:
+        return tuple(enough[-NUM_LEVELS:])
+    return (max(stage for stage in range(1, len(rows)) if rows[stage] == max(rows[1:])),)
+
+
+def projector_widths(features_per_stage: Sequence[int], levels: Sequence[int]) -> tuple[int, ...]:
+    """Four times the channels of the level's stage, within 512 to 2048.
+
+    Args:
+        features_per_stage: Channels of each encoder stage.
+        levels: Pyramid levels.
+
+    Returns:
+        One width per level.
+    """
+    return tuple(min(max(WIDTH_FACTOR * features_per_stage[level], MIN_WIDTH), MAX_WIDTH) for level in levels)
+
+
+def num_epochs(num_cases: int, batch_size: int) -> int:
+    """As many epochs of 250 steps as show 400 crops of each case, within 100 to 1000.
+
+    Args:
+        num_cases: Labelled and unlabelled.
+        batch_size: Of the SSL stage.
+
+    Returns:
+        Epochs.
+    """
+    epochs = ceil(num_cases * CROPS_PER_CASE / (ITERATIONS_PER_EPOCH * batch_size))
+    return min(max(epochs, MIN_EPOCHS), MAX_EPOCHS)
+
+
+def ssl_feature_map_size(
+    encoder_size: int, features_per_stage: Sequence[int], strides: Strides, patch_size: Sequence[int], channels: int
+) -> int:
+    """Feature maps of an E-MIM step per sample, in nnU-Net's unit: values that convolutions put out.
+
+    Encoder with gradient + light decoder + full-resolution image tensors + the largest maps of the gradient-free pass over
+    the original view, which keeps only what is in use, and its stage outputs.
+
+    Args:
+        encoder_size: nnU-Net's ``compute_conv_feature_map_size`` of the encoder.
+        features_per_stage: Channels of each encoder stage.
+        strides: Stride of each encoder stage.
+        patch_size: Voxels per axis.
+        channels: Of the image.
+
+    Returns:
+        Number of values.
+    """
+    voxels = [prod(grid) for grid in stage_grids(strides, patch_size)]
+    widths = decoder_widths(features_per_stage)
+    # per decoded stage: lateral, top-down, sum, two norms and the smoothing convolution
+    decoder = sum(6 * widths[s] * voxels[s] for s in range(1, len(voxels)))
+    image = IMAGE_MAPS * channels * voxels[0]
+    outputs = [f * v for f, v in zip(features_per_stage, voxels, strict=True)]
+    return encoder_size + decoder + image + 3 * max(outputs) + sum(outputs)
+
+
+def ssl_batch_size(batch_size: int, unet_size: int, ssl_size: int) -> int:
+    """The segmentation batch size scaled by the ratio of feature maps (U-Net : SSL), rounded down, at least 1.
+
+    Args:
+        batch_size: Of the segmentation stage, which fits the memory target.
+        unet_size: nnU-Net's ``compute_conv_feature_map_size`` of the whole U-Net.
+        ssl_size: Of :func:`ssl_feature_map_size`.
+
+    Returns:
+        Batch size of the SSL stage, which fits the same target.
+    """
+    return max(1, batch_size * unet_size // ssl_size)
