@@ -93,7 +93,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         patch_size = [int(p) for p in plan["patch_size"]]
         strides, features = arch["strides"], arch["features_per_stage"]
         cell = ssl_plan.cell_size(strides, patch_size)
-        batch_size = self._ssl_batch_size(plan["batch_size"], architecture, patch_size)
+        batch_size = self._ssl_batch_size(plan["batch_size"], architecture, patch_size, cell)
         levels = ssl_plan.pyramid_levels(strides, patch_size, cell, batch_size)
         return {
             "cell_size": list(cell),
@@ -105,7 +105,9 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             "num_epochs": ssl_plan.num_epochs(self.num_cases, batch_size),
         }
 
-    def _ssl_batch_size(self, batch_size: int, architecture: dict[str, Any], patch_size: list[int]) -> int:
+    def _ssl_batch_size(
+        self, batch_size: int, architecture: dict[str, Any], patch_size: list[int], cell: tuple[int, ...]
+    ) -> int:
         channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
         network = get_network_from_plans(
             architecture["network_class_name"],
@@ -121,8 +123,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             arch["features_per_stage"],
             arch["strides"],
             patch_size,
+            cell,
             channels,
         )
         unet_size = int(network.compute_conv_feature_map_size(patch_size))
-        # nnU-Net plans at least two samples for two-dimensional and three-dimensional patches alike
         return ssl_plan.ssl_batch_size(int(batch_size), unet_size, ssl_size)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from emim_nnunet.networks.geometry import cumulative_strides
@@ -106,7 +106,6 @@ def forward_flops(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tupl
     Returns:
         FLOPs (a multiply-add counts as two) and the output, on the meta device.
     """
-    tensors = [*module.named_parameters(), *module.named_buffers()]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = functional_call(module, {name: tensor.to("meta") for name, tensor in tensors}, inputs)
+        output = deepcopy(module).to("meta")(*inputs)
     return counter.get_total_flops(), output
