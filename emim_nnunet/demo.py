@@ -211,11 +211,11 @@ def write_report(output: Path) -> Path:
             labels.foreground_regions,
             num_processes=1,
         )
-        regions = [r for r in dataset["labels"] if r != "background"]
-        scores = {
-            r: [c["metrics"][k]["Dice"] for c in metrics["metric_per_case"]] for r, k in zip(regions, metrics["mean"])
+        regions = zip([r for r in dataset["labels"] if r != "background"], labels.foreground_regions, strict=True)
+        dice[name] = {
+            region: [float(case["metrics"][key]["Dice"]) for case in metrics["metric_per_case"]]
+            for region, key in regions
         }
-        dice[name] = {region: [float(v) for v in values] for region, values in scores.items()}
     (report / "dice.json").write_text(json.dumps(dice, indent=2))
     _copy_ssl_results(output, report)
     _draw_overlays(output, report)
@@ -249,7 +249,8 @@ def dice_table(dice: dict[str, Any]) -> str:
     lines = ["| Dice | " + " | ".join(regions) + " |", "|---" * (len(regions) + 1) + "|"]
     for name in ("scratch", "pretrained"):
         lines.append(f"| {name} | " + " | ".join(f"{np.nanmean(dice[name][r]):.3f}" for r in regions) + " |")
-    better = sum(np.nanmean(p) > np.nanmean(s) for p, s in zip(_by_case(dice, "pretrained"), _by_case(dice, "scratch")))
+    pairs = zip(_by_case(dice, "pretrained"), _by_case(dice, "scratch"), strict=True)
+    better = sum(np.nanmean(pretrained) > np.nanmean(scratch) for pretrained, scratch in pairs)
     note = (
         f"Mean over {dice['num_test_cases']} held-out phantoms, one seed, equal fine-tuning budget; "
         f"{dice['num_labelled'] - 1} labelled training cases, {dice['num_unlabelled']} more without label for the SSL "

@@ -15,7 +15,7 @@ EXIT_USER_ERROR = 2
 
 # A module in this folder is searched before nnU-Net's sub-packages. The guard keeps every look-up working without us.
 REGISTERED_MODULE = "emim_nnunet_trainers.py"
-REGISTERED_SOURCE = '''"""Written by emim_register: lets nnUNetv2_* find the trainers of emim_nnunet. Remove with emim_register --remove."""
+REGISTERED_SOURCE = '''"""Lets nnUNetv2_* find the trainers of emim_nnunet; written by emim_register (--remove deletes it)."""
 
 try:
     from emim_nnunet.registration import report_user_errors

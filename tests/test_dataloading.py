@@ -103,7 +103,7 @@ def test_a_resumed_loader_continues_the_sequence(cases: list[Case]) -> None:
 
 def test_ranks_share_each_batch_without_overlap() -> None:
     ranks = [list(islice(iter(BatchNumbers(5, rank=r, world_size=3)), 2)) for r in range(3)]
-    assert [sum((r[step] for r in ranks), []) for step in range(2)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert [[i for r in ranks for i in r[step]] for step in range(2)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 def test_the_probe_set_repeats() -> None:

@@ -100,10 +100,8 @@ class CropDataset(Dataset):
         """[lower, upper) per axis; an axis shorter than the patch is centred and padded."""
         box = []
         for size, patch in zip(shape, self.patch_size, strict=True):
-            if size >= patch:
-                lower = int(torch.randint(size - patch + 1, (), generator=generator))
-            else:
-                lower = -((patch - size) // 2)
+            centred = -((patch - size) // 2)
+            lower = int(torch.randint(size - patch + 1, (), generator=generator)) if size >= patch else centred
             box.append([lower, lower + patch])
         return box
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from emim_nnunet.checkpoints.io import atomic_write
 
@@ -63,6 +64,7 @@ def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
     for ax, title in zip(axes.flat, titles, strict=True):
         ax.set_title(title, fontsize=11, loc="left", fontweight="bold")
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[0]:
@@ -109,8 +111,9 @@ def plot_reconstruction(
         inside = image[c][foreground] if foreground.any() else image[c]
         low, high = np.percentile(inside, [1, 99])
         high = high if high > low else low + 1.0
-        shown = [_grey(image[c], low, high), _tinted(masked_image[c], masked[c], low, high)]
-        shown += [_grey(reconstruction[c], low, high), _grey(pasted[c], low, high)]
+        body = foreground[..., None]  # outside is 0, which is mid-grey in z-scored images: show it black
+        shown = [_grey(image[c], low, high) * body, _tinted(masked_image[c], masked[c], low, high)]
+        shown += [_grey(reconstruction[c], low, high) * body, _grey(pasted[c], low, high) * body]
         for ax, picture in zip(axes[c], shown, strict=False):
             ax.imshow(picture, interpolation="nearest")
         axes[c, -1].imshow(error[c] * foreground, cmap="inferno", vmin=0, vmax=high - low, interpolation="nearest")
