@@ -13,31 +13,34 @@ from emim_nnunet.errors import UserError
 SEARCH_VARIABLE = "nnUNet_extTrainer"
 EXIT_USER_ERROR = 2
 
-# A module in this folder is searched before nnU-Net's sub-packages. The guard keeps every look-up working without us.
-REGISTERED_MODULE = "emim_nnunet_trainers.py"
+# Modules of this folder are searched by name and before its sub-packages: after nnUNetTrainer.py, so the stock trainer is found
+# without importing us, and before primus/, so ours are found without importing timm.
+REGISTERED_MODULE = "nnUNetTrainer_emim_nnunet.py"
 REGISTERED_SOURCE = '''"""Lets nnUNetv2_* find the trainers of emim_nnunet; written by emim_register (--remove deletes it)."""
+
+import warnings
 
 try:
     from emim_nnunet.registration import report_user_errors
     from emim_nnunet.trainers import *
 
     report_user_errors()
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] != "emim_nnunet":
-        raise
+except Exception as error:  # nnU-Net imports this on the way to its own trainers too: they must stay found
+    if getattr(error, "name", None) not in {"emim_nnunet", "emim_nnunet.registration"}:  # those: not installed any more
+        warnings.warn(f"the trainers of emim_nnunet cannot be imported: {error!r}", stacklevel=1)
 '''
 
 
 def trainers_path() -> Path:
-    """The folder for ``nnUNet_extTrainer``."""
+    """The folder that ``nnUNet_extTrainer`` must name; it holds nothing but the plugin module."""
     return Path(__file__).resolve().parent / "nnunet_plugin"
 
 
 def enable_search() -> None:
     """Put our folder first into ``nnUNet_extTrainer`` for this process and the ones it starts; other entries stay."""
     ours = str(trainers_path())
-    others = [p for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p and p != ours]
-    os.environ[SEARCH_VARIABLE] = os.pathsep.join([ours, *others])
+    others = [folder for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
+    os.environ[SEARCH_VARIABLE] = os.pathsep.join(dict.fromkeys([ours, *others]))
 
 
 def registered_module() -> Path:
@@ -48,7 +51,7 @@ def registered_module() -> Path:
     """
     spec = importlib.util.find_spec("nnunetv2")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("nnunetv2 is not installed in this environment: pip install emim_nnunet brings it along")
+        raise UserError("nnunetv2 is not installed in this environment: pip install 'nnunetv2>=2.8,<3'")
     return Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / REGISTERED_MODULE
 
 
@@ -105,7 +108,8 @@ def report_user_errors() -> None:
             previous(kind, error, traceback)
             return
         sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
-        raise SystemExit(EXIT_USER_ERROR)  # CPython takes the exit code from a SystemExit that the hook raises
+        # CPython (3.10 to 3.13) ends with the code of a SystemExit that the hook raises; sys.exit after a hook would be 1
+        raise SystemExit(EXIT_USER_ERROR)
 
     hook.reports_user_errors = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -29,8 +29,9 @@ from tqdm import tqdm
 from emim_nnunet.checkpoints.io import atomic_write
 from emim_nnunet.dataloading.splits import ensure_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.imageio import check_streams
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
-from emim_nnunet.planners.raw_dataset import dataset_name, read_dataset_json, unlabelled_images
+from emim_nnunet.planners.raw_dataset import dataset_name, raw_files, read_dataset_json, unlabelled_images
 
 NUM_INTENSITY_SAMPLES = 10_000_000
 
@@ -79,6 +80,7 @@ def plan_and_preprocess(
     unlabelled = unlabelled_images(raw, dataset_json)
     if not labelled and not unlabelled:
         raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
+    check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
     if labelled:
         workers = min(num_processes_fingerprint, len(labelled))
         _stock(

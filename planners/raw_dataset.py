@@ -75,3 +75,9 @@ def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, l
         if images != expected:
             raise UserError(f"{folder / UNLABELLED / case}: expected the channels 0000 to {channels - 1:04d}")
     return cases
+
+
+def raw_files(folder: Path, dataset_json: dict[str, Any]) -> list[Path]:
+    """All images and labels that planning and preprocessing read, in the three folders of a raw data set."""
+    folders = ("imagesTr", "labelsTr", UNLABELLED)
+    return [file for sub in folders for file in sorted((folder / sub).glob(f"*{dataset_json['file_ending']}"))]

@@ -116,7 +116,8 @@ def load_checkpoint(path: Path, *, formats: tuple[str, ...] = (SSL_FORMAT,)) -> 
             f"refused (nnU-Net's own checkpoints are of that kind)"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") not in formats:
         raise UserError(f"{path} is not a checkpoint of emim_nnunet (expected format {' or '.join(formats)})")
     if checkpoint["format_version"] > FORMAT_VERSION:

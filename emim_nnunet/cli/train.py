@@ -10,7 +10,7 @@ from emim_nnunet.registration import enable_search
 
 HELP = """
 emim_train takes exactly the arguments of nnUNetv2_train (above) and finds the trainers of emim_nnunet without further ado:
-nnUNetTrainerEMIM, nnUNetTrainerEMIMPretrain, nnUNetTrainerEMIMFinetune, nnUNetTrainerMIMPretrain.
+{trainers}.
 
 Example:
   emim_train 137 3d_fullres 0 -tr nnUNetTrainerEMIM -p nnUNetEMIMPlans
@@ -23,12 +23,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     enable_search()
     if argv is not None:
-        sys.argv[1:] = argv
+        sys.argv = [sys.argv[0], *argv]
     try:
         run_training_entry()
     except SystemExit as end:
-        if end.code == 0:
-            print(HELP)
+        if end.code == 0:  # nnU-Net printed its help
+            from emim_nnunet.trainers import __all__ as trainers
+
+            print(HELP.format(trainers=", ".join(trainers)))
         raise
 
 

@@ -10,14 +10,26 @@ from emim_nnunet.checkpoints.io import atomic_write
 
 
 class SSLLog:
-    """Rows of numbers that travel in the checkpoint and are written as a CSV."""
+    """Append-only rows of numbers that travel in the checkpoint and are written as a CSV.
+
+    nnU-Net's own logger accepts no keys but its own (LocalLogger asserts).
+    """
 
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
 
     def append(self, row: dict[str, float]) -> None:
-        """Add the row of an epoch."""
-        self._rows.append({key: float(value) for key, value in row.items()})
+        """Add the row of an epoch.
+
+        Args:
+            row: Numbers by name, ``epoch`` among them; NaN stays NaN.
+
+        Raises:
+            ValueError: The row does not say its epoch.
+        """
+        if "epoch" not in row:
+            raise ValueError(f"a row of the log needs the key 'epoch', got {list(row)}")
+        self._rows.append({"epoch": int(row["epoch"])} | {k: float(v) for k, v in row.items() if k != "epoch"})
 
     def state(self) -> list[dict[str, float]]:
         """Copies of all rows."""
@@ -31,11 +43,12 @@ class SSLLog:
         """Write all rows as a CSV, atomically.
 
         Args:
-            path: Target; columns are the union of all keys in order of first appearance.
+            path: Target; columns are the union of all keys in order of first appearance, ``epoch`` first. What a row does not
+                have is left empty.
         """
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         atomic_write(path, lambda file: file.write(text.getvalue().encode()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from emim_nnunet.checkpoints.io import atomic_write
 
 MASK_TINT = np.array([0.16, 0.42, 0.62])
 LABEL_COLOURS = ("#e6550d", "#31a354", "#3182bd", "#756bb1", "#fdd835", "#00acc1")
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 BACKGROUND, TEXT = "#16181d", "#e8e8e8"
 
 
@@ -30,47 +32,63 @@ def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
     """Loss terms, skill, learning rate and epoch time over epochs.
 
     Args:
-        history: Rows of :class:`emim_nnunet.training.log.SSLLog`, at least one.
+        history: Rows of :class:`emim_nnunet.training.log.SSLLog`, at least one. Keys: ``epoch``; ``train/TERM``,
+            ``val/TERM``; ``skill/MODALITY``, ``skill/all``; ``lr``; ``seconds``. All but ``epoch`` may be absent or NaN.
         path: PNG to write.
     """
     figure = Figure(figsize=(13, 8), layout="constrained")
     axes = figure.subplots(2, 2)
-    keys = list(dict.fromkeys(key for row in history for key in row))
-    epochs = [row["epoch"] for row in history]
-
-    def draw(ax: Axes, key: str, label: str, style: str = "-", colour: str | None = None) -> None:
-        values = [row.get(key, np.nan) for row in history]
-        ax.plot(epochs, values, style, label=label, color=colour, lw=1.6, marker="." if len(epochs) < 30 else None)
-
-    terms = [k.removeprefix("train/") for k in keys if k.startswith("train/") and not k.endswith("fraction")]
-    for number, term in enumerate(t for t in terms if "stage" not in t):
-        draw(axes[0, 0], f"train/{term}", f"{term}, training", "-", f"C{number}")
-        draw(axes[0, 0], f"val/{term}", f"{term}, probe set", "--", f"C{number}")
-    for key in (k for k in keys if k.startswith("skill/")):
-        name = key.removeprefix("skill/")
-        draw(axes[0, 1], key, name, "-", "black" if name == "all" else None)
-    axes[0, 1].axhline(0.0, color="crimson", lw=1, ls=":")
-    axes[0, 1].annotate(
-        "0 = no better than a constant",
-        (0.01, 0.0),
-        xycoords=("axes fraction", "data"),
-        fontsize=8,
-        color="crimson",
-        va="bottom",
-    )
-    draw(axes[1, 0], "lr", "learning rate")
-    draw(axes[1, 1], "seconds", "epoch time")
-    titles = ("Loss terms", "Skill over the constant prediction", "Learning rate", "Epoch time [s]")
-    for ax, title in zip(axes.flat, titles, strict=True):
-        ax.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    _draw_losses(axes[0, 0], history)
+    _draw_skill(axes[0, 1], history)
+    _draw_line(axes[1, 0], history, "lr", "learning rate")
+    axes[1, 0].set_title("Learning rate", **TITLE)
+    _draw_line(axes[1, 1], history, "seconds", "epoch time")
+    axes[1, 1].set_title("Epoch time [s]", **TITLE)
+    for ax in axes.flat:
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes[0]:
-        ax.legend(fontsize=8, frameon=False)
-    axes[1, 1].set_ylim(bottom=0)
+    for ax in axes[1]:
+        ax.set_ylim(bottom=0)
+    axes[1, 0].yaxis.set_major_formatter("{x:.1e}")
     _save(figure, path)
+
+
+def _draw_line(ax: Axes, history: Sequence[dict[str, float]], key: str, label: str, **style: Any) -> None:
+    """One key over epochs, its last value in the legend; nothing when no row has it."""
+    values = [row.get(key, np.nan) for row in history]
+    if not any(key in row for row in history):
+        return
+    marker = "." if len(history) < 30 else None
+    style = {"lw": 1.6, "marker": marker} | style
+    ax.plot([row["epoch"] for row in history], values, label=f"{label}: {values[-1]:.3f}", **style)
+
+
+def _draw_losses(ax: Axes, history: Sequence[dict[str, float]]) -> None:
+    keys = dict.fromkeys(key for row in history for key in row)
+    terms = dict.fromkeys(key.split("/", 1)[1] for key in keys if key.startswith(("train/", "val/")))
+    # masked fractions are no losses, and the levels of the pyramid are in the CSV
+    shown = [term for term in terms if not term.endswith("fraction") and "stage" not in term]
+    for number, term in enumerate(shown):
+        _draw_line(ax, history, f"train/{term}", f"{term}, training", color=f"C{number}")
+        _draw_line(ax, history, f"val/{term}", f"{term}, probe set", color=f"C{number}", ls="--")
+    ax.set_title("Loss terms", **TITLE)
+    if shown:
+        ax.legend(fontsize=8, framealpha=0.6, edgecolor="none")
+
+
+def _draw_skill(ax: Axes, history: Sequence[dict[str, float]]) -> None:
+    keys = [key for key in dict.fromkeys(key for row in history for key in row) if key.startswith("skill/")]
+    ax.axhline(0.0, color="crimson", lw=1.2, ls=":")
+    for key in keys:
+        name = key.removeprefix("skill/")
+        _draw_line(ax, history, key, name, **({"color": "black", "lw": 2.4} if name == "all" else {}))
+    ax.set_title("Skill: 1 = perfect, 0 = no better than a constant (dotted)", **TITLE)
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0))  # how far below is of no interest, and would flatten the rest
+    if keys:
+        ax.legend(fontsize=8, framealpha=0.6, edgecolor="none", ncols=2 if len(keys) > 6 else 1)
 
 
 def plot_reconstruction(
@@ -86,8 +104,10 @@ def plot_reconstruction(
 ) -> None:
     """Input, masked input, output, output where masked only, and error; one row per modality.
 
+    All pictures of a row share one grey window: percentiles 1 to 99 of the modality inside the foreground.
+
     Args:
-        image: (C, *P) float; of 3D patches the slice along the first axis with the most foreground is shown.
+        image: (C, *P) float, 2D or 3D; of 3D patches the slice along the first axis with the most foreground is shown.
         masked_image: (C, *P) float, the network's input.
         reconstruction: (C, *P) float.
         masked: (C, *P) bool, True = hidden from the network.
@@ -108,12 +128,11 @@ def plot_reconstruction(
     figure = Figure(figsize=(2.3 * len(columns), 2.3 * num + 0.5), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots(num, len(columns), squeeze=False)
     for c in range(num):
-        inside = image[c][foreground] if foreground.any() else image[c]
-        low, high = np.percentile(inside, [1, 99])
-        high = high if high > low else low + 1.0
+        low, high = _window(image[c], foreground)
         body = foreground[..., None]  # outside is 0, which is mid-grey in z-scored images: show it black
-        shown = [_grey(image[c], low, high) * body, _tinted(masked_image[c], masked[c], low, high)]
-        shown += [_grey(reconstruction[c], low, high) * body, _grey(pasted[c], low, high) * body]
+        pictures = (image[c], masked_image[c], reconstruction[c], pasted[c])
+        shown = [_grey(picture, low, high) * body for picture in pictures]
+        shown[1] = np.where(masked[c][..., None], MASK_TINT, shown[1])
         for ax, picture in zip(axes[c], shown, strict=False):
             ax.imshow(picture, interpolation="nearest")
         axes[c, -1].imshow(error[c] * foreground, cmap="inferno", vmin=0, vmax=high - low, interpolation="nearest")
@@ -125,13 +144,16 @@ def plot_reconstruction(
     _save(figure, path, dpi=90)
 
 
+def _window(picture: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
+    """Percentiles 1 and 99 of the foreground; of everything where there is none, and never of width 0."""
+    inside = picture[foreground] if foreground.any() else picture
+    low, high = (float(value) for value in np.percentile(inside, [1, 99]))
+    return low, high if high > low else low + 1.0
+
+
 def _grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
     """(H, W) -> (H, W, 3) in [0, 1]."""
     return np.repeat(np.clip((picture - low) / (high - low), 0, 1)[..., None], 3, axis=2)
-
-
-def _tinted(picture: np.ndarray, masked: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.where(masked[..., None], MASK_TINT, _grey(picture, low, high))
 
 
 def _bare(axes: np.ndarray) -> None:
@@ -144,42 +166,58 @@ def _bare(axes: np.ndarray) -> None:
 
 
 def plot_overlay(
-    image: np.ndarray, segmentation: np.ndarray, path: Path, *, reference: np.ndarray | None = None, title: str = ""
+    image: np.ndarray,
+    segmentation: np.ndarray,
+    path: Path,
+    *,
+    reference: np.ndarray | None = None,
+    label_names: dict[int, str] | None = None,
+    title: str = "",
 ) -> None:
-    """A segmentation filled over three orthogonal slices, with the reference beside it.
+    """A segmentation filled over three orthogonal slices, with the reference below it.
+
+    The slices cut the largest area of labels, of the reference where there is one.
 
     Args:
-        image: (D, H, W) float.
+        image: (D, H, W) float, axes as SimpleITK gives them (z, y, x).
         segmentation: (D, H, W) int, 0 = background.
         path: PNG to write.
         reference: (D, H, W) int or None.
+        label_names: For the legend; None = ``label 1``, ...
         title: Above the picture.
     """
-    shown = [("image", None), ("prediction", segmentation)] + (
-        [("reference", reference)] if reference is not None else []
-    )
-    guide = reference if reference is not None and reference.any() else segmentation
-    guide = guide if guide.any() else image
-    where = [int((guide != 0).sum(tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
-    body = image[image != 0] if (image != 0).any() else image
-    low, high = np.percentile(body, [1, 99])
-    high = high if high > low else low + 1.0
-    figure = Figure(figsize=(3.2 * 3, 3.2 * len(shown) + 0.7), layout="constrained", facecolor=BACKGROUND)
-    axes = figure.subplots(len(shown), 3, squeeze=False)
-    labels = sorted({int(v) for _, s in shown if s is not None for v in np.unique(s)} - {0})
-    for row, (name, labelled) in zip(axes, shown, strict=True):
+    layers: list[tuple[str, np.ndarray | None]] = [("image", None), ("prediction", segmentation)]
+    if reference is not None:
+        layers.append(("reference", reference))
+    where = _slices(next((a for a in (reference, segmentation) if a is not None and a.any()), image))
+    low, high = _window(image, image != 0)
+    figure = Figure(figsize=(3.2 * 3, 3.2 * len(layers) + 0.7), layout="constrained", facecolor=BACKGROUND)
+    axes = figure.subplots(len(layers), 3, squeeze=False)
+    labels = sorted({int(v) for _, layer in layers if layer is not None for v in np.unique(layer)} - {0})
+    for row, (name, layer) in zip(axes, layers, strict=True):
         for axis, ax in enumerate(row):
-            ax.imshow(_grey(image.take(where[axis], axis), low, high), origin="lower")
-            if labelled is not None:
-                _fill(ax, labelled.take(where[axis], axis), labels)
+            # y grows towards the back, z upwards: anterior and superior are shown on top
+            origin = "upper" if axis == 0 else "lower"
+            cut = image.take(where[axis], axis)
+            ax.imshow(_grey(cut, low, high) * (cut != 0)[..., None], origin=origin, interpolation="nearest")
+            if layer is not None:
+                _fill(ax, layer.take(where[axis], axis), labels)
         row[0].set_ylabel(name, color=TEXT, fontsize=12)
+    for ax, name in zip(axes[0], ("axial", "coronal", "sagittal"), strict=True):
+        ax.set_title(name, color=TEXT, fontsize=10)
     _bare(axes)
     for number, label in enumerate(labels):
-        axes[-1, 0].plot([], [], "s", color=LABEL_COLOURS[number % len(LABEL_COLOURS)], label=f"label {label}")
+        name = (label_names or {}).get(label, f"label {label}")
+        axes[-1, 0].plot([], [], "s", color=LABEL_COLOURS[number % len(LABEL_COLOURS)], label=name)
     if labels:
         figure.legend(loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=TEXT)
     figure.suptitle(title, color=TEXT)
     _save(figure, path, dpi=90)
+
+
+def _slices(guide: np.ndarray) -> list[int]:
+    """For each axis the index of the slice with the most voxels that are not 0."""
+    return [int((guide != 0).sum(tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
 
 
 def _fill(ax: Axes, labelled: np.ndarray, labels: Sequence[int]) -> None:

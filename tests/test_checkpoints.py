@@ -1,0 +1,128 @@
+"""Writing that never leaves half a file, reading that never runs code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, atomic_write, load_checkpoint, save_checkpoint
+from emim_nnunet.dataloading.splits import ensure_splits
+from emim_nnunet.errors import UserError
+
+GOOD = {"format": SSL_FORMAT, "format_version": FORMAT_VERSION}
+
+
+def test_round_trip_reads_with_weights_only(tmp_path: Path) -> None:
+    content = GOOD | {
+        "weights": {"a": torch.arange(3.0, requires_grad=True), "b": [torch.ones(2, dtype=torch.bool), None]},
+        "epoch": np.int64(4),
+        "loss": np.float32(0.5),
+        "names": ("T1", "T2"),
+    }
+    save_checkpoint(content, tmp_path / "c.pth")
+    loaded = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert torch.equal(loaded["weights"]["a"], torch.arange(3.0))
+    assert (loaded["epoch"], loaded["loss"], loaded["names"]) == (4, 0.5, ("T1", "T2"))
+    assert os.listdir(tmp_path) == ["c.pth"]
+    assert load_checkpoint(tmp_path / "c.pth")["epoch"] == 4
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint\['a'\]\[1\] is a Path|PosixPath"):
+        save_checkpoint({"a": [1, tmp_path]}, tmp_path / "c.pth")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_keeps_the_last_good_file(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "c.pth"
+    save_checkpoint(GOOD | {"epoch": 1}, path)
+
+    def fail(file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise error
+
+    with pytest.raises(type(error)):
+        atomic_write(path, fail)
+    assert load_checkpoint(path)["epoch"] == 1
+    assert os.listdir(tmp_path) == ["c.pth"]
+
+
+def test_a_kill_before_the_rename_keeps_the_last_good_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.pth"
+    save_checkpoint(GOOD | {"epoch": 1}, path)
+    process = os.fork()
+    if process == 0:
+        os.replace = lambda *args: os._exit(9)  # dies where the rename would be
+        save_checkpoint(GOOD | {"epoch": 2}, path)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+class Malicious:
+    """Its unpickling creates a file."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.victim),))
+
+
+def test_a_malicious_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    torch.save(GOOD | {"x": Malicious(tmp_path / "victim")}, tmp_path / "evil.pth")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malicious(tmp_path / "victim")))
+    for name in ("evil.pth", "evil.pkl"):
+        with pytest.raises(UserError, match=name):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "victim").exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert (tmp_path / "victim").exists()  # it would have run
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    save_checkpoint(GOOD, tmp_path / "good.pth")
+    content = (tmp_path / "good.pth").read_bytes()
+    (tmp_path / "truncated.pth").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").touch()
+    torch.save({"network_weights": {}, "best": np.float64(1)}, tmp_path / "stock.pth")
+    torch.save({"network_weights": {}}, tmp_path / "foreign.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save(GOOD | {"format_version": FORMAT_VERSION + 1}, tmp_path / "newer.pth")
+    messages = {
+        "missing": "does not exist",
+        "truncated": "damaged or no checkpoint",
+        "text": "",
+        "empty": "damaged or no checkpoint",
+        "stock": "not a checkpoint of emim_nnunet",
+        "foreign": "not a checkpoint of emim_nnunet",
+        "list": "not a checkpoint of emim_nnunet",
+        "newer": "newer emim_nnunet",
+    }
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=f"{name}.pth.*{message}") as error:
+            load_checkpoint(tmp_path / f"{name}.pth")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_cases", [1, 2, 4, 5])
+def test_small_data_sets_are_split_leave_one_out(tmp_path: Path, num_cases: int) -> None:
+    cases = [f"case{i}" for i in range(num_cases)]
+    ensure_splits(tmp_path, cases[::-1])
+    path = tmp_path / "splits_final.json"
+    assert path.exists() == (2 <= num_cases < 5)
+    if path.exists():
+        import json
+
+        splits = json.loads(path.read_text())
+        assert [s["val"] for s in splits] == [[c] for c in cases]
+        assert all(sorted(s["train"] + s["val"]) == cases for s in splits)
+        path.write_text("[]")
+        ensure_splits(tmp_path, cases)
+        assert path.read_text() == "[]"  # a user's file stays

@@ -1,0 +1,311 @@
+"""Conversion of BraTS 2023: what is right arrives unchanged, what is wrong leaves no trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+from emim_nnunet.cli import convert as command
+from emim_nnunet.cli._run import run
+from emim_nnunet.dataset_conversion.converter import patient_splits
+from emim_nnunet.phantom import write_brats2023
+from tests.conftest import shared_data
+
+SHAPE = (24, 24, 24)
+NAME = "Dataset137_BraTS2023GLI"
+CASE = "BraTS-GLI-00001-000"
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_brats2023(folder, 2, 1, seed=0, shape=SHAPE)
+    return folder
+
+
+@pytest.fixture
+def source(phantoms: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantoms, tmp_path / "source"))
+
+
+def convert(source: Path, *options: str, dataset_id: str = "137") -> int:
+    return run(command.main, ["brats2023", str(source), "-d", dataset_id, *options])
+
+
+def file_of(source: Path, suffix: str, case: str = CASE) -> Path:
+    return next(source.rglob(f"{case}-{suffix}.nii.gz"))
+
+
+def rewrite(file: Path, change: Callable[[sitk.Image], sitk.Image]) -> None:
+    sitk.WriteImage(change(sitk.ReadImage(str(file))), str(file))
+
+
+def with_voxels(file: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    def changed(image: sitk.Image) -> sitk.Image:
+        result = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
+        result.CopyInformation(image)
+        return result
+
+    rewrite(file, changed)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_labelled_and_unlabelled_cases_go_where_they_belong(source: Path, nnunet_dirs: Path) -> None:
+    before = checksums(source)
+    assert convert(source) == 0
+    target = nnunet_dirs / "nnUNet_raw" / NAME
+    verify_dataset_integrity(str(target), 1)
+    assert sorted(p.name for p in (target / "labelsTr").iterdir()) == [f"{CASE}.nii.gz", "BraTS-GLI-00002-000.nii.gz"]
+    assert len(list((target / "imagesTr").iterdir())) == 8
+    assert sorted(p.name for p in (target / "imagesUnlabelled").iterdir()) == [
+        f"BraTS-GLI-00003-000_{c:04d}.nii.gz" for c in range(4)
+    ]
+    # channel order T1, T1ce, T2, Flair; the very bytes of the source
+    for channel, suffix in enumerate(("t1n", "t1c", "t2w", "t2f")):
+        copy = target / "imagesTr" / f"{CASE}_{channel:04d}.nii.gz"
+        assert copy.read_bytes() == file_of(source, suffix).read_bytes()
+    assert checksums(source) == before
+    dataset = json.loads((target / "dataset.json").read_text())
+    assert dataset["channel_names"] == {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"}
+    assert dataset["labels"]["tumor core"] == [1, 3]
+    assert dataset["regions_class_order"] == [2, 1, 3]
+    assert dataset["numTraining"] == 2
+    assert "arXiv" in dataset["citation"]
+    provenance = json.loads((target / "provenance.json").read_text())
+    assert (provenance["num_labelled"], provenance["num_unlabelled"]) == (2, 1)
+    assert str(source.parent) not in (target / "provenance.json").read_text()
+    assert provenance["cases"][CASE]["sha256"][file_of(source, "t1n").name] == before[str(file_of(source, "t1n"))]
+
+
+def test_region_order_restores_the_label_values() -> None:
+    """nnU-Net writes region i with value order[i], later over earlier: the result must be the label on disk."""
+    from emim_nnunet.dataset_conversion import FAMILIES
+
+    family = FAMILIES["brats2023"]
+    regions = [v for k, v in family.labels.items() if k != "background"]
+    label = np.array([0, 1, 2, 3])
+    restored = np.zeros(4, dtype=int)
+    for region, value in zip(regions, family.regions_class_order, strict=True):
+        restored[np.isin(label, region)] = value
+    assert restored.tolist() == label.tolist()
+
+
+def test_names_are_matched_by_suffix_whatever_case_separator_and_ending(source: Path, nnunet_dirs: Path) -> None:
+    old = file_of(source, "t1n")
+    sitk.WriteImage(sitk.ReadImage(str(old)), str(old.with_name(f"{CASE}_T1N.nii")))
+    old.unlink()
+    (source / f"._{CASE}-t1n.nii.gz").write_bytes(b"macOS")
+    float_label = file_of(source, "seg")
+    rewrite(float_label, lambda image: sitk.Cast(image, sitk.sitkFloat32))
+    assert convert(source, "--name", "Other") == 0
+    target = nnunet_dirs / "nnUNet_raw" / "Dataset137_Other"
+    written = sitk.ReadImage(str(target / "labelsTr" / f"{CASE}.nii.gz"))
+    assert written.GetPixelID() == sitk.sitkUInt8
+    assert (target / "imagesTr" / f"{CASE}_0000.nii.gz").is_file()
+
+
+def truncate(source: Path) -> None:
+    file = file_of(source, "t2f")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def no_nifti(source: Path) -> None:
+    file_of(source, "t2f").write_bytes(b"this is no image")
+
+
+def zero_bytes(source: Path) -> None:
+    file_of(source, "t2f").write_bytes(b"")
+
+
+def missing_modality(source: Path) -> None:
+    file_of(source, "t2w").unlink()
+
+
+def other_spacing(source: Path) -> None:
+    def change(image: sitk.Image) -> sitk.Image:
+        image.SetSpacing((1.0, 1.0, 1.5))
+        return image
+
+    rewrite(file_of(source, "t1c"), change)
+
+
+def other_size(source: Path) -> None:
+    rewrite(file_of(source, "t1c"), lambda image: image[:, :, 2:])
+
+
+def other_origin_of_label(source: Path) -> None:
+    def change(image: sitk.Image) -> sitk.Image:
+        image.SetOrigin((5.0, 0.0, 0.0))
+        return image
+
+    rewrite(file_of(source, "seg"), change)
+
+
+def unknown_label(source: Path) -> None:
+    with_voxels(file_of(source, "seg"), lambda v: np.where(v == 3, 4, v).astype(np.uint8))
+
+
+def fractional_label(source: Path) -> None:
+    with_voxels(file_of(source, "seg"), lambda v: v.astype(np.float32) * 0.5)
+
+
+def nan_voxel(source: Path) -> None:
+    def change(voxels: np.ndarray) -> np.ndarray:
+        voxels = voxels.astype(np.float32)
+        voxels[3, 3, 3] = np.nan
+        return voxels
+
+    with_voxels(file_of(source, "t1n"), change)
+
+
+def infinite_voxel(source: Path) -> None:
+    def change(voxels: np.ndarray) -> np.ndarray:
+        voxels = voxels.astype(np.float32)
+        voxels[3, 3, 3] = np.inf
+        return voxels
+
+    with_voxels(file_of(source, "t1n"), change)
+
+
+def all_zero(source: Path) -> None:
+    with_voxels(file_of(source, "t1n"), np.zeros_like)
+
+
+def four_dimensional(source: Path) -> None:
+    rewrite(file_of(source, "t1n"), lambda image: sitk.JoinSeries([image, image]))
+
+
+def duplicate(source: Path) -> None:
+    (source / "copy").mkdir()
+    shutil.copy(file_of(source, "t1n"), source / "copy")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "t2f.nii.gz is truncated or damaged"),
+        (no_nifti, "t2f.nii.gz is truncated or damaged"),
+        (zero_bytes, "t2f.nii.gz is not a readable NIfTI"),
+        (missing_modality, "missing T2 (*-t2w.nii.gz)"),
+        (other_spacing, "on another grid than BraTS-GLI-00001-000-t1n.nii.gz: spacing [1, 1, 1] and [1, 1, 1.5]"),
+        (other_size, "size [24, 24, 24] and [24, 24, 22]"),
+        (other_origin_of_label, "seg.nii.gz is on another grid"),
+        (unknown_label, "holds the unknown label 4; brats2023 has 0, 1, 2, 3"),
+        (fractional_label, "holds the unknown label 0.5"),
+        (nan_voxel, "holds NaN or infinite voxels"),
+        (infinite_voxel, "holds NaN or infinite voxels"),
+        (all_zero, "is 0 everywhere"),
+        (four_dimensional, "must be a three-dimensional scalar image"),
+        (duplicate, "two files for T1 of case BraTS-GLI-00001-000"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_bad_input_is_named_and_leaves_nothing(
+    damage: Callable[[Path], None],
+    message: str,
+    source: Path,
+    nnunet_dirs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(source)
+    before = checksums(source)
+    assert convert(source) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
+    assert checksums(source) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "dataset_id", "message"),
+    [
+        ([], "1000", "-d 1000: a data set id is a number from 1 to 999"),
+        (["--name", "../up"], "137", "--name '../up': use letters"),
+    ],
+)
+def test_bad_options_are_named(
+    options: list[str],
+    dataset_id: str,
+    message: str,
+    source: Path,
+    nnunet_dirs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert convert(source, *options, dataset_id=dataset_id) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_source_no_case_and_used_id(
+    source: Path, nnunet_dirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(tmp_path / "nowhere") == 2
+    assert "is not a folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert convert(tmp_path / "empty") == 2
+    assert "no case found" in capsys.readouterr().err
+    (nnunet_dirs / "nnUNet_raw" / "Dataset137_Mine").mkdir()
+    assert convert(source) == 2
+    assert "used already by" in capsys.readouterr().err
+
+
+def test_unset_folder_is_named(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert convert(source) == 2
+    assert "nnUNet_raw is not set" in capsys.readouterr().err
+
+
+def test_dry_run_lists_all_problems_and_writes_nothing(
+    source: Path, nnunet_dirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truncate(source)
+    unknown_label(source)
+    assert convert(source, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert out.count("PROBLEM") == 2
+    assert "3 cases, 2 labelled, 2 problems" in out
+    assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
+
+
+def test_interruption_leaves_nothing(source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emim_nnunet.dataset_conversion.converter._write_label", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source)
+    assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
+
+
+def test_time_points_of_a_patient_stay_in_one_fold() -> None:
+    cases = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(7) for time in range(1 + patient % 2)]
+    splits = patient_splits(cases, r"(.+)-\d{3}$")
+    assert len(splits) == 5
+    assert sorted(c for fold in splits for c in fold["val"]) == sorted(cases)
+    for fold in splits:
+        patients = [{c[:-4] for c in fold[part]} for part in ("train", "val")]
+        assert not patients[0] & patients[1]
+        assert sorted(fold["train"] + fold["val"]) == sorted(cases)
+    assert patient_splits(["A-000", "B-000"], r"(.+)-\d{3}$") == []
+    assert patient_splits(["A-000", "A-001"], r"(.+)-\d{3}$") == []
+
+
+def test_real_brats_cases(nnunet_dirs: Path) -> None:
+    assert convert(shared_data("brats2023_gli")) == 0
+    target = nnunet_dirs / "nnUNet_raw" / NAME
+    verify_dataset_integrity(str(target), 1)
+    assert len(list((target / "labelsTr").iterdir())) == 7
+    assert len(list((target / "imagesUnlabelled").iterdir())) == 4

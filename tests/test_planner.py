@@ -1,0 +1,284 @@
+"""The plan: each rule, and nnU-Net's own pipeline on tiny raw data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from torch import nn
+
+from emim_nnunet.cli import plan_and_preprocess as command
+from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods.emim import EMIM, EMIMConfig
+from emim_nnunet.phantom import make_phantom
+from emim_nnunet.planners import ssl_plan
+
+BRATS = [[1, 1, 1]] + [[2, 2, 2]] * 5
+PROSTATE = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
+FLAT = [[1, 1]] + [[2, 2]] * 6
+
+
+@pytest.mark.parametrize(
+    ("strides", "patch", "cell"),
+    [
+        (BRATS, (128, 128, 128), (16, 16, 16)),
+        (BRATS, (128, 160, 112), (16, 16, 16)),
+        (BRATS, (64, 64, 64), (16, 16, 16)),
+        (BRATS, (32, 32, 32), (8, 8, 8)),
+        (PROSTATE, (20, 320, 256), (4, 16, 16)),
+        (FLAT, (192, 160), (16, 16)),
+        ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], (24, 24, 24), (4, 4, 4)),
+    ],
+)
+def test_cell_is_the_deepest_stride_up_to_16_that_leaves_four_cells(strides: Any, patch: Any, cell: Any) -> None:
+    assert ssl_plan.cell_size(strides, patch) == cell
+
+
+def test_a_patch_without_room_for_cells_is_refused() -> None:
+    with pytest.raises(UserError, match="too small to mask"):
+        ssl_plan.cell_size(BRATS, (128, 128, 3))
+
+
+@pytest.mark.parametrize(
+    ("strides", "patch", "cell", "batch", "levels"),
+    [
+        (BRATS, (128, 128, 128), (16, 16, 16), 2, (2, 3, 4)),  # the bottleneck offers 2 * 4^3 = 128 cells
+        (BRATS, (160, 160, 160), (16, 16, 16), 3, (3, 4, 5)),  # 3 * 5^3 = 375
+        (PROSTATE, (20, 320, 256), (4, 16, 16), 2, (3, 4, 5)),  # stage 5: 2 * 5 * 10 * 8 = 800, stage 6: 200
+        (FLAT, (192, 160), (16, 16), 40, (3, 4, 5)),  # 40 * 12 * 10, 40 * 6 * 5
+        ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], (16, 16, 16), (4, 4, 4), 1, (2,)),  # nobody offers 256
+    ],
+)
+def test_levels_are_the_deepest_three_with_256_cells(
+    strides: Any, patch: Any, cell: Any, batch: int, levels: Any
+) -> None:
+    assert ssl_plan.pyramid_levels(strides, patch, cell, batch) == levels
+
+
+def test_projector_widths_are_four_times_the_channels_within_bounds() -> None:
+    assert ssl_plan.projector_widths([32, 64, 128, 256, 320, 640], (1, 3, 4, 5)) == (512, 1024, 1280, 2048)
+
+
+@pytest.mark.parametrize(
+    ("cases", "batch", "epochs"), [(8, 2, 100), (125, 2, 100), (500, 2, 400), (1251, 2, 1000), (500, 4, 200)]
+)
+def test_schedule_shows_400_crops_of_each_case(cases: int, batch: int, epochs: int) -> None:
+    assert ssl_plan.num_epochs(cases, batch) == epochs
+
+
+def saved_bytes(function: Any) -> int:
+    """Bytes of all different storages that autograd keeps for the backward pass."""
+    storages, alive = {}, []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive.append(function())
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(
+    ("num_axes", "patch", "cell"), [(3, (32, 64, 48), (8, 8, 8)), (2, (128, 96), (16, 16))], ids=["3d", "2d"]
+)
+def test_ssl_stage_keeps_no_more_memory_than_the_segmentation_stage(num_axes: int, patch: Any, cell: Any) -> None:
+    """The planned batch of an E-MIM step against the planned batch of a segmentation step, as autograd keeps them."""
+    strides, features = [[1] * num_axes] + [[2] * num_axes] * 4, [32, 64, 128, 256, 320]
+    unet = ResidualEncoderUNet(
+        input_channels=4,
+        n_stages=5,
+        features_per_stage=features,
+        conv_op=nn.Conv3d if num_axes == 3 else nn.Conv2d,
+        kernel_sizes=3,
+        strides=strides,
+        n_blocks_per_stage=[1, 3, 4, 6, 6],
+        num_classes=3,
+        n_conv_per_stage_decoder=[1] * 4,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d if num_axes == 3 else nn.InstanceNorm2d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+    encoder_size = int(unet.encoder.compute_conv_feature_map_size(patch))
+    ssl_size = ssl_plan.ssl_feature_map_size(encoder_size, features, strides, patch, cell, 4)
+    batch = 12
+    ssl_batch = ssl_plan.ssl_batch_size(batch, int(unet.compute_conv_feature_map_size(patch)), ssl_size)
+    config = EMIMConfig(cell_size=cell, pyramid_levels=(2, 3, 4), projector_widths=(512, 1024, 1280))
+    method = EMIM(unet.encoder, 4, patch, config)
+
+    def segmentation(samples: int) -> Any:
+        return sum(output.square().mean() for output in unet(torch.randn(samples, 4, *patch)))
+
+    def ssl(samples: int) -> Any:
+        draws = [method.draw(torch.Generator().manual_seed(i)) for i in range(samples)]
+        joined = {key: torch.cat([d[key] for d in draws]) for key in draws[0]}
+        return method(torch.randn(samples, 4, *patch), torch.ones(samples, 1, *patch, dtype=torch.bool), joined)
+
+    per_sample = {f: saved_bytes(lambda f=f: f(2)) - saved_bytes(lambda f=f: f(1)) for f in (segmentation, ssl)}
+    # the stage outputs of the gradient-free view are alive as well, though autograd does not keep them
+    grids = [np.prod(patch) // (2**num_axes) ** s for s in range(5)]
+    second_view = 4 * sum(int(f * g) for f, g in zip(features, grids, strict=True))
+    used = ssl_batch * (per_sample[ssl] + second_view) / (batch * per_sample[segmentation])
+    assert 0.7 < used <= 1.0
+
+
+# ------------------------------------------------------------------------------------------- with nnU-Net's pipeline
+
+
+def write_raw(
+    folder: Path, dataset_id: int, *, labelled: int, unlabelled: int = 0, channels: int = 4, padding: int = 0
+) -> Path:
+    """A raw data set of phantoms in nnU-Net's format."""
+    raw = folder / "nnUNet_raw" / f"Dataset{dataset_id:03d}_Toy"
+    for sub in ("imagesTr", "labelsTr", "imagesUnlabelled"):
+        (raw / sub).mkdir(parents=True)
+    for number in range(labelled + unlabelled):
+        images, label = make_phantom(number, (40, 36, 32))
+        images = np.resize(images, (channels, *images.shape[1:]))
+        has_label = number < labelled
+        for channel, image in enumerate(images):
+            sub = "imagesTr" if has_label else "imagesUnlabelled"
+            write(np.pad(image, padding), raw / sub / f"case{number}_{channel:04d}.nii.gz")
+        if has_label:
+            write(np.pad((label > 0).astype(np.uint8), padding), raw / "labelsTr" / f"case{number}.nii.gz")
+    names = {str(c): f"M{c}" for c in range(channels)}
+    dataset = {"channel_names": names, "labels": {"background": 0, "lesion": 1}, "numTraining": labelled}
+    (raw / "dataset.json").write_text(json.dumps(dataset | {"file_ending": ".nii.gz"}))
+    return raw
+
+
+def write(voxels: np.ndarray, path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+
+
+@pytest.fixture
+def planning(nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planner needs a positive number
+    return nnunet_dirs
+
+
+def plan(dataset_id: int, *options: str, target: str = "0.5") -> int:
+    arguments = ["-d", str(dataset_id), "-gpu_memory_target", target, "-np", "1", "-npfp", "1", *options]
+    return run(command.main, arguments)
+
+
+def plans_of(folder: Path, dataset_id: int) -> dict[str, Any]:
+    dataset = folder / "nnUNet_preprocessed" / f"Dataset{dataset_id:03d}_Toy"
+    return json.loads((dataset / "nnUNetEMIMPlans.json").read_text())
+
+
+def test_padding_changes_neither_the_plan_nor_the_normalised_brain(planning: Path) -> None:
+    write_raw(planning, 1, labelled=2)
+    write_raw(planning, 2, labelled=2, padding=30)
+    for dataset_id in (1, 2):
+        assert plan(dataset_id, "-c", "3d_fullres") == 0
+    plans = [plans_of(planning, i) for i in (1, 2)]
+    assert plans[0]["configurations"] == plans[1]["configurations"]
+    assert plans[0]["configurations"]["3d_fullres"]["use_mask_for_norm"] == [True] * 4
+    for case in ("case0", "case1"):
+        read = []
+        for dataset_id in (1, 2):
+            dataset = planning / "nnUNet_preprocessed" / f"Dataset{dataset_id:03d}_Toy"
+            folder = dataset / "nnUNetEMIMPlans_3d_fullres"
+            data, seg, _, _ = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
+            read.append((data[:], seg[:]))
+        assert all(np.array_equal(a, b) for a, b in zip(*read, strict=True))
+        body = read[0][1][0] >= 0
+        assert read[0][0][:, body].mean(1) == pytest.approx(np.zeros(4), abs=1e-4)
+        assert read[0][0][:, body].std(1) == pytest.approx(np.ones(4), abs=1e-3)
+        assert (read[0][0][:, ~body] == 0).all()
+
+
+def test_unlabelled_cases_are_preprocessed_beside_the_labelled_ones(planning: Path) -> None:
+    write_raw(planning, 1, labelled=3, unlabelled=2)
+    assert plan(1, "-c", "3d_fullres", "2d") == 0
+    dataset = planning / "nnUNet_preprocessed" / "Dataset001_Toy"
+    for configuration in ("3d_fullres", "2d"):
+        folder = dataset / f"nnUNetEMIMPlans_{configuration}"
+        assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(folder))) == ["case0", "case1", "case2"]
+        unlabelled = folder.with_name(folder.name + "_unlabelled")
+        assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(unlabelled))) == ["case3", "case4"]
+        data, seg, _, properties = nnUNetDatasetBlosc2(str(unlabelled), ["case3"]).load_case("case3")
+        assert set(np.unique(seg[:])) == {-1, 0}
+        assert properties["class_locations"] == {}
+        assert (data[:][:, seg[0] < 0] == 0).all()
+    assert not list(dataset.glob(".*"))
+    splits = json.loads((dataset / "splits_final.json").read_text())
+    assert [s["val"] for s in splits] == [["case0"], ["case1"], ["case2"]]
+    block = plans_of(planning, 1)["configurations"]["3d_fullres"]["emim"]
+    assert set(block) == {
+        "cell_size",
+        "position_ratio",
+        "patch_ratio",
+        "pyramid_levels",
+        "projector_widths",
+        "batch_size",
+        "num_epochs",
+    }
+    assert plans_of(planning, 1)["configurations"]["3d_fullres"]["preprocessor_name"] == "DefaultPreprocessor"
+
+
+def test_a_wholly_unlabelled_data_set_plans_like_a_labelled_one(planning: Path) -> None:
+    write_raw(planning, 1, labelled=2)
+    write_raw(planning, 2, labelled=0, unlabelled=2)
+    assert plan(1, "--no_pp") == 0
+    assert plan(2, "-c", "3d_fullres") == 0
+    assert plans_of(planning, 1)["configurations"] == plans_of(planning, 2)["configurations"]
+    folder = planning / "nnUNet_preprocessed" / "Dataset002_Toy" / "nnUNetEMIMPlans_3d_fullres_unlabelled"
+    assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(folder))) == ["case0", "case1"]
+
+
+def test_one_case_and_eight_channels(planning: Path) -> None:
+    write_raw(planning, 1, labelled=1, channels=8)
+    assert plan(1, "--no_pp") == 0
+    assert {"2d", "3d_fullres"} <= set(plans_of(planning, 1)["configurations"])
+
+
+def test_memory_target_is_honoured(planning: Path) -> None:
+    write_raw(planning, 1, labelled=2)
+    sizes = []
+    for target in ("0.05", "2"):
+        assert plan(1, "--no_pp", target=target) == 0
+        configuration = plans_of(planning, 1)["configurations"]["3d_fullres"]
+        block = configuration["emim"]
+        assert block["batch_size"] >= 1
+        sizes.append(configuration["batch_size"] * np.prod(configuration["patch_size"]))
+    assert sizes[1] > sizes[0]
+
+
+def test_user_errors_are_one_line(planning: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error_of(dataset_id: int, **kwargs: str) -> str:
+        assert plan(dataset_id, **kwargs) == 2
+        return next(line for line in capsys.readouterr().err.splitlines() if "error:" in line)
+
+    assert "-d 9: expected one folder Dataset009_NAME" in error_of(9)
+    raw = write_raw(planning, 1, labelled=2)
+    assert "-gpu_memory_target must be a positive number" in error_of(1, target="-1")
+    (raw / "labelsTr" / "case1.nii.gz").unlink()
+    assert "case1.nii.gz is missing: cases without label belong into" in error_of(1)
+    (raw / "dataset.json").write_text("{")
+    assert "dataset.json is not valid JSON" in error_of(1)
+    (raw / "dataset.json").write_text("{}")
+    assert "dataset.json lacks channel_names" in error_of(1)
+    raw = write_raw(planning, 2, labelled=0)
+    assert "holds no case" in error_of(2)
+    raw = write_raw(planning, 3, labelled=0, unlabelled=1)
+    (raw / "imagesUnlabelled" / "case0_0002.nii.gz").unlink()
+    assert "expected the channels 0000 to 0003" in error_of(3)
+    raw = write_raw(planning, 4, labelled=0, unlabelled=1)
+    file = raw / "imagesUnlabelled" / "case0_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[:500])
+    assert "case0_0000.nii.gz is truncated or damaged" in error_of(4)
+    assert not (planning / "nnUNet_preprocessed" / "Dataset004_Toy" / "nnUNetEMIMPlans.json").exists()

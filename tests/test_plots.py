@@ -1,0 +1,190 @@
+"""What a person looks at: the pictures and the table of an SSL stage."""
+
+from __future__ import annotations
+
+import csv
+from math import isnan, nan
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from emim_nnunet.training.log import SSLLog
+from emim_nnunet.training.plots import LABEL_COLOURS, MASK_TINT, plot_overlay, plot_progress, plot_reconstruction
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_png(path: Path) -> np.ndarray:
+    """(H, W, 3) in [0, 1], after checking that the file is a PNG of some size, not of one colour, and alone in its folder."""
+    assert path.read_bytes()[:8] == PNG_SIGNATURE
+    picture = imread(path)[..., :3]
+    assert 200 < picture.shape[0] < 4000
+    assert 200 < picture.shape[1] < 4000
+    assert picture.std() > 0.02
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "a temporary file was left behind"
+    return picture
+
+
+def share_of_colour(picture: np.ndarray, colour: str | np.ndarray) -> float:
+    """Fraction of the pixels that have a colour."""
+    rgb = np.asarray(matplotlib.colors.to_rgb(colour if isinstance(colour, str) else tuple(colour)))
+    return float((np.abs(picture - rgb).max(-1) < 0.02).mean())
+
+
+def history(num_epochs: int, modalities: tuple[str, ...] = ("T1", "T2")) -> list[dict[str, float]]:
+    """Rows as the trainer appends them."""
+    rows = []
+    for epoch in range(num_epochs):
+        row: dict[str, float] = {"epoch": epoch, "lr": 1e-3 / (epoch + 1), "seconds": 10.0}
+        for prefix in ("train", "val"):
+            row |= {f"{prefix}/loss": 1 / (epoch + 1), f"{prefix}/barlow": 0.5, f"{prefix}/masked_fraction": 0.7}
+        rows.append(row | {f"skill/{name}": 0.1 * epoch for name in (*modalities, "all")})
+    return rows
+
+
+def sample(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image with a border of zeros, reconstruction, and a mask of half of the voxels."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(2.0, 1.0, shape)
+    inner = (slice(None), *(slice(2, -2) for _ in shape[1:]))
+    framed = np.zeros_like(image)
+    framed[inner] = image[inner]
+    masked = np.zeros(shape, dtype=bool)
+    masked[..., : shape[-1] // 2] = True
+    return framed, framed * 0.5, masked
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 40])
+def test_progress_shows_any_number_of_epochs(tmp_path: Path, num_epochs: int) -> None:
+    plot_progress(history(num_epochs), tmp_path / "progress.png")
+    read_png(tmp_path / "progress.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_progress_survives_nan_missing_keys_and_late_keys(tmp_path: Path) -> None:
+    rows = [{"epoch": 0, "lr": nan}, *history(4)[1:]]
+    for row in rows:
+        row["train/loss"] = nan
+    rows[2]["skill/T1"] = -50.0
+    plot_progress(rows, tmp_path / "progress.png")
+    read_png(tmp_path / "progress.png")
+
+
+def test_progress_of_eight_modalities_has_a_line_for_each(tmp_path: Path) -> None:
+    names = tuple(f"M{i}" for i in range(8))
+    rows = history(5, names)
+    for row in rows:
+        row |= {f"skill/{name}": 0.05 * i for i, name in enumerate(names)}  # apart from each other
+    plot_progress(rows, tmp_path / "progress.png")
+    picture = read_png(tmp_path / "progress.png")
+    upper_right = picture[: len(picture) // 2, picture.shape[1] // 2 :]
+    for number in range(8):
+        assert share_of_colour(upper_right, f"C{number}") > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(4, 12, 16, 16), (2, 24, 16), (1, 8, 16, 16), (8, 8, 16, 16)])
+def test_reconstruction_has_a_row_per_modality(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    image, reconstruction, masked = sample(shape)
+    path = tmp_path / "reconstruction.png"
+    names = [f"M{i}" for i in range(shape[0])]
+    plot_reconstruction(image, image * ~masked, reconstruction, masked, path, channel_names=names, title="case")
+    picture = read_png(path)
+    assert picture.shape[0] > 150 * shape[0]
+    # half of one of five columns is masked; margins take some
+    assert 0.05 < share_of_colour(picture, MASK_TINT) < 0.11
+
+
+def test_nothing_masked_shows_no_tint(tmp_path: Path) -> None:
+    image, reconstruction, masked = sample((2, 8, 16, 16))
+    path = tmp_path / "reconstruction.png"
+    plot_reconstruction(image, image, reconstruction, masked & False, path, channel_names=["T1", "T2"])
+    assert share_of_colour(read_png(path), MASK_TINT) == 0
+
+
+def test_the_slice_with_most_foreground_is_shown(tmp_path: Path) -> None:
+    image, reconstruction, masked = sample((1, 8, 16, 16))
+    foreground = np.zeros(image.shape[1:], dtype=bool)
+    foreground[5] = True
+    masked[:] = False
+    masked[:, 5] = True  # only the right slice is tinted
+    path = tmp_path / "reconstruction.png"
+    plot_reconstruction(image, image, reconstruction, masked, path, channel_names=["T1"], foreground=foreground)
+    assert share_of_colour(read_png(path), MASK_TINT) > 0.1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_constant_images_without_foreground_can_be_drawn(tmp_path: Path, value: float) -> None:
+    image = np.full((2, 4, 8, 8), value)
+    masked = np.ones(image.shape, dtype=bool)
+    path = tmp_path / "reconstruction.png"
+    plot_reconstruction(
+        image, image, image, masked, path, channel_names=["a", "b"], foreground=np.zeros((4, 8, 8), dtype=bool)
+    )
+    read_png(path)
+
+
+def test_overlay_fills_each_label_and_cuts_through_the_reference(tmp_path: Path) -> None:
+    image = sample((1, 20, 24, 28))[0][0]
+    reference = np.zeros(image.shape, dtype=int)
+    reference[4:9, 5:12, 6:14] = 1
+    reference[5:8, 6:10, 7:12] = 3
+    path = tmp_path / "overlay.png"
+    plot_overlay(image, np.zeros_like(reference), path, reference=reference, label_names={1: "oedema"}, title="case")
+    picture = read_png(path)
+    third = len(picture) // 3
+    predicted, referenced = picture[third : 2 * third], picture[2 * third : int(2.8 * third)]  # below: the legend
+    for colour in LABEL_COLOURS[:2]:  # contours have the full colour
+        assert share_of_colour(predicted, colour) == 0
+        assert share_of_colour(referenced, colour) > 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_overlay_without_labels_and_without_reference(tmp_path: Path) -> None:
+    image = sample((1, 8, 12, 10))[0][0]
+    path = tmp_path / "overlay.png"
+    plot_overlay(image, np.zeros(image.shape, dtype=int), path)
+    read_png(path)
+
+
+def test_plotting_leaves_matplotlib_alone(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    plot_progress(history(3), tmp_path / "progress.png")
+    assert dict(matplotlib.rcParams) == before
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+
+
+def test_log_csv_has_epoch_first_and_the_union_of_all_keys(tmp_path: Path) -> None:
+    log = SSLLog()
+    log.append({"lr": 0.1, "epoch": 0, "train/loss": 1.5})
+    log.append({"epoch": 1, "val/loss": nan, "train/loss": 1.25})
+    log.write(tmp_path / "ssl_log.csv")
+    with open(tmp_path / "ssl_log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "lr", "train/loss", "val/loss"]
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert rows[0]["val/loss"] == rows[1]["lr"] == ""
+    assert float(rows[1]["train/loss"]) == 1.25
+    assert isnan(float(rows[1]["val/loss"]))
+    assert [p.name for p in tmp_path.iterdir()] == ["ssl_log.csv"]
+
+
+def test_log_continues_from_its_state() -> None:
+    log, other = SSLLog(), SSLLog()
+    log.append({"epoch": 0, "train/loss": 1.0})
+    other.load_state(log.state())
+    other.append({"epoch": 1, "train/loss": 0.5})
+    assert log.state() == [{"epoch": 0, "train/loss": 1.0}]
+    assert [row["epoch"] for row in other.state()] == [0, 1]
+    other.state()[0]["train/loss"] = 99.0
+    assert other.state()[0]["train/loss"] == 1.0
+
+
+def test_log_refuses_a_row_without_epoch() -> None:
+    with pytest.raises(ValueError, match="epoch"):
+        SSLLog().append({"train/loss": 1.0})
