@@ -1,7 +1,7 @@
 # Needs python3 with venv, and make. VENV names an environment to create or to reuse.
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(abspath $(VENV))/bin
+BIN = $(VENV)/bin
 STAMP = $(VENV)/.emim_nnunet_installed
 
 .PHONY: test demo lint clean
@@ -17,9 +17,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# the whole installation, nnU-Net and torch with CUDA included, is about 6 GB
+# the whole installation, nnU-Net and torch with CUDA included, is about 6 GB; a venv without pip is one that failed half-way
 $(STAMP): setup.py pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $(STAMP)

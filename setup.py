@@ -9,13 +9,19 @@ HERE = Path(__file__).parent
 SIBLINGS = ("planners", "trainers", "dataset_conversion")
 COMMANDS = ("convert", "demo", "export", "plan_and_preprocess", "register", "train", "trainers_path")
 
-version = re.search(r'__version__ = "(.+)"', (HERE / "emim_nnunet" / "__init__.py").read_text()).group(1)
+
+def read(*parts: str) -> str:
+    """Text of a file of the repository."""
+    return HERE.joinpath(*parts).read_text(encoding="utf-8")
+
+
+version = re.search(r'^__version__ = "(.+)"$', read("emim_nnunet", "__init__.py"), re.MULTILINE).group(1)
 
 setup(
     name="emim_nnunet",
     version=version,
     description="Self-supervised pretraining for multimodal MRI inside nnU-Net v2",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=read("README.md"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -27,6 +33,6 @@ setup(
     package_dir={f"emim_nnunet.{name}": name for name in SIBLINGS},
     package_data={"emim_nnunet": ["py.typed"]},
     install_requires=["nnunetv2>=2.8,<3", "SimpleITK", "batchgenerators", "numpy"],
-    extras_require={"test": ["pytest"], "dev": ["pytest", "ruff"]},
+    extras_require={"test": ["pytest", "setuptools>=77"], "dev": ["pytest", "setuptools>=77", "ruff", "build"]},
     entry_points={"console_scripts": [f"emim_{name} = emim_nnunet.cli.{name}:entry" for name in COMMANDS]},
 )

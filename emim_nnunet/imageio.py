@@ -50,6 +50,7 @@ def check_streams(files: Iterable[Path], num_threads: int) -> None:
     """
     files = list(files)
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        for file, damage in zip(files, tqdm(pool.map(stream_damage, files), "Checking files", len(files)), strict=True):
+        damages = tqdm(pool.map(stream_damage, files), "Checking files", len(files), disable=None)
+        for file, damage in zip(files, damages, strict=True):
             if damage:
                 raise UserError(f"{file} {damage}")

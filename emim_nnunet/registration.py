@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -70,7 +71,8 @@ def register() -> Path:
         temporary.write_text(REGISTERED_SOURCE)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(
             f"cannot write {path} ({error.strerror}): use emim_train, or set {SEARCH_VARIABLE} to the folder that "
             f"emim_trainers_path prints"

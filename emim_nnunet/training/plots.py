@@ -176,7 +176,7 @@ def plot_overlay(
 ) -> None:
     """A segmentation filled over three orthogonal slices, with the reference below it.
 
-    The slices cut the largest area of labels, of the reference where there is one.
+    The slices are those where the labels are largest, in the reference where there is one.
 
     Args:
         image: (D, H, W) float, axes as SimpleITK gives them (z, y, x).
@@ -189,7 +189,7 @@ def plot_overlay(
     layers: list[tuple[str, np.ndarray | None]] = [("image", None), ("prediction", segmentation)]
     if reference is not None:
         layers.append(("reference", reference))
-    where = _slices(next((a for a in (reference, segmentation) if a is not None and a.any()), image))
+    where = _slices(next((a for a in (reference, segmentation) if a is not None and a.any()), image != 0))
     low, high = _window(image, image != 0)
     figure = Figure(figsize=(3.2 * 3, 3.2 * len(layers) + 0.7), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots(len(layers), 3, squeeze=False)
@@ -215,9 +215,16 @@ def plot_overlay(
     _save(figure, path, dpi=90)
 
 
-def _slices(guide: np.ndarray) -> list[int]:
-    """For each axis the index of the slice with the most voxels that are not 0."""
-    return [int((guide != 0).sum(tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
+def _slices(labelled: np.ndarray) -> list[int]:
+    """For each axis the slice that shows the labels best; each counts by its area relative to its largest one."""
+    best = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        areas = [(labelled == label).sum(others) for label in np.unique(labelled) if label != 0]
+        score = sum(area / area.max() for area in areas) if areas else np.zeros(labelled.shape[axis])
+        ties = np.flatnonzero(score == score.max())
+        best.append(int(ties[len(ties) // 2]))
+    return best
 
 
 def _fill(ax: Axes, labelled: np.ndarray, labels: Sequence[int]) -> None:

@@ -1,0 +1,197 @@
+"""The wheel, the sdist and the editable install, each used outside the checkout.
+
+Everything is built from a copy of the sources, without network: build tools and requirements are those of the running
+environment, lent to the fresh ones by a .pth file. The checkout itself is out of their reach.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from emim_nnunet import __version__
+
+pytest.importorskip("pip", reason="packaging tests need pip in the environment")
+
+ROOT = Path(__file__).resolve().parent.parent
+SIBLINGS = ("planners", "trainers", "dataset_conversion")
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "build", "dist", "demo", "emim_demo", "venv", "*.egg-info", "__pycache__", "tests", "benchmarks"
+)
+
+USE_EVERYTHING = """
+import importlib, sys
+from pathlib import Path
+
+where = Path({where!r})
+for name in {scripts!r}:
+    main = importlib.import_module(f"emim_nnunet.cli.{{name}}").main
+    if name == "train":
+        continue  # nnU-Net's own help, which imports it
+    try:
+        main(["--help"])
+    except SystemExit as end:
+        assert end.code == 0, name
+slow = [m for m in ("torch", "nnunetv2", "matplotlib", "SimpleITK") if m in sys.modules]
+assert not slow, f"--help imports {{slow}}"
+
+import emim_nnunet.trainers, emim_nnunet.planners, emim_nnunet.dataset_conversion
+from emim_nnunet.registration import enable_search, trainers_path
+from importlib.metadata import version
+
+assert emim_nnunet.__version__ == version("emim_nnunet")
+for module in (emim_nnunet, emim_nnunet.trainers, emim_nnunet.planners, emim_nnunet.dataset_conversion):
+    assert where in Path(module.__file__).parents, module.__file__
+assert trainers_path().is_dir() and where in trainers_path().parents
+assert not {{"trainers", "planners", "dataset_conversion"}} & set(sys.modules), "imported twice, under two names"
+
+enable_search()
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+assert recursive_find_trainer_class_by_name("nnUNetTrainerEMIM") is emim_nnunet.trainers.nnUNetTrainerEMIM
+"""
+
+
+def run(command: list[str | Path], cwd: Path) -> str:
+    """Output of a command that must succeed, without the variables that could lead it to this checkout."""
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "nnUNet_extTrainer")}
+    process = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
+    assert process.returncode == 0, f"{command}\n{process.stdout}\n{process.stderr}"
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources."""
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("sources") / "emim", ignore=NOT_COPIED))
+
+
+@pytest.fixture(scope="module")
+def sdist(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    run([sys.executable, "-c", f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"], sources)
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """The wheel, built from the sdist, so that what the sdist lacks is missing in it too."""
+    command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", sdist.parent, sdist]
+    run([sys.executable, *command], sdist.parent)
+    return next(sdist.parent.glob("*.whl"))
+
+
+def make_venv(folder: Path, *install: str | Path) -> tuple[Path, Path]:
+    """A fresh environment that borrows the requirements; returns its bin and its site-packages."""
+    run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
+    site = next(folder.glob("lib/python3*/site-packages"))
+    lent = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site / "lent.pth").write_text("\n".join(lent) + "\n")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    python = folder / "bin" / "python"
+    run([sys.executable, "-m", "pip", "--python", python, "install", *options, *install], folder.parent)
+    return folder / "bin", site
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An environment with the wheel."""
+    return make_venv(tmp_path_factory.mktemp("plain") / "venv", wheel)
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path) -> dict[str, str]:
+    """Console scripts of the wheel and their targets."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("entry_points.txt"))
+        parser = ConfigParser()
+        parser.read_string(archive.read(name).decode())
+    return dict(parser["console_scripts"])
+
+
+def expected_modules() -> set[str]:
+    """Paths inside the wheel of all modules of the checkout."""
+    library = {str(p.relative_to(ROOT)) for p in (ROOT / "emim_nnunet").rglob("*.py")}
+    return library.union(
+        f"emim_nnunet/{path.relative_to(ROOT)}" for folder in SIBLINGS for path in (ROOT / folder).rglob("*.py")
+    )
+
+
+def test_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    information = f"emim_nnunet-{__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"emim_nnunet", information}
+    assert {name for name in names if name.endswith(".py")} == expected_modules()
+    assert "emim_nnunet/py.typed" in names
+    assert any(name.startswith(information) and name.endswith("/LICENSE") for name in names)
+
+
+def test_sdist_holds_what_a_packager_needs(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "setup.py", "pyproject.toml"} <= names
+    assert {"trainers/nnUNetTrainerEMIM.py", "planners/__init__.py"} <= names
+
+
+def test_requirements_pin_no_torch(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"emim_nnunet-{__version__}.dist-info/METADATA").decode()
+    requires = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", metadata, re.MULTILINE)
+    needed = {name: rest for name, rest in requires if "extra ==" not in rest}
+    assert set(re.split("[<>=,]+", needed["nnunetv2"])) >= {"2.8", "3"}
+    assert not needed.keys() & {"torch", "torchvision", "timm"}
+    assert "Requires-Python: >=3.10" in metadata
+
+
+def test_every_command_module_is_a_console_script(scripts: dict[str, str]) -> None:
+    modules = {p.stem for p in (ROOT / "emim_nnunet" / "cli").glob("*.py") if not p.name.startswith("_")}
+    assert scripts == {f"emim_{name}": f"emim_nnunet.cli.{name}:entry" for name in modules}
+
+
+def test_plain_install_works_outside_the_checkout(
+    installed: tuple[Path, Path], scripts: dict[str, str], tmp_path: Path
+) -> None:
+    binaries, site = installed
+    assert {p.name for p in site.iterdir()} == {"emim_nnunet", f"emim_nnunet-{__version__}.dist-info", "lent.pth"}
+    code = USE_EVERYTHING.format(where=str(site), scripts=[name.removeprefix("emim_") for name in scripts])
+    run([binaries / "python", "-c", code], tmp_path)
+
+
+def test_every_console_script_answers_help(
+    installed: tuple[Path, Path], scripts: dict[str, str], tmp_path: Path
+) -> None:
+    for name in scripts:
+        output = run([installed[0] / name, "--help"], tmp_path)
+        assert output.startswith(f"usage: {name}"), name
+        assert "Example:" in output, name
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_editable_install_works_outside_the_checkout(
+    sources: Path, scripts: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("editable")
+    binaries, _ = make_venv(folder / "venv", "-e", sources)
+    code = USE_EVERYTHING.format(where=str(sources), scripts=[name.removeprefix("emim_") for name in scripts])
+    run([binaries / "python", "-c", code], folder)
+    plugin = run([binaries / "emim_trainers_path"], folder).strip()
+    assert Path(plugin) == sources / "emim_nnunet" / "nnunet_plugin"
+
+
+def test_checkout_without_installation_has_the_siblings(sources: Path, tmp_path: Path) -> None:
+    """Pytest in a fresh clone, and python at its root even when the package is installed plainly elsewhere."""
+    code = "import emim_nnunet.trainers as t, emim_nnunet; print(t.__file__, len(emim_nnunet.__path__))"
+    lent = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    start = f"import sys; sys.path[:0] = [{str(sources)!r}]; sys.path += {lent!r}\n"
+    printed = run([sys.executable, "-S", "-c", start + code], tmp_path).split()
+    assert printed == [str(sources / "trainers" / "__init__.py"), "2"]

@@ -1,0 +1,402 @@
+"""The trainers through nnU-Net's own entry points, on phantoms that went through the real pipeline."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
+
+from emim_nnunet.checkpoints.encoder import encoder_state
+from emim_nnunet.checkpoints.export import export
+from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.cli import convert, plan_and_preprocess
+from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
+from emim_nnunet.phantom import write_brats2023
+from emim_nnunet.registration import enable_search, trainers_path
+from emim_nnunet.training.ssl_trainer import SSLTrainer
+
+PLANS, DATASET = "nnUNetEMIMPlans", "Dataset001_Toy"
+CPU = torch.device("cpu")
+PRETRAIN, FINETUNE, DROP_IN = "nnUNetTrainerEMIMPretrain", "nnUNetTrainerEMIMFinetune", "nnUNetTrainerEMIM"
+
+TOY_BLOCK = {
+    "cell_size": [4, 4, 4],
+    "pyramid_levels": [1, 2],
+    "projector_widths": [16, 16],
+    "batch_size": 2,
+    "num_epochs": 3,
+    "num_iterations_per_epoch": 3,
+    "num_val_iterations_per_epoch": 2,
+    "checkpoint_minutes": 0,
+    "finetune_num_epochs": 2,
+    "finetune_num_iterations_per_epoch": 2,
+    "finetune_num_val_iterations_per_epoch": 1,
+}
+
+
+def toy_architecture(architecture: dict[str, Any], num_axes: int = 3, kind: str = "residual") -> dict[str, Any]:
+    kwargs = architecture["arch_kwargs"] | {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 16],
+        "n_blocks_per_stage": [1, 1, 1],
+        "n_conv_per_stage_decoder": [1, 1],
+        "kernel_sizes": [[3] * num_axes] * 3,
+        "strides": [[1] * num_axes, [2] * num_axes, [2] * num_axes],
+    }
+    name = architecture["network_class_name"]
+    if kind == "plain":
+        kwargs["n_conv_per_stage"] = kwargs.pop("n_blocks_per_stage")
+        name = name.replace("ResidualEncoderUNet", "PlainConvUNet")
+    return architecture | {"arch_kwargs": kwargs, "network_class_name": name}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five labelled and two unlabelled phantoms, converted, planned and preprocessed by the commands."""
+    folder = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        set_folders(folder, patch)
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        write_brats2023(folder / "source", 5, 2, seed=0, shape=(32, 32, 32))
+        assert run(convert.main, ["brats2023", str(folder / "source"), "-d", "1", "--name", "Toy"]) == 0
+        options = ["-d", "1", "-c", "2d", "3d_fullres", "-gpu_memory_target", "0.3", "-np", "2", "-npfp", "2"]
+        assert run(plan_and_preprocess.main, options) == 0
+    file = folder / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    add = plans["configurations"]
+    full, flat = add["3d_fullres"]["architecture"], add["2d"]["architecture"]
+    common = {"inherits_from": "3d_fullres", "batch_size": 2, "patch_size": [16, 16, 16], "emim": TOY_BLOCK}
+    add["toy"] = common | {"architecture": toy_architecture(full)}
+    add["toy_plain"] = common | {"architecture": toy_architecture(full, kind="plain")}
+    flat_block = TOY_BLOCK | {"cell_size": [4, 4]}
+    add["toy_2d"] = {
+        "inherits_from": "2d",
+        "batch_size": 4,
+        "patch_size": [16, 16],
+        "architecture": toy_architecture(flat, 2),
+        "emim": flat_block,
+    }
+    add["toy_scratch"] = {"inherits_from": "toy", "emim": {"finetune_init": "scratch"}}
+    add["toy_seen"] = {"inherits_from": "toy", "emim": {"use_validation_cases": True}}
+    add["toy_long"] = {"inherits_from": "toy", "emim": {"num_epochs": 400}}
+    bad = {
+        "typo": {"cel_size": [4]},
+        "large_cell": {"cell_size": [32, 32, 32]},
+        "deep": {"pyramid_levels": [1, 7]},
+        "text": {"initial_lr": "fast"},
+        "negative": {"num_epochs": 0},
+    }
+    add |= {f"bad_{name}": {"inherits_from": "toy", "emim": block} for name, block in bad.items()}
+    add["bad_none"] = {k: v for k, v in (add["3d_fullres"] | {"architecture": full}).items() if k != "emim"}
+    file.write_text(json.dumps(plans))
+    return folder
+
+
+def set_folders(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir(exist_ok=True)
+        patch.setenv(name, str(folder / name))
+
+
+@pytest.fixture
+def nnunet(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The prepared data with fresh results."""
+    set_folders(prepared, monkeypatch)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    enable_search()
+    return prepared
+
+
+def fold_folder(trainer: str, configuration: str = "toy", fold: int | str = 0) -> Path:
+    return Path(os.environ["nnUNet_results"]) / DATASET / f"{trainer}__{PLANS}__{configuration}" / f"fold_{fold}"
+
+
+def train(trainer: str, configuration: str = "toy", fold: int | str = 0, **options: Any) -> Path:
+    run_training("1", configuration, fold, trainer, PLANS, device=CPU, **options)
+    return fold_folder(trainer, configuration, fold)
+
+
+def trainer_of(name: str, configuration: str = "toy", fold: int | str = 0, continued: bool = False) -> Any:
+    return get_trainer_from_args("1", configuration, fold, name, PLANS, continued, device=CPU)
+
+
+def log_of(folder: Path) -> str:
+    return "".join(p.read_text() for p in sorted(folder.glob("training_log_*.txt")))
+
+
+@pytest.mark.parametrize("trainer", [PRETRAIN, "nnUNetTrainerMIMPretrain"])
+def test_ssl_stage_leaves_log_pictures_and_a_safe_checkpoint(trainer: str, nnunet: Path) -> None:
+    folder = train(trainer)
+    rows = list(csv.DictReader((folder / "ssl_log.csv").open()))
+    assert [float(r["epoch"]) for r in rows] == [0, 1, 2]
+    assert {"train/loss", "val/reconstruction", "skill/T1ce", "skill/all", "lr", "seconds"} <= set(rows[0])
+    assert (folder / "progress.png").is_file()
+    assert sorted(p.name[:10] for p in (folder / "reconstructions").iterdir()) == ["epoch_0000", "epoch_0002"]
+    assert not (folder / "checkpoint_latest.pth").exists()
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert checkpoint["finished"]
+    assert checkpoint["channel_names"] == ["T1", "T1ce", "T2", "Flair"]
+    log = log_of(folder)
+    assert "Skill over the constant prediction: T1 " in log
+    assert "reconstruction decoder (thrown away)" in log
+
+
+def test_validation_cases_are_not_learnt_from_unless_asked(nnunet: Path) -> None:
+    trainer = trainer_of(PRETRAIN)
+    cases = trainer.find_cases()
+    splits = json.loads((nnunet / "nnUNet_preprocessed" / DATASET / "splits_final.json").read_text())
+    learnt = [c.identifier for c in cases.training]
+    assert sorted(learnt) == sorted([*splits[0]["train"], "BraTS-GLI-00006-000", "BraTS-GLI-00007-000"])
+    assert [c.identifier for c in cases.probe] == splits[0]["val"]
+    assert cases.probe_is_held_out
+    asked = trainer_of(PRETRAIN, "toy_seen").find_cases()
+    assert set(splits[0]["val"]) < {c.identifier for c in asked.training}
+    assert not asked.probe_is_held_out
+    everything = trainer_of(PRETRAIN, fold="all").find_cases()
+    assert len(everything.training) == 7
+    assert not everything.probe_is_held_out
+
+
+@pytest.mark.parametrize("configuration", ["toy_2d", "toy_plain"])
+def test_flat_and_plain_networks(configuration: str, nnunet: Path) -> None:
+    assert load_checkpoint(train(PRETRAIN, configuration) / "checkpoint_final.pth")["finished"]
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(PRETRAIN)
+    whole = load_checkpoint(folder / "checkpoint_final.pth")
+    shutil.rmtree(folder)
+    steps = iter(range(100))
+    step = SSLTrainer.train_step
+
+    def interrupted(self: SSLTrainer, batch: dict) -> dict:
+        if next(steps) == 7:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SSLTrainer, "train_step", interrupted)
+        train(PRETRAIN)
+    assert load_checkpoint(folder / "checkpoint_latest.pth")["current_epoch"] == 2
+    train(PRETRAIN, continue_training=True)
+    resumed = load_checkpoint(folder / "checkpoint_final.pth")
+    for key, value in whole["network_weights"].items():
+        assert torch.equal(value, resumed["network_weights"][key]), key
+    timing = ("seconds", "patches_per_second")
+    rows = [[{k: v for k, v in r.items() if k not in timing} for r in c["history"]] for c in (whole, resumed)]
+    assert rows[0] == rows[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(nnunet: Path) -> None:
+    command = [sys.executable, "-m", "emim_nnunet.cli.train", "1", "toy_long", "0", "-tr", PRETRAIN, "-p", PLANS]
+    process = subprocess.Popen([*command, "-device", "cpu"], stdout=subprocess.DEVNULL, cwd=trainers_path().parents[1])
+    latest = fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth"
+    deadline = time.monotonic() + 120
+    while not latest.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = load_checkpoint(latest)["current_epoch"]
+    assert 1 <= done < 400
+    assert not list(latest.parent.glob("*.tmp")) or load_checkpoint(latest)
+    trainer = trainer_of(PRETRAIN, "toy_long", continued=True)
+    maybe_load_checkpoint(trainer, True, False)
+    assert trainer.current_epoch == done
+    trainer.num_epochs = done + 1
+    trainer.run_training()
+    assert load_checkpoint(latest.parent / "checkpoint_final.pth")["current_epoch"] == done + 1
+
+
+def test_an_existing_stage_is_never_overwritten(nnunet: Path) -> None:
+    folder = train(PRETRAIN)
+    before = (folder / "checkpoint_final.pth").read_bytes()
+    with pytest.raises(UserError, match=r"already holds an SSL stage.*--c"):
+        train(PRETRAIN)
+    train(PRETRAIN, continue_training=True)  # finished: nothing to do
+    assert (folder / "checkpoint_final.pth").read_bytes() == before
+    trainer = trainer_of(PRETRAIN, continued=True)
+    trainer.block = trainer.block | {"patch_ratio": 0.4}
+    with pytest.raises(UserError, match="another value of patch_ratio"):
+        trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    other = trainer_of("nnUNetTrainerMIMPretrain", continued=True)
+    with pytest.raises(UserError, match="is of method EMIM"):
+        other.load_checkpoint(str(folder / "checkpoint_final.pth"))
+
+
+def test_drop_in_pretrains_once_then_segments_and_needs_nothing_of_us_to_predict(nnunet: Path) -> None:
+    folder = train(DROP_IN)
+    ssl = load_checkpoint(fold_folder(PRETRAIN) / "checkpoint_final.pth")
+    log = log_of(folder)
+    assert "SSL stage first" in log
+    assert f"Encoder: from {fold_folder(PRETRAIN)}" in log
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert (folder / "validation" / "summary.json").is_file()
+    # the encoder has moved on from the pretrained one, by little
+    weights = encoder_state(checkpoint)
+    pretrained = encoder_state(ssl)
+    changes = [float((weights[k] - v).abs().mean()) for k, v in pretrained.items()]
+    assert 0 < max(changes) < 0.05
+    # a second run takes the finished stage; --c continues the segmentation without touching the encoder
+    shutil.rmtree(folder)
+    stamp = (fold_folder(PRETRAIN) / "checkpoint_final.pth").stat().st_mtime_ns
+    trainer = trainer_of(DROP_IN)
+    trainer.initialize()
+    trainer._prepare_encoder()
+    assert (fold_folder(PRETRAIN) / "checkpoint_final.pth").stat().st_mtime_ns == stamp
+    loaded = trainer.encoder.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in pretrained.items())
+
+
+def test_drop_in_continues_an_unfinished_ssl_stage(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter(range(100))
+    step = SSLTrainer.train_step
+
+    def interrupted(self: SSLTrainer, batch: dict) -> dict:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SSLTrainer, "train_step", interrupted)
+        train(DROP_IN)
+    trainer = trainer_of(DROP_IN, continued=True)
+    trainer.initialize()
+    trainer._prepare_encoder()
+    assert "Continuing after 1 epochs of 3" in log_of(fold_folder(PRETRAIN))
+    assert load_checkpoint(fold_folder(PRETRAIN) / "checkpoint_final.pth")["finished"]
+
+
+def test_segmentation_continues_without_the_ssl_stage(nnunet: Path) -> None:
+    trainer = trainer_of(DROP_IN, "toy_scratch")
+    trainer.num_epochs = 1
+    trainer.run_training()
+    final = fold_folder(DROP_IN, "toy_scratch") / "checkpoint_final.pth"
+    final.rename(final.with_name("checkpoint_latest.pth"))
+    continued = trainer_of(DROP_IN, "toy_scratch", continued=True)
+    maybe_load_checkpoint(continued, True, False)
+    assert continued.current_epoch == 1
+    continued.run_training()
+    assert not fold_folder(PRETRAIN, "toy_scratch").exists()
+    assert final.is_file()
+
+
+def test_finetune_needs_a_stage_or_weights(nnunet: Path) -> None:
+    with pytest.raises(UserError, match="no finished SSL stage"):
+        train(FINETUNE)
+
+
+def test_export_feeds_the_stock_trainer_and_the_finetune_trainer(nnunet: Path, tmp_path: Path) -> None:
+    folder = train(PRETRAIN, fold="all")
+    dataset = nnunet / "nnUNet_preprocessed" / DATASET
+    plans, dataset_json = (json.loads((dataset / n).read_text()) for n in (f"{PLANS}.json", "dataset.json"))
+    weights = tmp_path / "weights.pth"
+    export(folder / "checkpoint_final.pth", plans, "toy", dataset_json, weights)
+    pretrained = encoder_state(load_checkpoint(folder / "checkpoint_final.pth"))
+    for name in ("nnUNetTrainer", FINETUNE):
+        trainer = trainer_of(name)
+        maybe_load_checkpoint(trainer, False, False, str(weights))
+        if name == FINETUNE:
+            trainer._prepare_encoder()
+            assert "Encoder: from -pretrained_weights" in log_of(fold_folder(FINETUNE))
+        loaded = trainer.network.encoder.state_dict()
+        assert all(torch.equal(loaded[k], v) for k, v in pretrained.items())
+
+
+def test_warm_up_then_decay_from_the_lower_peak(nnunet: Path) -> None:
+    trainer = trainer_of(FINETUNE)
+    trainer.config = type(trainer.config)(finetune_num_epochs=100, finetune_warmup_epochs=10)
+    trainer.num_epochs = 100
+    trainer.initialize()
+    rates = []
+    for epoch in range(100):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[:10] == pytest.approx([1e-3 * (e + 1) / 11 for e in range(10)])
+    assert max(rates) == rates[10] == 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 5e-5
+
+
+def test_leaked_validation_cases_are_refused(nnunet: Path) -> None:
+    train(PRETRAIN)
+    splits_file = nnunet / "nnUNet_preprocessed" / DATASET / "splits_final.json"
+    splits = splits_file.read_text()
+    try:
+        splits_file.write_text(json.dumps(json.loads(splits)[::-1]))
+        with pytest.raises(UserError, match="has learnt from validation cases of fold 0"):
+            train(FINETUNE)
+    finally:
+        splits_file.write_text(splits)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ("bad_typo", "unknown key 'cel_size'.*cell_size"),
+        ("bad_large_cell", "cell_size .* at most patch_size"),
+        ("bad_deep", r"pyramid_levels \[1, 7\] must be different stages of the encoder, which has 3"),
+        ("bad_text", "key 'initial_lr' .* must be a float"),
+        ("bad_negative", "num_epochs must be at least 1"),
+        ("bad_none", "has no 'emim' block"),
+    ],
+)
+def test_bad_blocks_are_refused_before_anything_is_written(configuration: str, message: str, nnunet: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer_of(PRETRAIN, configuration)
+    assert list(Path(os.environ["nnUNet_results"]).iterdir()) == []
+
+
+def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:
+    code = "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
+    arguments = ["1", "bad_typo", "0", "-tr", PRETRAIN, "-p", PLANS, "-device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "error: unknown key 'cel_size'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("num_cases", [1, 2])
+def test_one_or_two_cases_are_enough(num_cases: int, nnunet: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    small = tmp_path / "preprocessed" / DATASET
+    big = nnunet / "nnUNet_preprocessed" / DATASET
+    data = small / "nnUNetEMIMPlans_3d_fullres"
+    data.mkdir(parents=True)
+    for name in (f"{PLANS}.json", "dataset.json", "dataset_fingerprint.json"):
+        shutil.copy(big / name, small / name)
+    for number in range(1, num_cases + 1):
+        for file in (big / data.name).glob(f"BraTS-GLI-0000{number}-000*"):
+            shutil.copy(file, data)
+    monkeypatch.setenv("nnUNet_preprocessed", str(small.parent))
+    if num_cases == 1:
+        with pytest.raises(UserError, match="use fold 'all'"):
+            train(PRETRAIN)
+    folder = train(PRETRAIN, fold=0 if num_cases == 2 else "all")
+    checkpoint = load_checkpoint(folder / "checkpoint_final.pth")
+    assert len(checkpoint["training_cases"]) == 1
+    assert len(checkpoint["validation_cases"]) == num_cases - 1
+
+
+def test_wholly_unlabelled_data(nnunet: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    small = tmp_path / "preprocessed" / DATASET
+    shutil.copytree(nnunet / "nnUNet_preprocessed" / DATASET, small)
+    shutil.rmtree(small / "nnUNetEMIMPlans_3d_fullres")
+    monkeypatch.setenv("nnUNet_preprocessed", str(small.parent))
+    checkpoint = load_checkpoint(train(PRETRAIN) / "checkpoint_final.pth")
+    assert checkpoint["training_cases"] == ["BraTS-GLI-00006-000", "BraTS-GLI-00007-000"]
