@@ -28,10 +28,10 @@ from emim_nnunet.dataloading.augmentation import clear_outside, mirror
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.networks.decoder import forward_flops
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.config import TrainingConfig
+from emim_nnunet.training.description import describe_cases, describe_cost
 from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, skills, step_record
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.plots import plot_progress
@@ -201,7 +201,14 @@ class SSLTrainer(nnUNetTrainer):
             self.initialize()
         self._refuse_to_overwrite()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-        self._describe()
+        image_shape = (1, self.num_input_channels, *self.configuration_manager.patch_size)
+        for line in [
+            f"SSL stage: {self.method_class.__name__}, {self.method_config}",
+            f"{self.config}",
+            *describe_cases(self.cases),
+            describe_cost(self.method, image_shape),
+        ]:
+            self.print_to_log_file(line)
         if self.local_rank == 0:
             save_json(self.plans_manager.plans, str(Path(self.output_folder_base) / "plans.json"), sort_keys=False)
             save_json(self.dataset_json, str(Path(self.output_folder_base) / "dataset.json"), sort_keys=False)
@@ -215,27 +222,6 @@ class SSLTrainer(nnUNetTrainer):
             raise UserError(
                 f"{self.output_folder} already holds an SSL stage ({existing[0]}): continue it with --c, or move it away"
             )
-
-    def _describe(self) -> None:
-        cases = self.cases
-        assert cases is not None
-        log = self.print_to_log_file
-        log(f"SSL stage: {self.method_class.__name__}, {self.method_config}")
-        log(f"{self.config}")
-        log(f"Learning from {len(cases.training)} cases: {', '.join(c.identifier for c in cases.training)}")
-        if cases.probe_is_held_out:
-            log(f"Measured on {len(cases.probe)} held-out cases: {', '.join(c.identifier for c in cases.probe)}")
-        else:
-            log("Measured on the training cases: this fold holds out no case")
-        image = torch.empty((1, self.num_input_channels, *self.configuration_manager.patch_size), device="meta")
-        encoder_flops, features = forward_flops(self.method.encoder, image)
-        decoder_flops, _ = forward_flops(self.method.decoder, features)
-        size = sum(p.numel() for p in self.method.encoder.parameters())
-        extra = sum(p.numel() for p in self.method.decoder.parameters())
-        log(
-            f"Encoder: {size / 1e6:.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch; reconstruction decoder "
-            f"(thrown away): {extra / 1e6:.2f} M, {decoder_flops / 1e9:.1f} GFLOPs = {decoder_flops / encoder_flops:.1%}"
-        )
 
     def on_epoch_start(self) -> None:
         """Start the clock."""
@@ -398,8 +384,11 @@ class SSLTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
+        save_checkpoint(self._checkpoint(), Path(filename))
+
+    def _checkpoint(self) -> dict[str, Any]:
         assert self.cases is not None
-        checkpoint = {
+        return {
             "format": SSL_FORMAT,
             "format_version": FORMAT_VERSION,
             "method": self.method_class.__name__,
@@ -421,7 +410,6 @@ class SSLTrainer(nnUNetTrainer):
             "seed": self.config.seed,
             "versions": versions(),
         }
-        save_checkpoint(checkpoint, Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue an SSL stage (``--c``).

@@ -1,0 +1,31 @@
+"""What an SSL stage says about itself before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.networks.decoder import forward_flops
+from emim_nnunet.training.stage import StageCases
+
+
+def describe_cases(cases: StageCases) -> list[str]:
+    """Which cases are learnt from and which are measured on."""
+    learnt, probe = (", ".join(c.identifier for c in part) for part in (cases.training, cases.probe))
+    lines = [f"Learning from {len(cases.training)} cases: {learnt}"]
+    if cases.probe_is_held_out:
+        return [*lines, f"Measured on {len(cases.probe)} held-out cases: {probe}"]
+    return [*lines, "Measured on the training cases: this fold holds out no case"]
+
+
+def describe_cost(method: SSLMethod, image_shape: Sequence[int]) -> str:
+    """Size and floating point operations of the encoder, and what the decoder, which is thrown away, adds."""
+    encoder_flops, features = forward_flops(method.encoder, torch.empty(image_shape, device="meta"))
+    decoder_flops, _ = forward_flops(method.decoder, features)
+    size, extra = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (method.encoder, method.decoder))
+    return (
+        f"Encoder: {size:.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch; reconstruction decoder (thrown away): "
+        f"{extra:.2f} M, {decoder_flops / 1e9:.1f} GFLOPs = {decoder_flops / encoder_flops:.1%}"
+    )
