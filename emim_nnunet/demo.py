@@ -26,6 +26,7 @@ PLANS = "nnUNetEMIMPlans"
 NUM_LABELLED, NUM_UNLABELLED, NUM_TEST = 5, 12, 8
 SHAPE = (48, 48, 48)
 MARKER = ".emim_demo"
+LABEL_NAMES = {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
 
 # a small network and short schedules, so that two CPU cores are enough; the way to shorten any run
 DEMO_CONFIGURATION: dict[str, Any] = {
@@ -277,7 +278,9 @@ def _draw_overlays(output: Path, report: Path) -> None:
     image = _read(test / "imagesTr" / f"{case}_0003.nii.gz")
     for name in RUNS:
         prediction = _read(output / f"prediction_{name}" / f"{case}.nii.gz")
-        plot_overlay(image, prediction, report / f"overlay_{name}.png", reference=_read(reference_file))
+        plot_overlay(
+            image, prediction, report / f"overlay_{name}.png", reference=_read(reference_file), label_names=LABEL_NAMES
+        )
 
 
 def _read(path: Path) -> np.ndarray:

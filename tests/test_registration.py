@@ -91,9 +91,11 @@ def test_plugin_folder_holds_one_module() -> None:
     assert [p.name for p in registration.trainers_path().glob("*.py")] == ["emim_trainers_plugin.py"]
 
 
-def test_variable_lets_nnunet_find_every_trainer(tmp_path: Path) -> None:
-    process = run_python(LOOK_UP_ALL, tmp_path, nnUNet_extTrainer=str(registration.trainers_path()))
+def test_variable_lets_nnunet_find_every_trainer(copied_nnunet: Path) -> None:
+    folder = str(registration.trainers_path())
+    process = run_python(LOOK_UP_ALL, copied_nnunet, copied_nnunet, nnUNet_extTrainer=folder)
     assert process.returncode == 0, process.stderr
+    assert f"Using trainer 'nnUNetTrainerEMIM' from: {folder}" in process.stdout
 
 
 def test_register_lets_nnunet_find_every_trainer_and_does_nothing_without_us(copied_nnunet: Path) -> None:
