@@ -31,7 +31,13 @@ from emim_nnunet.dataloading.splits import ensure_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
-from emim_nnunet.planners.raw_dataset import dataset_name, raw_files, read_dataset_json, unlabelled_images
+from emim_nnunet.planners.raw_dataset import (
+    dataset_name,
+    images_of_cases,
+    raw_files,
+    read_dataset_json,
+    unlabelled_images,
+)
 
 NUM_INTENSITY_SAMPLES = 10_000_000
 
@@ -111,8 +117,7 @@ def _labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> list[str]:
     ending = dataset_json["file_ending"]
     if "dataset" in dataset_json:
         return sorted(dataset_json["dataset"])
-    cut = len(ending) + len("_0000")
-    cases = sorted({file.name[:-cut] for file in (raw / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{ending}")})
+    cases = sorted(images_of_cases(raw / "imagesTr", dataset_json))
     for case in cases:
         label = raw / "labelsTr" / f"{case}{ending}"
         if not label.is_file():

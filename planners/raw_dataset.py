@@ -51,30 +51,33 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
-    """Images of the cases without label.
+def images_of_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
+    """Images of the cases in a folder.
 
     Args:
-        folder: Raw data set; its ``imagesUnlabelled`` holds CASE_0000, CASE_0001, ... per case.
+        folder: Holds CASE_0000, CASE_0001, ... per case.
         dataset_json: Of the data set.
 
     Returns:
-        Paths per case in the order of the channels.
+        Paths per case in the order of the channels; empty when the folder is missing.
 
     Raises:
-        UserError: A case lacks a channel.
+        UserError: A case lacks a channel, or has too many.
     """
     ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
     cut = len(ending) + len("_0000")
-    files = sorted((folder / UNLABELLED).glob(f"*_[0-9][0-9][0-9][0-9]{ending}"))
     cases: dict[str, list[str]] = {}
-    for file in files:
+    for file in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
         cases.setdefault(file.name[:-cut], []).append(str(file))
     for case, images in cases.items():
-        expected = [str(folder / UNLABELLED / f"{case}_{c:04d}{ending}") for c in range(channels)]
-        if images != expected:
-            raise UserError(f"{folder / UNLABELLED / case}: expected the channels 0000 to {channels - 1:04d}")
+        if images != [str(folder / f"{case}_{c:04d}{ending}") for c in range(channels)]:
+            raise UserError(f"{folder / case}: expected exactly the channels 0000 to {channels - 1:04d}, one file each")
     return cases
+
+
+def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
+    """Images of the cases without label of a raw data set; see :func:`images_of_cases`."""
+    return images_of_cases(folder / UNLABELLED, dataset_json)
 
 
 def raw_files(folder: Path, dataset_json: dict[str, Any]) -> list[Path]:

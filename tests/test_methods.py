@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import emim_nnunet.trainers as trainers
@@ -19,6 +21,7 @@ from emim_nnunet.methods import config_classes
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.methods.emim import EMIM, EMIMConfig
 from emim_nnunet.methods.mim import MIM, MIMConfig
+from emim_nnunet.networks.decoder import ReconstructionDecoder, forward_flops
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.toy import toy_batch, toy_method
 
@@ -146,7 +149,7 @@ def test_two_ranks_on_a_sharded_batch_equal_one_process(
 # ---------------------------------------------------------------------------------------------------------- E-MIM
 
 
-class Fixed(torch.nn.Module):
+class Fixed(nn.Module):
     """A decoder with a given output."""
 
     def __init__(self, reconstruction: torch.Tensor) -> None:
@@ -207,6 +210,29 @@ def test_barlow_weight_zero_is_masked_modelling_with_the_hybrid_mask() -> None:
     output = method(*toy_batch(method))
     assert output.loss.item() == output.terms["reconstruction"].item()
     assert len(method.projectors) == 0
+
+
+def test_the_decoder_is_light_on_the_topology_of_resenc_l() -> None:
+    strides, features = [1, 2, 2, 2, 2, 2], [32, 64, 128, 256, 320, 320]
+    encoder = ResidualEncoderUNet(
+        input_channels=4,
+        n_stages=6,
+        features_per_stage=features,
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        strides=strides,
+        n_blocks_per_stage=[1, 3, 4, 6, 6, 6],
+        num_classes=2,
+        n_conv_per_stage_decoder=[1] * 5,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+    ).encoder
+    encoder_flops, outputs = forward_flops(encoder, torch.empty((1, 4, 128, 128, 128), device="meta"))
+    decoder = ReconstructionDecoder(features, strides, 4, nn.Conv3d)
+    decoder_flops, reconstruction = forward_flops(decoder, outputs)
+    assert reconstruction.shape == (1, 4, 128, 128, 128)
+    assert 0.01 < decoder_flops / encoder_flops < 0.04
 
 
 def test_original_view_gets_a_gradient_only_when_asked_to() -> None:

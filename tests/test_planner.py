@@ -268,6 +268,8 @@ def test_user_errors_are_one_line(planning: Path, capsys: pytest.CaptureFixture[
     assert "-gpu_memory_target must be a positive number" in error_of(1, target="-1")
     (raw / "labelsTr" / "case1.nii.gz").unlink()
     assert "case1.nii.gz is missing: cases without label belong into" in error_of(1)
+    (raw / "imagesTr" / "case0_0001.nii.gz").unlink()
+    assert "imagesTr/case0: expected exactly the channels" in error_of(1)
     (raw / "dataset.json").write_text("{")
     assert "dataset.json is not valid JSON" in error_of(1)
     (raw / "dataset.json").write_text("{}")
@@ -276,7 +278,7 @@ def test_user_errors_are_one_line(planning: Path, capsys: pytest.CaptureFixture[
     assert "holds no case" in error_of(2)
     raw = write_raw(planning, 3, labelled=0, unlabelled=1)
     (raw / "imagesUnlabelled" / "case0_0002.nii.gz").unlink()
-    assert "expected the channels 0000 to 0003" in error_of(3)
+    assert "expected exactly the channels 0000 to 0003" in error_of(3)
     raw = write_raw(planning, 4, labelled=0, unlabelled=1)
     file = raw / "imagesUnlabelled" / "case0_0000.nii.gz"
     file.write_bytes(file.read_bytes()[:500])
