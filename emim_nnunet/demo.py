@@ -255,7 +255,8 @@ def dice_table(dice: dict[str, Any]) -> str:
     note = (
         f"Mean over {dice['num_test_cases']} held-out phantoms, one seed, equal fine-tuning budget; "
         f"{dice['num_labelled'] - 1} labelled training cases, {dice['num_unlabelled']} more without label for the SSL "
-        f"stage. Pretrained is better in {better} of {dice['num_test_cases']} cases. A demo shows behaviour, not a benefit."
+        f"stage. Pretrained is better in {better} of {dice['num_test_cases']} cases. A demo shows behaviour, not a benefit: "
+        f"nnU-Net's training is not seeded, and the order of the two can change when you repeat it."
     )
     return "\n".join([*lines, "", note])
 
