@@ -357,6 +357,8 @@ class SSLTrainer(nnUNetTrainer):
         self.save_checkpoint(str(Path(self.output_folder) / stage.FINAL))
         if self.local_rank == 0:
             (Path(self.output_folder) / stage.LATEST).unlink(missing_ok=True)
+        if self.is_ddp:
+            dist.barrier()  # a segmentation stage on other ranks reads the checkpoint next
         self.dataloader_train = self.dataloader_val = None  # ends the workers
         empty_cache(self.device)
         self.print_to_log_file("SSL stage done.")
