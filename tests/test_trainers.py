@@ -206,7 +206,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(nnunet: Path) -> None:
     command = [sys.executable, "-m", "emim_nnunet.cli.train", "1", "toy_long", "0", "-tr", PRETRAIN, "-p", PLANS]
     process = subprocess.Popen([*command, "-device", "cpu"], stdout=subprocess.DEVNULL, cwd=trainers_path().parents[1])
     latest = fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not latest.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
