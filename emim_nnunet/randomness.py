@@ -19,6 +19,7 @@ class Stream(IntEnum):
     CROP = 1
     AUGMENTATION = 2
     MASK = 3
+    PROBE = 4
 
 
 def seeded_generator(*key: int) -> torch.Generator:

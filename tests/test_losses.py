@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from emim_nnunet.diagnostics import collapsed_loss, skill, skill_per_modality
 from emim_nnunet.distributed import standardise
-from emim_nnunet.losses import barlow_twins_loss, cross_correlation, masked_mse, masked_sums, normalise_cells
+from emim_nnunet.losses import barlow_twins_loss, cross_correlation, masked_mse, normalise_cells
 from emim_nnunet.networks import Projector
 
 
@@ -66,16 +65,16 @@ def test_batch_of_two_is_why_samples_are_cells() -> None:
 def test_masked_mse_equals_numpy_and_does_not_grow_with_duplicated_modalities() -> None:
     prediction, target = randn(2, 3, 4, 5, 6), randn(2, 3, 4, 5, 6, seed=1)
     weight = randn(2, 3, 4, 5, 6, seed=2) > 0
-    loss = masked_mse(masked_sums(prediction, target, weight))
+    loss = masked_mse(prediction, target, weight)
     error = (prediction - target).numpy()[weight.numpy()] ** 2
     assert loss.item() == pytest.approx(error.mean(), rel=1e-5)
     twice = [torch.cat([x, x], 1) for x in (prediction, target, weight)]
-    assert masked_mse(masked_sums(*twice)).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert masked_mse(*twice).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_masked_mse_of_nothing_is_zero_and_has_a_finite_gradient() -> None:
     prediction = randn(1, 2, 4, 4).requires_grad_()
-    loss = masked_mse(masked_sums(prediction, randn(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)))
+    loss = masked_mse(prediction, randn(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
     loss.backward()
     assert loss.item() == 0.0
     assert torch.isfinite(prediction.grad).all()
@@ -85,26 +84,6 @@ def test_normalised_cells_have_mean_zero_and_variance_one() -> None:
     cells = normalise_cells(5 * randn(1, 2, 8, 8) + 3, (4, 4)).unfold(2, 4, 4).unfold(3, 4, 4).flatten(-2)
     assert cells.mean(-1).abs().max().item() < 1e-5
     assert cells.var(-1, unbiased=False).numpy() == pytest.approx(np.ones((1, 2, 2, 2)), rel=1e-3)
-
-
-def test_skill_is_zero_for_the_best_constant_and_one_for_the_truth() -> None:
-    target = randn(4, 2, 6, 6) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1) + 2
-    weight = torch.ones_like(target)
-    constant = target.mean((0, 2, 3), keepdim=True).expand_as(target)
-    assert skill(masked_sums(constant, target, weight)).abs().max().item() < 1e-4
-    assert skill(masked_sums(target, target, weight)).tolist() == [1.0, 1.0]
-    assert collapsed_loss(masked_sums(target, target, weight)).numpy() == pytest.approx(
-        target.numpy().var(axis=(0, 2, 3)), rel=1e-4
-    )
-
-
-def test_skill_of_an_uncounted_modality_is_nan_and_does_not_hurt_the_pooled_one() -> None:
-    target = randn(4, 2, 6, 6)
-    weight = torch.ones_like(target)
-    weight[:, 1] = 0
-    per_modality, pooled = skill_per_modality(masked_sums(0.5 * target, target, weight))
-    assert torch.isnan(per_modality[1])
-    assert pooled.item() == pytest.approx(0.75, abs=0.02)
 
 
 def test_standardise_equals_numpy() -> None:

@@ -1,5 +1,43 @@
-"""Numbers that say whether a pretraining has collapsed."""
+"""Numbers that say whether a pretraining has collapsed, and rules that say it plainly."""
 
-from emim_nnunet.diagnostics.skill import collapsed_loss, skill, skill_per_modality
+from emim_nnunet.diagnostics.dense_probe import dense_probe
+from emim_nnunet.diagnostics.hypersphere import alignment, uniformity
+from emim_nnunet.diagnostics.probe import CollapseProbe
+from emim_nnunet.diagnostics.reconstruction import (
+    constant_losses,
+    position_sums,
+    reconstruction_scores,
+    reconstruction_sums,
+)
+from emim_nnunet.diagnostics.rules import Finding, Thresholds, Verdict, judge
+from emim_nnunet.diagnostics.spectrum import (
+    CovarianceSums,
+    effective_rank,
+    eigenvalues,
+    foreground_rows,
+    isotropic_eigenvalues,
+    participation_ratio,
+    stage_scores,
+)
 
-__all__ = ["collapsed_loss", "skill", "skill_per_modality"]
+__all__ = [
+    "CollapseProbe",
+    "CovarianceSums",
+    "Finding",
+    "Thresholds",
+    "Verdict",
+    "alignment",
+    "constant_losses",
+    "dense_probe",
+    "effective_rank",
+    "eigenvalues",
+    "foreground_rows",
+    "isotropic_eigenvalues",
+    "judge",
+    "participation_ratio",
+    "position_sums",
+    "reconstruction_scores",
+    "reconstruction_sums",
+    "stage_scores",
+    "uniformity",
+]

@@ -1,6 +1,6 @@
 """Losses as pure functions; all of them equal the one-process value when the batch is sharded over ranks."""
 
 from emim_nnunet.losses.barlow import barlow_twins_loss, cross_correlation
-from emim_nnunet.losses.reconstruction import masked_mse, masked_sums, normalise_cells
+from emim_nnunet.losses.reconstruction import masked_mse, normalise_cells
 
-__all__ = ["barlow_twins_loss", "cross_correlation", "masked_mse", "masked_sums", "normalise_cells"]
+__all__ = ["barlow_twins_loss", "cross_correlation", "masked_mse", "normalise_cells"]

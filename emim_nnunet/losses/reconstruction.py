@@ -15,8 +15,8 @@ from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.masking.grid import cells_to_voxels, voxels_to_cells
 
 
-def masked_sums(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Sums per modality from which loss, collapsed loss and skill follow.
+def masked_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error over all counted (modality, voxel) pairs of all ranks.
 
     Args:
         prediction: (B, C, *P) float.
@@ -24,34 +24,12 @@ def masked_sums(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         weight: (B, C, *P), 1 where a voxel counts (masked, and foreground if asked), else 0; bool or float.
 
     Returns:
-        (C, 4) float32: count, squared error, target, squared target. Not reduced over ranks.
-    """
-    weight = weight.to(torch.float32)
-    target = target.float()
-    error = (prediction.float() - target).square()
-    axes = [0, *range(2, target.ndim)]
-    return torch.stack(
-        [
-            weight.sum(axes),
-            (error * weight).sum(axes),
-            (target * weight).sum(axes),
-            (target.square() * weight).sum(axes),
-        ],
-        dim=1,
-    )
-
-
-def masked_mse(sums: Tensor) -> Tensor:
-    """Mean squared error over all counted (modality, voxel) pairs of all ranks.
-
-    Args:
-        sums: (C, 4) of :func:`masked_sums`.
-
-    Returns:
         () float32; 0 when nothing is counted.
     """
-    count, error = all_reduce_sum(sums[:, :2].sum(0)).unbind()
-    return error / count.clamp_min(1.0)
+    weight = weight.to(torch.float32)
+    error = (prediction.float() - target.float()).square()
+    total, count = all_reduce_sum(torch.stack([(error * weight).sum(), weight.sum()])).unbind()
+    return total / count.clamp_min(1.0)
 
 
 def normalise_cells(target: Tensor, cell_size: Sequence[int], eps: float = 1e-6) -> Tensor:

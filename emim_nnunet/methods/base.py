@@ -9,25 +9,40 @@ import torch
 from torch import Tensor, nn
 
 
+class Reconstruction(NamedTuple):
+    """What a method reconstructs; detached tensors.
+
+    Attributes:
+        masked_image: (B, C, *P), the network's input.
+        prediction: (B, C, *P).
+        target: (B, C, *P), what the prediction is compared with.
+        hidden: (B, C, *P) bool, True = masked.
+        counted: (B, C, *P) bool, what the loss counts: masked, and inside the body if asked.
+    """
+
+    masked_image: Tensor
+    prediction: Tensor
+    target: Tensor
+    hidden: Tensor
+    counted: Tensor
+
+
 class MethodOutput(NamedTuple):
     """Result of a method's forward.
 
     Attributes:
         loss: () float32, what is minimised; equal on all ranks.
         terms: Detached () tensors to log.
-        sums: (C, 4) float32, detached, this rank's part: what skill follows from (see
-            :func:`emim_nnunet.losses.masked_sums`).
-        masked_image: (B, C, *P), detached, the network's input.
-        reconstruction: (B, C, *P), detached.
-        features: Stage outputs of the masked view, detached.
+        features: Detached stage outputs for the (first) masked or augmented view.
+        original_features: Detached stage outputs for the image as it is, where the method computes them anyway.
+        reconstruction: Of the first view; None for a method that reconstructs nothing.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    sums: Tensor
-    masked_image: Tensor
-    reconstruction: Tensor
     features: list[Tensor]
+    original_features: list[Tensor] | None = None
+    reconstruction: Reconstruction | None = None
 
 
 class SSLMethod(nn.Module):

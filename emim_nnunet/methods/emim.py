@@ -142,6 +142,7 @@ class EMIM(MIM):
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.original_view_gradient):
                 second_features = self.encoder(image)
+            output = output._replace(original_features=[f.detach() for f in second_features])
         barlow = self.pyramid_barlow_twins(features, second_features, visible, foreground, draws)
         total = torch.stack(list(barlow.values())).mean()
         terms = output.terms | {"barlow": total.detach()} | {k: v.detach() for k, v in barlow.items()}

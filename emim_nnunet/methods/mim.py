@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from emim_nnunet.config import require
-from emim_nnunet.losses import masked_mse, masked_sums, normalise_cells
+from emim_nnunet.losses import masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, grid_size, masked_fraction, position_mask
-from emim_nnunet.methods.base import MethodOutput, SSLMethod
+from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLMethod
 from emim_nnunet.networks import ReconstructionDecoder
 
 FILLS = ("zero", "learned")
@@ -124,18 +124,15 @@ class MIM(SSLMethod):
         self, image: Tensor, foreground: Tensor, masked: Tensor, masked_image: Tensor, features: list[Tensor]
     ) -> MethodOutput:
         """The reconstruction part of the loss, as a complete output."""
-        reconstruction = self.decoder(features)
-        counted = cells_to_voxels(masked, self.config.cell_size)
-        if self.config.foreground_only:
-            counted = counted & foreground
+        prediction = self.decoder(features)
+        hidden = cells_to_voxels(masked, self.config.cell_size)
+        counted = hidden & foreground if self.config.foreground_only else hidden
         target = normalise_cells(image, self.config.cell_size) if self.config.norm_pix else image
-        sums = masked_sums(reconstruction, target, counted)
-        loss = masked_mse(sums)
+        loss = masked_mse(prediction, target, counted)
         terms = {
             "reconstruction": loss.detach(),
             "masked_fraction": masked.float().mean(),
             "fully_masked_fraction": masked.all(1).float().mean(),
         }
-        return MethodOutput(
-            loss, terms, sums.detach(), masked_image.detach(), reconstruction.detach(), [f.detach() for f in features]
-        )
+        reconstruction = Reconstruction(masked_image.detach(), prediction.detach(), target.detach(), hidden, counted)
+        return MethodOutput(loss, terms, [f.detach() for f in features], reconstruction=reconstruction)

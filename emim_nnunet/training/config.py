@@ -25,6 +25,7 @@ class TrainingConfig:
         checkpoint_minutes: Least time between two checkpoints; 0 writes one after every epoch.
         reconstruction_every: Epochs between two pictures of reconstructions.
         use_validation_cases: Train on the validation cases of the fold too.
+        collapse_patience: Stop when the collapse monitor has warned for this many epochs in a row; None = never stop.
     """
 
     batch_size: int
@@ -40,6 +41,7 @@ class TrainingConfig:
     checkpoint_minutes: float = 10.0
     reconstruction_every: int = 10
     use_validation_cases: bool = False
+    collapse_patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -50,6 +52,10 @@ class TrainingConfig:
             "reconstruction_every",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        require(
+            self.collapse_patience is None or self.collapse_patience >= 1,
+            f"collapse_patience must be null or at least 1, not {self.collapse_patience}",
+        )
         for name in ("initial_lr", "gradient_clip"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("weight_decay", "warmup_epochs", "seed", "checkpoint_minutes"):

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emim_nnunet.diagnostics import skill_per_modality
-from emim_nnunet.distributed import all_reduce_sum
-from emim_nnunet.masking import cells_to_voxels
+from emim_nnunet.methods.base import Reconstruction
 from emim_nnunet.training.plots import plot_reconstruction
 
 
 def step_record(output: Any) -> dict[str, Any]:
     """What is kept of a :class:`~emim_nnunet.methods.base.MethodOutput`; tensors stay on the device, so nothing waits."""
-    return {"loss": output.loss.detach(), "terms": output.terms, "sums": output.sums}
+    return {"loss": output.loss.detach(), "terms": output.terms}
 
 
 def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
@@ -27,21 +25,16 @@ def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, floa
     return {f"{prefix}/{key}": value for key, value in zip(rows[0], stacked.mean(0).tolist(), strict=True)}
 
 
-def skills(records: Sequence[dict[str, Any]], channel_names: Sequence[str]) -> dict[str, float]:
-    """Skill over the constant prediction of all steps of all ranks: ``skill/NAME`` per modality and ``skill/all``."""
-    sums = all_reduce_sum(torch.stack([r["sums"] for r in records]).sum(0)).cpu()
-    per_modality, pooled = skill_per_modality(sums)
-    values = {f"skill/{name}": value for name, value in zip(channel_names, per_modality.tolist(), strict=True)}
-    return values | {"skill/all": pooled.item()}
-
-
 def log_lines(row: dict[str, float]) -> list[str]:
     """The row as nnU-Net would print it."""
     skill = {key.removeprefix("skill/"): value for key, value in row.items() if key.startswith("skill/")}
+    skill_line = "Skill over the constant prediction: " + ", ".join(
+        f"{name} {value:.3f}" for name, value in skill.items()
+    )
     return [
         f"train_loss {row['train/loss']:.4f}{_terms(row, 'train/')}",
         f"val_loss {row['val/loss']:.4f}{_terms(row, 'val/')}",
-        "Skill over the constant prediction: " + ", ".join(f"{name} {value:.3f}" for name, value in skill.items()),
+        *([skill_line] if skill else []),
         f"Epoch time: {row['seconds']:.2f} s ({row['patches_per_second']:.2f} patches/s in training)",
     ]
 
@@ -54,10 +47,10 @@ def _terms(row: dict[str, float], prefix: str) -> str:
 def save_reconstructions(
     folder: Path,
     epoch: int,
-    batch: dict[str, Any],
-    inputs: tuple[Tensor, Tensor, Tensor],
-    output: Any,
-    cell_size: Sequence[int],
+    cases: Sequence[str],
+    image: Tensor,
+    foreground: Tensor,
+    reconstruction: Reconstruction,
     channel_names: Sequence[str],
     limit: int = 3,
 ) -> None:
@@ -66,22 +59,20 @@ def save_reconstructions(
     Args:
         folder: Where to write.
         epoch: Number of the epoch.
-        batch: Of the loader; its ``case`` ids.
-        inputs: image (B, C, *P), foreground (B, 1, *P) and masked (B, C, *G).
-        output: The method's output for them.
-        cell_size: Voxels of a cell per axis.
+        cases: B case ids.
+        image: (B, C, *P).
+        foreground: (B, 1, *P) bool.
+        reconstruction: The method's, for them.
         channel_names: C names.
         limit: Most pictures.
     """
     folder.mkdir(exist_ok=True)
-    image, foreground, masked = inputs
-    hidden = cells_to_voxels(masked, cell_size)
-    first_of_case = {case: sample for sample, case in reversed(list(enumerate(batch["case"])))}
+    first_of_case = {case: sample for sample, case in reversed(list(enumerate(cases)))}
     for case, sample in sorted(first_of_case.items(), key=lambda item: item[1])[:limit]:
-        arrays = (image, output.masked_image, output.reconstruction, hidden)
+        arrays = (image, reconstruction.masked_image, reconstruction.prediction)
         plot_reconstruction(
-            *(array[sample].cpu().float().numpy() for array in arrays[:3]),
-            hidden[sample].cpu().numpy(),
+            *(array[sample].cpu().float().numpy() for array in arrays),
+            reconstruction.hidden[sample].cpu().numpy(),
             folder / f"epoch_{epoch:04d}_{case}.png",
             channel_names=channel_names,
             foreground=foreground[sample, 0].cpu().numpy(),

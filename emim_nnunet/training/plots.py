@@ -23,7 +23,14 @@ TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 BACKGROUND, TEXT = "#16181d", "#e8e8e8"
 
 
-def _save(figure: Figure, path: Path, dpi: int = 110) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Write a figure as PNG, atomically.
+
+    Args:
+        figure: Made without pyplot.
+        path: PNG to write.
+        dpi: Dots per inch.
+    """
     FigureCanvasAgg(figure)
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi, facecolor=figure.get_facecolor()))
 
@@ -53,7 +60,7 @@ def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
     for ax in axes[1]:
         ax.set_ylim(bottom=0)
     axes[1, 0].yaxis.set_major_formatter("{x:.1e}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_line(ax: Axes, history: Sequence[dict[str, float]], key: str, label: str, **style: Any) -> None:
@@ -141,7 +148,7 @@ def plot_reconstruction(
         ax.set_title(name, color=TEXT, fontsize=10)
     _bare(axes)
     figure.suptitle(title, color=TEXT, fontsize=11)
-    _save(figure, path, dpi=90)
+    save_figure(figure, path, dpi=90)
 
 
 def _window(picture: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
@@ -212,7 +219,7 @@ def plot_overlay(
     if labels:
         figure.legend(loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=TEXT)
     figure.suptitle(title, color=TEXT)
-    _save(figure, path, dpi=90)
+    save_figure(figure, path, dpi=90)
 
 
 def _slices(labelled: np.ndarray) -> list[int]:

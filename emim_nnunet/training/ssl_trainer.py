@@ -27,12 +27,13 @@ from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside, mirror
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
-from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
+from emim_nnunet.training.collapse_monitor import CollapseMonitor
 from emim_nnunet.training.config import TrainingConfig
 from emim_nnunet.training.description import describe_cases, describe_cost
-from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, skills, step_record
+from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, step_record
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.provenance import channel_names, versions
@@ -45,8 +46,8 @@ class SSLTrainer(nnUNetTrainer):
     """Runs the SSL stage of ``method_class`` on a data set that nnU-Net preprocessed.
 
     Found by ``nnUNetv2_train -tr`` through its subclasses, which only name the method. Settings come from the ``emim``
-    block of the plans. Writes ``ssl_log.csv``, ``progress.png``, ``reconstructions/`` and checkpoints that read with
-    ``weights_only=True`` into nnU-Net's output folder.
+    block of the plans. Writes ``ssl_log.csv``, ``progress.png``, ``reconstructions/``, the files of the collapse monitor and
+    checkpoints that read with ``weights_only=True`` into nnU-Net's output folder.
 
     Args:
         plans: Plans JSON with an ``emim`` block.
@@ -87,6 +88,14 @@ class SSLTrainer(nnUNetTrainer):
         self.channel_names = channel_names(dataset_json)
         self.cases: stage.StageCases | None = None
         self.ssl_log = SSLLog()
+        self.monitor = CollapseMonitor(
+            planned.patch_size,
+            self.method_config.cell_size,
+            self.channel_names,
+            seed=self.config.seed,
+            warmup_epochs=warmup_length(self.config.warmup_epochs, self.num_epochs),
+            norm_pix=getattr(self.method_config, "norm_pix", False),
+        )
         self._resumed = self._finished = False
         self._last_checkpoint = time()
         self._bar: tqdm | None = None
@@ -214,7 +223,20 @@ class SSLTrainer(nnUNetTrainer):
             save_json(self.dataset_json, str(Path(self.output_folder_base) / "dataset.json"), sort_keys=False)
         if self.is_ddp:
             dist.barrier()
+        if not self.monitor.history:
+            self._measure_untrained()
         self._last_checkpoint = time()
+
+    def _measure_untrained(self) -> None:
+        """One pass over the probe set before the first step: the reference of the collapse monitor."""
+        self.on_validation_epoch_start()
+        with torch.no_grad():
+            for _ in range(self.num_val_iterations_per_epoch):
+                self._probe(next(self.dataloader_val))
+        constants = self.monitor.finish(0).get("constant_losses", {})
+        losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
+        self.print_to_log_file(f"Losses of constant predictions on the probe set: {losses}")
+        self.print_to_log_file(f"Untrained. {self.monitor.log_line()}")
 
     def _refuse_to_overwrite(self) -> None:
         existing = [n for n in (stage.FINAL, stage.LATEST) if (Path(self.output_folder) / n).is_file()]
@@ -307,49 +329,74 @@ class SSLTrainer(nnUNetTrainer):
     def on_validation_epoch_start(self) -> None:
         """Evaluation mode."""
         self.network.eval()
+        self.monitor.start()
         self._iteration = 0
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
-        inputs = self._prepare(batch, self.config.seed + PROBE_SEED_OFFSET, augment=False)
-        with self._autocast():
-            output = self.network(*inputs)
-        if self._iteration == 0 and self.local_rank == 0 and self._is_picture_epoch():
-            image, foreground, draws = inputs
+        image, foreground, output = self._probe(batch)
+        reconstruction = output.reconstruction
+        if self._iteration == 0 and self.local_rank == 0 and self._is_picture_epoch() and reconstruction is not None:
+            folder = Path(self.output_folder) / "reconstructions"
             save_reconstructions(
-                Path(self.output_folder) / "reconstructions",
-                self.current_epoch,
-                batch,
-                (image, foreground, draws["masked"]),
-                output,
-                self.method_config.cell_size,
-                self.channel_names,
+                folder, self.current_epoch, batch["case"], image, foreground, reconstruction, self.channel_names
             )
         self._iteration += 1
         return step_record(output)
+
+    def _probe(self, batch: dict) -> tuple[Tensor, Tensor, MethodOutput]:
+        image, foreground, draws = self._prepare(batch, self.config.seed + PROBE_SEED_OFFSET, augment=False)
+        with self._autocast():
+            output = self.network(image, foreground, draws)
+            self.monitor.update(batch["index"].tolist(), image, foreground, output, self.method.encoder)
+        return image, foreground, output
 
     def _is_picture_epoch(self) -> bool:
         return self.current_epoch % self.config.reconstruction_every == 0 or self.current_epoch == self.num_epochs - 1
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Averages and skill over the constant prediction."""
-        self._row |= mean_terms(val_outputs, "val") | skills(val_outputs, self.channel_names)
+        """Averages, skill over the constant prediction, verdict of the collapse monitor."""
+        self.monitor.finish(self.current_epoch + 1)
+        self._row |= mean_terms(val_outputs, "val") | self.monitor.skills()
 
     def on_epoch_end(self) -> None:
-        """Log line, CSV, picture, checkpoint."""
+        """Log lines, CSVs, pictures, checkpoint."""
         self._row["seconds"] = time() - self._epoch_start
         self.ssl_log.append(self._row)
-        for line in log_lines(self._row):
+        for line in [*log_lines(self._row), self.monitor.log_line()]:
             self.print_to_log_file(line)
+        picture = self._is_picture_epoch()
         self.current_epoch += 1
-        if self.local_rank != 0:
-            return
-        self.ssl_log.write(Path(self.output_folder) / "ssl_log.csv")
-        plot_progress(self.ssl_log.state(), Path(self.output_folder) / "progress.png")
-        due = time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
-        if due and self.current_epoch < self.num_epochs:
-            self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
-            self._last_checkpoint = time()
+        patience = self.config.collapse_patience
+        stop = patience is not None and self.monitor.unhealthy_epochs >= patience
+        if self.local_rank == 0:
+            folder = Path(self.output_folder)
+            self.ssl_log.write(folder / "ssl_log.csv")
+            plot_progress(self.ssl_log.state(), folder / "progress.png")
+            self.monitor.write(folder, self._about(), picture=picture)
+            due = stop or time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
+            if due and self.current_epoch < self.num_epochs:
+                self.save_checkpoint(str(folder / stage.LATEST))
+                self._last_checkpoint = time()
+        if stop and self.current_epoch < self.num_epochs:
+            raise UserError(
+                f"the SSL stage was stopped after {self.current_epoch} epochs (collapse_patience {patience}): "
+                f"{self.monitor.verdict.line}. See collapse_spectrum.png in {self.output_folder}; --c continues with another "
+                f"collapse_patience"
+            )
+
+    def _about(self) -> dict[str, Any]:
+        assert self.cases is not None
+        return {
+            "trainer": type(self).__name__,
+            "method": self.method_class.__name__,
+            "dataset": self.plans_manager.dataset_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "probe_cases": [case.identifier for case in self.cases.probe],
+            "probe_is_held_out": self.cases.probe_is_held_out,
+            "versions": versions(),
+        }
 
     def on_train_end(self) -> None:
         """Final checkpoint; the one of the unfinished run is no longer needed."""
@@ -401,6 +448,8 @@ class SSLTrainer(nnUNetTrainer):
             "current_epoch": self.current_epoch,
             "finished": self._finished,
             "history": self.ssl_log.state(),
+            "collapse": self.monitor.history,
+            "verdict": self.monitor.verdict.to_dict(),
             "plans": self.plans_manager.plans,
             "configuration": self.configuration_name,
             "fold": self.fold,
@@ -436,4 +485,5 @@ class SSLTrainer(nnUNetTrainer):
         self.current_epoch = checkpoint["current_epoch"]
         self._finished, self._resumed = checkpoint["finished"], True
         self.ssl_log.load_state(checkpoint["history"])
+        self.monitor.history = checkpoint["collapse"]
         self.print_to_log_file(f"Continuing after {self.current_epoch} epochs of {self.num_epochs}")

@@ -35,7 +35,7 @@ def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 def ssl_settings(block: dict[str, Any]) -> dict[str, Any]:
     """The part of a block that decides what an SSL stage computes."""
-    loop_only = ("checkpoint_minutes", "reconstruction_every")
+    loop_only = ("checkpoint_minutes", "reconstruction_every", "collapse_patience")
     return {k: v for k, v in block.items() if not k.startswith("finetune_") and k not in loop_only}
 
 

@@ -1,0 +1,210 @@
+"""From measurements to a verdict.
+
+The thresholds were calibrated on real data and on fresh phantom seeds; documentation/explanation/collapse.md says how, and
+``benchmarks/collapse/calibrate.py`` repeats it. A verdict is a pure function of the history of a run, so it can be given
+again from a report, and a finding disappears when its reason does: plateaus end by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, isnan
+from typing import Any
+
+LEVELS = ("ok", "note", "warning", "error")
+RANK_IS_NOT_QUALITY = "rank is a diagnostic, not a quality: an untrained network has a high one"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Numbers of the rules.
+
+    Attributes:
+        no_skill: Foreground skill below which a reconstruction is no better than a constant.
+        patience: Evaluations in a row that this must last.
+        constant_output: With no skill: standard deviation ratio below which the output is called constant.
+        low_skill: Foreground skill that deserves a note.
+        low_modality_skill: Likewise of a single modality.
+        outline_skill: Skill over a constant above which a network that does not beat the outline has learnt the outline only.
+        rank_drop: Share of its best effective rank after warm-up below which a stage's rank is dropping.
+        dead_share: Share of dead channels that is an error.
+        variation: Variance over mean squared norm below which features are constant.
+        top_share: Share of the first direction that deserves a note.
+        participation_ratio: Participation ratio that deserves a note, in stages of at least ``wide`` channels.
+        wide: See there.
+    """
+
+    no_skill: float = 0.02
+    patience: int = 3
+    constant_output: float = 0.15
+    low_skill: float = 0.05
+    low_modality_skill: float = 0.02
+    outline_skill: float = 0.3
+    rank_drop: float = 0.5
+    dead_share: float = 0.5
+    variation: float = 1e-8
+    top_share: float = 0.95
+    participation_ratio: float = 1.5
+    wide: int = 32
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that fired.
+
+    Attributes:
+        rule: Its name, stable over versions.
+        level: ``note``, ``warning`` or ``error``.
+        scope: What it is about: ``reconstruction``, the name of a modality or ``stage N``.
+        message: For people: what was seen and what to do.
+    """
+
+    rule: str
+    level: str
+    scope: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules say together.
+
+    Attributes:
+        level: The highest level of the findings; ``ok`` without any; ``insufficient`` when there was too little data for every
+            rule.
+        findings: Highest level first.
+    """
+
+    level: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def line(self) -> str:
+        """One line for the log: the level and the messages of its findings."""
+        worst = [finding for finding in self.findings if finding.level == self.level]
+        return self.level if not worst else f"{self.level.upper()}: " + "; ".join(finding.message for finding in worst)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"level": self.level, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def judge(
+    history: Sequence[Mapping[str, Any]],
+    *,
+    warmup_epochs: int = 0,
+    norm_pix: bool = False,
+    thresholds: Thresholds | None = None,
+) -> Verdict:
+    """Apply all rules to a run.
+
+    Args:
+        history: Measurements of :meth:`CollapseProbe.measure` in order, each with ``epoch`` = number of epochs done (0 =
+            untrained). The last one is judged; earlier ones matter for rules about several evaluations.
+        warmup_epochs: Evaluations up to this epoch do not count for these rules.
+        norm_pix: Whether targets were normalised per cell, which is a known cause.
+        thresholds: Numbers; None = the calibrated ones.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: An empty history.
+    """
+    if not history:
+        raise ValueError("a verdict needs at least one measurement")
+    numbers = thresholds or Thresholds()
+    now = history[-1]
+    settled = [m for m in history if m["epoch"] > warmup_epochs]
+    findings = [
+        *_broken(now, numbers),
+        *_reconstruction(now, settled, numbers, norm_pix),
+        *_ranks(now, settled, numbers),
+    ]
+    findings.sort(key=lambda finding: -LEVELS.index(finding.level))
+    if findings:
+        return Verdict(findings[0].level, tuple(findings))
+    judged = now["reconstruction"] is not None or any(stage["status"] == "ok" for stage in now["stages"])
+    return Verdict("ok" if judged else "insufficient", ())
+
+
+def _broken(now: Mapping[str, Any], numbers: Thresholds) -> Iterator[Finding]:
+    """NaN, constant features, dead channels."""
+    scores = now["reconstruction"]
+    if scores is not None and scores["all"]["count"] > 0 and not isfinite(scores["all"]["loss"]):
+        yield Finding("non_finite", "error", "reconstruction", "the reconstruction holds NaN or Inf")
+    for number, stage in enumerate(now["stages"]):
+        scope = f"stage {number}"
+        if stage["count"] < 2:
+            continue
+        if not isfinite(stage["trace"]):
+            yield Finding("non_finite", "error", scope, f"the features of {scope} hold NaN or Inf")
+        elif stage["variation"] < numbers.variation:
+            yield Finding("constant_features", "error", scope, f"the features of {scope} are the same everywhere")
+        elif stage["dead_channels"] > numbers.dead_share * stage["channels"]:
+            dead = f"{stage['dead_channels']} of {stage['channels']} channels of {scope} are dead"
+            yield Finding("dead_channels", "error", scope, dead)
+
+
+def _reconstruction(
+    now: Mapping[str, Any], settled: Sequence[Mapping[str, Any]], numbers: Thresholds, norm_pix: bool
+) -> Iterator[Finding]:
+    """Complete collapse and its look-alikes."""
+    if now["reconstruction"] is None:
+        return
+    scores = now["reconstruction"]["all"]
+    skill, std_ratio = scores["foreground_skill"], scores["std_ratio"]
+    if scores["skill"] > numbers.outline_skill and scores["outline_skill"] <= 0:
+        yield Finding(
+            "outline_only",
+            "warning",
+            "reconstruction",
+            f"learned the outline only (skill {scores['skill']:.2f} over a constant, {scores['outline_skill']:.2f} over a "
+            f"prediction that knows where the body ends): set foreground_only, or normalise inside the body",
+        )
+    recent = [m["reconstruction"]["all"]["foreground_skill"] for m in settled[-numbers.patience :]]
+    if len(recent) == numbers.patience and all(value < numbers.no_skill for value in recent):
+        constant = ", constant output" if std_ratio < numbers.constant_output else ""
+        lasting = 0
+        for measurement in reversed(settled):
+            if not measurement["reconstruction"]["all"]["foreground_skill"] < numbers.no_skill:
+                break
+            lasting += 1
+        yield Finding(
+            "no_skill",
+            "warning",
+            "reconstruction",
+            f"no skill over a constant (plateau or collapse{constant}): {skill:.3f}, below {numbers.no_skill} for {lasting} "
+            f"epochs",
+        )
+    elif settled and skill < numbers.low_skill:
+        yield Finding("low_skill", "note", "reconstruction", f"little skill over a constant so far: {skill:.3f}")
+    if settled:
+        for name, values in now["reconstruction"].items():
+            if name != "all" and values["foreground_skill"] < numbers.low_modality_skill <= skill:
+                message = f"no skill in modality {name}: {values['foreground_skill']:.3f}"
+                yield Finding("modality_without_skill", "note", name, message)
+        if norm_pix and skill < numbers.low_skill:
+            yield Finding("norm_pix", "note", "reconstruction", "targets are normalised per cell: try norm_pix false")
+
+
+def _ranks(now: Mapping[str, Any], settled: Sequence[Mapping[str, Any]], numbers: Thresholds) -> Iterator[Finding]:
+    """Dimensional collapse, in stages with enough rows only."""
+    for number, stage in enumerate(now["stages"]):
+        scope = f"stage {number}"
+        if stage["status"] != "ok" or isnan(stage["effective_rank"]):
+            continue
+        best = max((m["stages"][number]["effective_rank"] for m in settled), default=0.0)
+        rank = stage["effective_rank"]
+        if rank < numbers.rank_drop * best:
+            message = (
+                f"rank of {scope} dropping: {rank:.1f} of {stage['channels']}, was {best:.1f} ({RANK_IS_NOT_QUALITY})"
+            )
+            yield Finding("rank_dropping", "warning", scope, message)
+        narrow = stage["channels"] >= numbers.wide and stage["participation_ratio"] < numbers.participation_ratio
+        if stage["top_share"] > numbers.top_share or narrow:
+            message = (
+                f"{stage['top_share']:.0%} of the variance of {scope} lies in one direction ({RANK_IS_NOT_QUALITY})"
+            )
+            yield Finding("one_direction", "note", scope, message)

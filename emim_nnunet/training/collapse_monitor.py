@@ -1,0 +1,146 @@
+"""The collapse monitor of an SSL stage: says while the GPU still burns that a pretraining has collapsed.
+
+After every epoch it looks at the same held-out crops with the same masks: at the reconstruction, and at the features of the
+*unmasked* crops, which is what a downstream network will see. The untrained network itself, measured before the first step, is
+the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, judge
+from emim_nnunet.masking import grid_size
+from emim_nnunet.methods.base import MethodOutput
+from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
+
+UNHEALTHY = ("warning", "error")
+
+
+class CollapseMonitor:
+    """Measurements of a run, its verdict, its files.
+
+    Args:
+        patch_size: Voxels per axis.
+        cell_size: Voxels of a mask cell per axis.
+        channel_names: C names.
+        seed: Of the run.
+        warmup_epochs: Of its learning rate; the rules begin after them.
+        norm_pix: Whether targets are normalised per cell.
+
+    Attributes:
+        history: Measurements; the first one (``epoch`` 0) of the untrained network. Each has its ``level``. Spectra are kept of
+            the untrained network, the first epoch and the last one.
+    """
+
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        cell_size: Sequence[int],
+        channel_names: Sequence[str],
+        *,
+        seed: int,
+        warmup_epochs: int,
+        norm_pix: bool,
+    ) -> None:
+        self.cell_size = tuple(cell_size)
+        self.mask_grid = grid_size(patch_size, cell_size)
+        self.channel_names = list(channel_names)
+        self.seed = seed
+        self.warmup_epochs = warmup_epochs
+        self.norm_pix = norm_pix
+        self.history: list[dict[str, Any]] = []
+        self._probe: CollapseProbe | None = None
+
+    def start(self) -> None:
+        """Begin an evaluation; the losses of the constants are measured in the first one only."""
+        cell_size = None if self.history else self.cell_size
+        self._probe = CollapseProbe(self.mask_grid, self.channel_names, self.seed, cell_size)
+
+    @torch.no_grad()
+    def update(
+        self, indices: Sequence[int], image: Tensor, foreground: Tensor, output: MethodOutput, encoder: nn.Module
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            indices: Number of each crop.
+            image: (B, C, *P).
+            foreground: (B, 1, *P) bool.
+            output: Of the method in evaluation mode.
+            encoder: Of the method; called when the output lacks the features of the unmasked image.
+        """
+        assert self._probe is not None
+        original = output.original_features
+        if original is None:
+            original = encoder(image)
+        parts = output.reconstruction
+        hidden = None if parts is None else parts.hidden
+        self._probe.update_features(indices, foreground, original, output.features, hidden)
+        if parts is not None:
+            self._probe.update_reconstruction(parts.prediction, parts.target, parts.counted, foreground)
+
+    def finish(self, epochs_done: int) -> dict[str, Any]:
+        """End an evaluation, on all ranks.
+
+        Args:
+            epochs_done: 0 = untrained.
+
+        Returns:
+            The measurement, which is also the last one of the history.
+        """
+        assert self._probe is not None
+        measurement = {"epoch": epochs_done} | self._probe.measure()
+        self._probe = None
+        for old in self.history[2:]:
+            for stage in old["stages"]:
+                stage.pop("spectrum", None)
+        self.history.append(measurement)
+        measurement["level"] = self.verdict.level
+        return measurement
+
+    @property
+    def verdict(self) -> Verdict:
+        """On the last measurement."""
+        return judge(self.history, warmup_epochs=self.warmup_epochs, norm_pix=self.norm_pix)
+
+    @property
+    def unhealthy_epochs(self) -> int:
+        """How many of the last measurements in a row gave a warning or an error."""
+        healthy = [i for i, m in enumerate(self.history) if m["level"] not in UNHEALTHY]
+        return len(self.history) - 1 - max(healthy, default=-1)
+
+    def skills(self) -> dict[str, float]:
+        """``skill/NAME`` of the last measurement, for the log; empty without a reconstruction."""
+        scores = self.history[-1]["reconstruction"] or {}
+        names = [*self.channel_names, "all"]
+        return {f"skill/{name}": scores[name]["skill"] for name in names if name in scores}
+
+    def log_line(self) -> str:
+        """Verdict and effective ranks."""
+        ranks = ", ".join(
+            f"{stage['effective_rank']:.1f}/{stage['channels']}{'' if stage['status'] == 'ok' else '?'}"
+            for stage in self.history[-1]["stages"]
+        )
+        return f"Collapse monitor: {self.verdict.line} (effective rank of the stages: {ranks})"
+
+    def write(self, folder: Path, about: Mapping[str, Any], *, picture: bool) -> None:
+        """Write ``collapse.csv``, ``collapse_report.json`` and, if asked, ``collapse_spectrum.png``.
+
+        Args:
+            folder: Where to write.
+            about: For the report.
+            picture: Draw it; also drawn whenever the level has changed.
+        """
+        verdict = self.verdict
+        about = {"seed": self.seed, "warmup_epochs": self.warmup_epochs, "norm_pix": self.norm_pix} | dict(about)
+        write_csv(self.history, folder)
+        write_report(report(self.history, verdict, Thresholds(), about), folder)
+        changed = len(self.history) > 1 and self.history[-2]["level"] != verdict.level
+        if picture or changed:
+            write_picture(self.history, verdict, folder)

@@ -1,0 +1,116 @@
+"""The picture of the collapse monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from emim_nnunet.diagnostics import isotropic_eigenvalues
+from emim_nnunet.training.plots import TITLE, save_figure
+
+SMALLEST_SHARE = 1e-6  # what lies below is noise of float32 features
+CHARACTERS = 150
+
+
+def plot_collapse(
+    history: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    title: str = "",
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Spectrum of every stage, and the curves of skill where the network reconstructs.
+
+    Each panel shows the share of the variance per direction on a logarithmic axis: now, after the first epoch, of the untrained
+    twin, and of uncorrelated channels with the same number of rows (the fall that means nothing).
+
+    Args:
+        history: Measurements with ``epoch``; those with a ``spectrum`` are drawn. The first one is of the untrained network.
+        path: PNG to write.
+        title: Above the picture.
+        others: Measurements of other networks, by name.
+    """
+    num_stages = len(history[-1]["stages"])
+    with_skill = history[-1]["reconstruction"] is not None
+    panels = num_stages + with_skill
+    columns = min(4, max(2, ceil(panels / 2)))
+    rows = ceil(panels / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.5 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for stage in range(num_stages):
+        _draw_spectra(axes[stage], history, stage, others or {})
+    if with_skill:
+        _draw_skills(axes[num_stages], history)
+    for ax in axes[panels:]:
+        ax.set_axis_off()
+    figure.suptitle(fill(title, CHARACTERS), fontsize=11)
+    save_figure(figure, path)
+
+
+def _draw_spectra(
+    ax: Axes, history: Sequence[Mapping[str, Any]], stage: int, others: Mapping[str, Mapping[str, Any]]
+) -> None:
+    now, untrained = history[-1]["stages"][stage], history[0]["stages"][stage]
+    channels, count = now["channels"], now["count"]
+    if count > 1:
+        null = isotropic_eigenvalues(count, channels).numpy()
+        _draw_spectrum(ax, null / null.sum(), "uncorrelated channels", color="0.6", ls="--", lw=1.2)
+    if history[0]["epoch"] == 0:
+        _draw_spectrum(ax, untrained["spectrum"], _label("untrained", untrained), color="C0", lw=1.4)
+    first = next((m for m in history[:-1] if m["epoch"] == 1 and "spectrum" in m["stages"][stage]), None)
+    if first is not None:
+        _draw_spectrum(
+            ax, first["stages"][stage]["spectrum"], _label("first", first["stages"][stage]), color="C1", lw=1.2
+        )
+    _draw_spectrum(ax, now["spectrum"], _label("now", now), color="black", lw=2.2)
+    for number, (name, other) in enumerate(others.items()):
+        there = other["stages"][stage]
+        _draw_spectrum(ax, there["spectrum"], _label(name, there), color=f"C{3 + number}", lw=1.8)
+    ax.set_yscale("log")
+    ax.set_ylim(SMALLEST_SHARE, 1.3)
+    ax.set_xlim(left=0)
+    few = "" if now["status"] == "ok" else f", too few rows ({count}) for a verdict"
+    ax.set_title(f"Stage {stage}: {channels} channels{few}", **TITLE)
+    ax.set_xlabel("direction")
+    ax.set_ylabel("share of the variance")
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=7.5, framealpha=0.6, edgecolor="none", loc="lower left")
+
+
+def _label(name: str, stage: Mapping[str, Any]) -> str:
+    return f"{name}: effective rank {stage['effective_rank']:.1f}"
+
+
+def _draw_spectrum(ax: Axes, shares: Sequence[float], label: str, **style: Any) -> None:
+    values = np.asarray(shares, dtype=float)
+    marker = "." if len(values) <= 16 else None
+    ax.plot(np.arange(1, len(values) + 1), np.maximum(values, SMALLEST_SHARE / 10), label=label, marker=marker, **style)
+
+
+def _draw_skills(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """Foreground skill per modality and pooled, and the pooled skill over the outline."""
+    epochs = [m["epoch"] for m in history]
+    marker = "." if len(epochs) < 30 else None
+    ax.axhline(0.0, color="crimson", lw=1.2, ls=":")
+    for name in history[-1]["reconstruction"]:
+        values = [m["reconstruction"][name]["foreground_skill"] for m in history]
+        style = {"color": "black", "lw": 2.2} if name == "all" else {"lw": 1.3}
+        ax.plot(epochs, values, label=f"{name}: {values[-1]:.3f}", marker=marker, **style)
+    outline = [m["reconstruction"]["all"]["outline_skill"] for m in history]
+    ax.plot(epochs, outline, color="crimson", lw=1.4, ls="--", label=f"all, over the outline: {outline[-1]:.3f}")
+    ax.set_ylim(max(min(0.0, *(v for v in ax.get_ylim())), -0.3))
+    ax.set_title("Skill in the body (dotted: a constant)", **TITLE)
+    ax.set_xlabel("epochs done (0 = untrained)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=7.5, framealpha=0.6, edgecolor="none")

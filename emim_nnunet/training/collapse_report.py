@@ -1,0 +1,117 @@
+"""Collapse measurements as files: a table, a report for programs and a picture for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.diagnostics import Thresholds, Verdict
+from emim_nnunet.training.collapse_plots import plot_collapse
+
+SCHEMA, SCHEMA_VERSION = "emim_nnunet.collapse_report", 1
+CSV_NAME, REPORT_NAME, PICTURE_NAME = "collapse.csv", "collapse_report.json", "collapse_spectrum.png"
+COMPARED = ("effective_rank", "participation_ratio", "top_share", "k99", "trace")
+
+
+def write_csv(history: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """``collapse.csv``: a row per evaluation and stage, and per evaluation and modality (``all`` = pooled).
+
+    Args:
+        history: Measurements, each with ``epoch`` and ``level``.
+        folder: Where to write.
+    """
+    rows = [row for measurement in history for row in _rows(measurement)]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(folder / CSV_NAME, lambda file: file.write(text.getvalue().encode()))
+
+
+def _rows(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    about = {"epoch": measurement["epoch"], "verdict": measurement["level"]}
+    for name, scores in (measurement["reconstruction"] or {}).items():
+        yield about | {"kind": "modality", "name": name} | scores
+    for number, stage in enumerate(measurement["stages"]):
+        yield about | {"kind": "stage", "name": number} | {k: v for k, v in stage.items() if k != "spectrum"}
+
+
+def report(
+    history: Sequence[Mapping[str, Any]], verdict: Verdict, thresholds: Thresholds, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of ``collapse_report.json``.
+
+    Args:
+        history: Measurements; the first one of the untrained network (``epoch`` 0), the last one is reported on.
+        verdict: On the last one.
+        thresholds: That it was given with.
+        about: What else is worth knowing: seed, cases, versions.
+
+    Returns:
+        ``schema``, ``schema_version``, ``verdict`` (a level), ``summary`` (a line), ``findings``, ``thresholds``, ``now``,
+        ``untrained``, ``relative_to_untrained`` (per stage) and ``about``. Undefined numbers are None.
+    """
+    now, untrained = history[-1], history[0]
+    relative = [
+        {key: _ratio(stage[key], twin[key]) for key in COMPARED}
+        for stage, twin in zip(now["stages"], untrained["stages"], strict=True)
+    ]
+    content = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict.level,
+        "summary": verdict.line,
+        "findings": [asdict(finding) for finding in verdict.findings],
+        "thresholds": asdict(thresholds),
+        "now": now,
+        "untrained": untrained,
+        "relative_to_untrained": relative,
+        "about": dict(about),
+    }
+    return _json(content)
+
+
+def _ratio(value: float, reference: float) -> float:
+    return value / reference if reference else float("nan")
+
+
+def _json(value: Any) -> Any:
+    """Undefined numbers as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def write_report(content: Mapping[str, Any], folder: Path) -> None:
+    """Write ``collapse_report.json``.
+
+    Args:
+        content: Of :func:`report`.
+        folder: Where to write.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False)
+    atomic_write(folder / REPORT_NAME, lambda file: file.write(text.encode()))
+
+
+def write_picture(
+    history: Sequence[Mapping[str, Any]], verdict: Verdict, folder: Path, others: Mapping[str, Any] | None = None
+) -> None:
+    """Draw ``collapse_spectrum.png``.
+
+    Args:
+        history: Measurements.
+        verdict: On the last one.
+        folder: Where to write.
+        others: Measurements of other networks to draw beside it, by name.
+    """
+    plot_collapse(history, folder / PICTURE_NAME, title=verdict.line, others=others)
