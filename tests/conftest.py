@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline import nnunet, prepared  # noqa: F401 - fixtures
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 

@@ -93,6 +93,44 @@ def _plain(value: Any, where: str) -> Any:
     raise ValueError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of any program onto the CPU without running any code in it.
+
+    nnU-Net's own checkpoints hold numpy numbers in their log; those are the only objects let in besides what
+    ``weights_only=True`` allows.
+
+    Args:
+        path: File.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: Missing, damaged, or holding objects that only running code could restore.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds objects that only running code could restore, which is refused") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _numpy_numbers() -> list[Any]:
+    """What a pickled numpy number is made of, under the names that numpy 1 and 2 give it."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    kinds = ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")
+    return [np.dtype, *((scalar, name) for name in names), *dict.fromkeys(type(np.dtype(kind)) for kind in kinds)]
+
+
 def load_checkpoint(path: Path, *, formats: tuple[str, ...] = (SSL_FORMAT,)) -> dict[str, Any]:
     """Read one of our checkpoints onto the CPU without running any code in it.
 
@@ -106,19 +144,8 @@ def load_checkpoint(path: Path, *, formats: tuple[str, ...] = (SSL_FORMAT,)) -> 
     Raises:
         UserError: Missing, damaged, not one of ours, or of a newer version.
     """
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is not a checkpoint of emim_nnunet: it holds objects that only running code could restore, which is "
-            f"refused (nnU-Net's own checkpoints are of that kind)"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") not in formats:
+    checkpoint = read_checkpoint(path)
+    if checkpoint.get("format") not in formats:
         raise UserError(f"{path} is not a checkpoint of emim_nnunet (expected format {' or '.join(formats)})")
     if checkpoint["format_version"] > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer emim_nnunet (format {checkpoint['format_version']}): update")

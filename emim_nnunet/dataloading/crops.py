@@ -50,9 +50,18 @@ class CropDataset(Dataset):
         dataset_class: nnU-Net's class that reads the preprocessed files of a folder.
         patch_size: Voxels per axis, 2 or 3 axes; 2D patches are slices along the first axis.
         seed: Seed of the whole sequence.
+        with_label: Give the labels as well.
     """
 
-    def __init__(self, cases: Sequence[Case], dataset_class: type[Any], patch_size: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        dataset_class: type[Any],
+        patch_size: Sequence[int],
+        seed: int,
+        *,
+        with_label: bool = False,
+    ) -> None:
         if not cases:
             raise ValueError("at least one case is needed")
         self.cases = list(cases)
@@ -60,21 +69,26 @@ class CropDataset(Dataset):
         self.is_2d = len(patch_size) == 2
         self.patch_size = (1, *patch_size) if self.is_2d else tuple(patch_size)
         self.seed = seed
+        self.with_label = with_label
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Crop ``index``.
 
         Returns:
-            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int and ``case`` id.
+            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int and ``case`` id; ``label`` (1, *P) int16,
+            -1 outside the body, where asked for.
         """
         case = self.case_of(index)
         data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
         generator = seeded_generator(self.seed, Stream.CROP, index)
         box, foreground = self._choose_box(seg, generator)
         image = torch.from_numpy(np.asarray(crop_and_pad_nd(data, box, 0), dtype=np.float32))
+        item = {"image": image, "foreground": foreground}
+        if self.with_label:
+            item["label"] = torch.from_numpy(np.asarray(crop_and_pad_nd(seg, box, OUTSIDE), dtype=np.int16))[:1]
         if self.is_2d:
-            image, foreground = image[:, 0], foreground[:, 0]
-        return {"image": image, "foreground": foreground, "index": index, "case": case.identifier}
+            item = {key: value[:, 0] for key, value in item.items()}
+        return item | {"index": index, "case": case.identifier}
 
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""

@@ -12,6 +12,7 @@ from emim_nnunet.diagnostics.reconstruction import (
 from emim_nnunet.diagnostics.rules import Finding, Thresholds, Verdict, judge
 from emim_nnunet.diagnostics.spectrum import (
     CovarianceSums,
+    cell_grid,
     effective_rank,
     eigenvalues,
     foreground_rows,
@@ -27,6 +28,7 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "alignment",
+    "cell_grid",
     "constant_losses",
     "dense_probe",
     "effective_rank",

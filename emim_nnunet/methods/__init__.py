@@ -6,13 +6,35 @@ import importlib
 import pkgutil
 from dataclasses import is_dataclass
 
+from emim_nnunet.errors import UserError
 
-def config_classes() -> list[type]:
-    """The config dataclasses of all methods, found by walking this package (a new method needs no registration)."""
+
+def _defined(suffix: str = "") -> list[type]:
+    """The classes that the modules of this package define (a new method needs no registration)."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     return [
         item
         for module in modules
         for name, item in vars(module).items()
-        if name.endswith("Config") and is_dataclass(item) and item.__module__ == module.__name__
+        if isinstance(item, type) and item.__module__ == module.__name__ and name.endswith(suffix)
     ]
+
+
+def config_classes() -> list[type]:
+    """The config dataclasses of all methods."""
+    return [item for item in _defined("Config") if is_dataclass(item)]
+
+
+def method_class(name: str) -> type:
+    """The method of that class name, as a checkpoint records it.
+
+    Args:
+        name: For example ``EMIM``.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = {item.__name__: item for item in _defined() if hasattr(item, "config_class")}
+    if name not in found:
+        raise UserError(f"this version knows no SSL method '{name}'; it knows {', '.join(sorted(found))}")
+    return found[name]

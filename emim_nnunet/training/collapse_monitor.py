@@ -22,6 +22,34 @@ from emim_nnunet.training.collapse_report import report, write_csv, write_pictur
 UNHEALTHY = ("warning", "error")
 
 
+@torch.no_grad()
+def update_probe(
+    probe: CollapseProbe,
+    indices: Sequence[int],
+    image: Tensor,
+    foreground: Tensor,
+    output: MethodOutput,
+    encoder: nn.Module,
+) -> None:
+    """Add what a method put out for a batch to a probe.
+
+    Args:
+        probe: Gets it.
+        indices: Number of each patch.
+        image: (B, C, *P).
+        foreground: (B, 1, *P) bool.
+        output: Of the method in evaluation mode.
+        encoder: Of the method; called when the output lacks the features of the unmasked image.
+    """
+    original = output.original_features
+    if original is None:
+        original = encoder(image)
+    parts = output.reconstruction
+    probe.update_features(indices, foreground, original, output.features, None if parts is None else parts.hidden)
+    if parts is not None:
+        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, foreground)
+
+
 class CollapseMonitor:
     """Measurements of a run, its verdict, its files.
 
@@ -62,28 +90,12 @@ class CollapseMonitor:
         cell_size = None if self.history else self.cell_size
         self._probe = CollapseProbe(self.mask_grid, self.channel_names, self.seed, cell_size)
 
-    @torch.no_grad()
     def update(
         self, indices: Sequence[int], image: Tensor, foreground: Tensor, output: MethodOutput, encoder: nn.Module
     ) -> None:
-        """Add a batch.
-
-        Args:
-            indices: Number of each crop.
-            image: (B, C, *P).
-            foreground: (B, 1, *P) bool.
-            output: Of the method in evaluation mode.
-            encoder: Of the method; called when the output lacks the features of the unmasked image.
-        """
+        """Add a batch; see :func:`update_probe`."""
         assert self._probe is not None
-        original = output.original_features
-        if original is None:
-            original = encoder(image)
-        parts = output.reconstruction
-        hidden = None if parts is None else parts.hidden
-        self._probe.update_features(indices, foreground, original, output.features, hidden)
-        if parts is not None:
-            self._probe.update_reconstruction(parts.prediction, parts.target, parts.counted, foreground)
+        update_probe(self._probe, indices, image, foreground, output, encoder)
 
     def finish(self, epochs_done: int) -> dict[str, Any]:
         """End an evaluation, on all ranks.

@@ -51,7 +51,7 @@ def plot_collapse(
         _draw_skills(axes[num_stages], history)
     for ax in axes[panels:]:
         ax.set_axis_off()
-    figure.suptitle(fill(title, CHARACTERS), fontsize=11)
+    figure.suptitle(fill(f"Verdict: {title}", CHARACTERS), fontsize=11)
     save_figure(figure, path)
 
 
@@ -100,11 +100,12 @@ def _draw_skills(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     """Foreground skill per modality and pooled, and the pooled skill over the outline."""
     epochs = [m["epoch"] for m in history]
     marker = "." if len(epochs) < 30 else None
+    between = "-" if len(epochs) > 2 else ":"  # two looks are no curve
     ax.axhline(0.0, color="crimson", lw=1.2, ls=":")
     for name in history[-1]["reconstruction"]:
         values = [m["reconstruction"][name]["foreground_skill"] for m in history]
         style = {"color": "black", "lw": 2.2} if name == "all" else {"lw": 1.3}
-        ax.plot(epochs, values, label=f"{name}: {values[-1]:.3f}", marker=marker, **style)
+        ax.plot(epochs, values, label=f"{name}: {values[-1]:.3f}", marker=marker, ls=between, **style)
     outline = [m["reconstruction"]["all"]["outline_skill"] for m in history]
     ax.plot(epochs, outline, color="crimson", lw=1.4, ls="--", label=f"all, over the outline: {outline[-1]:.3f}")
     ax.set_ylim(max(min(0.0, *(v for v in ax.get_ylim())), -0.3))

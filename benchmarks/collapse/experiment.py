@@ -1,0 +1,410 @@
+"""One job of the collapse experiment: pretrain one arm with one seed, look at it, fine-tune it.
+
+Networks, loss and methods are the package's and nnU-Net's own; the loops are short ones of this file, because nnU-Net's
+segmentation training cannot be seeded and an experiment about small differences must be paired: everything that is not the
+arm (phantoms, decoder initialisation, order of cases, flips) is the same for all arms of a seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from math import cos, pi
+from typing import Any
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import Tensor, nn
+
+from emim_nnunet.dataloading.augmentation import mirror
+from emim_nnunet.diagnostics import (
+    CollapseProbe,
+    cell_grid,
+    constant_losses,
+    dense_probe,
+    foreground_rows,
+    position_sums,
+)
+from emim_nnunet.masking import grid_size, voxels_to_cells
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.emim import EMIM
+from emim_nnunet.methods.mim import MIM
+from emim_nnunet.phantom import MODALITIES, make_phantom
+from emim_nnunet.randomness import Stream, seeded_generator
+from emim_nnunet.training.collapse_monitor import update_probe
+
+SHAPE = (32, 32, 32)
+FEATURES = (8, 16, 32, 64)
+NUM_CLASSES = 4
+REGIONS = {"whole tumour": (1, 2, 3), "tumour core": (1, 3), "enhancing tumour": (3,)}
+PROBE_GRID = (8, 8, 8)
+PROBE_SEED = 1_000_003
+TEST_SEED, UNLABELLED_SEED, LABELLED_SEED = 10_000_000, 1_000, 500  # of the phantoms; far apart
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything.
+
+    Attributes:
+        unlabelled: Phantoms to pretrain on.
+        probe: Held-out phantoms for the monitor and the dense probe.
+        test: Held-out phantoms for the Dice score.
+        ssl_steps: Steps of pretraining.
+        ssl_batch: Its batch size.
+        ssl_lr: Its peak rate.
+        evaluations: Evaluations of the monitor, equally spaced.
+        plateau_steps: Steps of an arm of :data:`PLATEAU_ARMS`.
+        plateau_evaluations: Evaluations of the monitor in it.
+        labelled: Numbers of labelled phantoms.
+        finetune_steps: Steps of fine-tuning.
+        finetune_batch: Its batch size.
+        finetune_lr: Its peak rate.
+    """
+
+    unlabelled: int = 48
+    probe: int = 16
+    test: int = 16
+    ssl_steps: int = 400
+    ssl_batch: int = 4
+    ssl_lr: float = 3e-3
+    evaluations: int = 20
+    plateau_steps: int = 240
+    plateau_evaluations: int = 48
+    labelled: tuple[int, ...] = (2, 4)
+    finetune_steps: int = 160
+    finetune_batch: int = 2
+    finetune_lr: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Attributes:
+        settings: Of the ``emim`` block.
+        method: Class of the method; None = from scratch.
+        cell: Voxels of a mask cell per axis.
+        lr_factor: Times the peak rate of pretraining.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    method: type[SSLMethod] | None = EMIM
+    cell: int = 8
+    lr_factor: float = 1.0
+
+
+class ModalityOnly(EMIM):
+    """Three of four modalities masked everywhere: the masked fraction of the other arms without a position or patch mask."""
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """See :meth:`EMIM.draw`."""
+        draws = super().draw(generator)
+        hidden = torch.randperm(self.num_modalities, generator=generator)[: round(0.75 * self.num_modalities)]
+        masked = torch.zeros_like(draws["masked"])
+        masked[:, hidden] = True
+        return draws | {"masked": masked}
+
+
+class GlobalBarlow(EMIM):
+    """Barlow twins on globally pooled vectors, one row per sample: degenerate at small batches, kept as a control."""
+
+    def pyramid_barlow_twins(
+        self, features_a: Any, features_b: Any, visible: Tensor, foreground: Tensor, draws: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """See :meth:`EMIM.pyramid_barlow_twins`."""
+        pooled = [[f.mean((2, 3, 4), keepdim=True).expand_as(f) for f in view] for view in (features_a, features_b)]
+        first = {k: torch.zeros_like(v).index_fill(1, torch.tensor(0), 1.0) for k, v in draws.items() if "scores" in k}
+        everything = torch.ones_like(foreground)
+        method_config, self.config = self.config, replace(self.config, cells_per_sample=1)
+        losses = super().pyramid_barlow_twins(*pooled, torch.ones_like(visible), everything, draws | first)
+        self.config = method_config
+        return losses
+
+
+class DeepestOnly(nn.Module):
+    """A reconstruction decoder that sees the deepest stage only: no skip connections."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """As the decoder it wraps."""
+        return self.decoder([*(torch.zeros_like(f) for f in features[:-1]), features[-1]])
+
+
+class WithoutSkips(EMIM):
+    """E-MIM whose decoder has no skip connections."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.decoder = DeepestOnly(self.decoder)
+
+
+# equal masked fraction: 48 of 64 cells, and 0.754 for the hybrid mask
+FRACTION = {"position_ratio": 0.25, "patch_ratio": 0.5625}
+PLAIN = {"barlow_weight": 0.0}
+PBT = FRACTION | {"pyramid_levels": (1, 2, 3), "projector_widths": (128, 128, 128)}
+NO_PROJECTOR = {"projector_widths": (0, 0, 0)}
+ARMS: dict[str, Arm] = {
+    "scratch": Arm(method=None),
+    "plain MIM (position, zero fill)": Arm({"mask_ratio": 0.75}, MIM),
+    "position": Arm(PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False}),
+    "modality": Arm(PLAIN, ModalityOnly),
+    "patch": Arm(PLAIN | {"position_ratio": 0.0, "patch_ratio": 0.75, "modality_mask": False}),
+    "HMP": Arm(PLAIN | FRACTION),
+    "HMP, zero fill": Arm(PLAIN | FRACTION | {"fill": "zero"}),
+    "position, norm_pix": Arm(
+        PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False, "norm_pix": True}
+    ),
+    "HMP, norm_pix": Arm(PLAIN | FRACTION | {"norm_pix": True}),
+    "HMP + PBT": Arm(PBT),
+    "PBT, no projector": Arm(PBT | NO_PROJECTOR),
+    "PBT, no projector, weight 1": Arm(PBT | NO_PROJECTOR | {"barlow_weight": 1.0}),
+    "PBT, no projector, weight 0.01": Arm(PBT | NO_PROJECTOR | {"barlow_weight": 0.01}),
+    "PBT, no projector, kappa 5": Arm(PBT | NO_PROJECTOR | {"barlow_kappa": 5.0}),
+    "PBT, no projector, deepest level": Arm(PBT | {"pyramid_levels": (3,), "projector_widths": (0,)}),
+    "PBT, no projector, gradient in both": Arm(PBT | NO_PROJECTOR | {"original_view_gradient": True}),
+    "PBT, no projector, two masked views": Arm(PBT | NO_PROJECTOR | {"second_view": "masked"}),
+    "PBT, global samples": Arm(PBT | NO_PROJECTOR, GlobalBarlow),
+}
+# the plateau: two large cells per axis and a high rate, as in the first prototype
+POSITION_16 = PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False}
+HMP_16 = PLAIN | {"position_ratio": 0.25, "patch_ratio": 0.5}  # 0.719: 8 cells allow nothing closer
+PLATEAU_ARMS: dict[str, Arm] = {
+    "position, 16^3 cells": Arm(POSITION_16, cell=16, lr_factor=3.0),
+    "HMP, 16^3 cells": Arm(HMP_16, cell=16, lr_factor=3.0),
+    "position, 16^3 cells, no skips": Arm(POSITION_16, WithoutSkips, cell=16, lr_factor=3.0),
+    "HMP, 16^3 cells, no skips": Arm(HMP_16, WithoutSkips, cell=16, lr_factor=3.0),
+}
+
+
+@cache
+def phantoms(first_seed: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (N, 4, *P) float32, z-scored inside the body as nnU-Net does; bodies (N, 1, *P) bool; labels (N, *P) long.
+
+    Noise as strong as the signal is added: without it, a handful of labelled phantoms teaches everything, and no pretraining
+    (400 or 1000 steps) changed the Dice score.
+    """
+    images, bodies, labels = [], [], []
+    for seed in range(first_seed, first_seed + number):
+        image, label = make_phantom(seed, SHAPE)
+        body = (image != 0).any(0)
+        inside = image[:, body]
+        scaled = (image - inside.mean(1)[:, None, None, None]) / inside.std(1)[:, None, None, None]
+        scaled = (scaled + np.random.default_rng([seed, 1]).standard_normal(scaled.shape)) / np.sqrt(2)
+        images.append(torch.from_numpy((scaled * body).astype(np.float32)))
+        bodies.append(torch.from_numpy(body)[None])
+        labels.append(torch.from_numpy(label.astype(np.int64)))
+    return torch.stack(images), torch.stack(bodies), torch.stack(labels)
+
+
+def unet(seed: int) -> nn.Module:
+    """nnU-Net's plain U-Net with four small stages, a function of the seed."""
+    stages = len(FEATURES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = PlainConvUNet(
+            input_channels=len(MODALITIES),
+            n_stages=stages,
+            features_per_stage=list(FEATURES),
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=[1] + [2] * (stages - 1),
+            n_conv_per_stage=[1] * stages,
+            num_classes=NUM_CLASSES,
+            n_conv_per_stage_decoder=[1] * (stages - 1),
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+        )
+        return network.apply(network.initialize)
+
+
+def cosine_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine to 0."""
+    warmup = max(1, steps // 10)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + cos(pi * (step - warmup) / (steps - warmup)))
+
+
+def make_method(arm: Arm, seed: int) -> SSLMethod:
+    """The arm's method around a fresh encoder."""
+    assert arm.method is not None
+    config = arm.method.config_class(cell_size=(arm.cell,) * 3, **arm.settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return arm.method(unet(seed).encoder, len(MODALITIES), SHAPE, config)
+
+
+def draws_of(method: SSLMethod, seed: int, indices: list[int]) -> dict[str, Tensor]:
+    """Random inputs of samples."""
+    samples = [method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
+    return {key: torch.cat([s[key] for s in samples]) for key in samples[0]}
+
+
+def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[str, Any]]]:
+    """Pretrain and evaluate.
+
+    Args:
+        arm: What.
+        seed: Of phantoms, initialisation, order, flips and masks.
+        budget: How much.
+
+    Returns:
+        The trained method and its measurements, the first one of the untrained network; ``epoch`` counts evaluations and
+        ``step`` steps.
+    """
+    image, body, _ = phantoms(UNLABELLED_SEED * (seed + 1), budget.unlabelled)
+    method = make_method(arm, seed)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=budget.ssl_lr, weight_decay=0.01, betas=(0.9, 0.95))
+    history = [{"epoch": 0, "step": 0} | evaluate(method, seed, budget)]
+    every = budget.ssl_steps // budget.evaluations
+    for step in range(budget.ssl_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(step, budget.ssl_steps, budget.ssl_lr * arm.lr_factor)
+        indices = list(range(step * budget.ssl_batch, (step + 1) * budget.ssl_batch))
+        cases = [case_of(i, budget.unlabelled, seed) for i in indices]
+        x, f = mirror([image[cases], body[cases]], indices, seed)
+        loss = method(x, f, draws_of(method, seed, indices)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % every == 0:
+            history.append({"epoch": len(history), "step": step + 1} | evaluate(method, seed, budget))
+    return method, history
+
+
+def case_of(index: int, number: int, seed: int) -> int:
+    """Every case once per round, in a new order each round."""
+    round_number, place = divmod(index, number)
+    return int(torch.randperm(number, generator=seeded_generator(seed, Stream.ORDER, round_number))[place])
+
+
+@torch.no_grad()
+def evaluate(method: SSLMethod, seed: int, budget: Budget) -> dict[str, Any]:
+    """The monitor's measurement on held-out phantoms with fixed masks."""
+    image, body, _ = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
+    grid = grid_size(SHAPE, method.config.cell_size)
+    probe = CollapseProbe(grid, MODALITIES, seed)
+    method.eval()
+    for start in range(0, budget.probe, budget.ssl_batch):
+        indices = list(range(start, min(start + budget.ssl_batch, budget.probe)))
+        x, f = image[indices], body[indices]
+        update_probe(probe, indices, x, f, method(x, f, draws_of(method, PROBE_SEED, indices)), method.encoder)
+    method.train()
+    return probe.measure()
+
+
+@torch.no_grad()
+def trivial_losses(arm: Arm, seed: int, budget: Budget) -> dict[str, float]:
+    """Losses of the best constants on the probe set of a seed."""
+    image, body, _ = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
+    method = make_method(arm, seed)
+    parts = method(image, body, draws_of(method, PROBE_SEED, list(range(budget.probe)))).reconstruction
+    return constant_losses(position_sums(parts.target, parts.counted), method.config.cell_size)
+
+
+@torch.no_grad()
+def probe_stages(encoder: nn.Module, seed: int, budget: Budget) -> list[float]:
+    """R2 of the dense probe at each stage: label fractions of cells of 4^3 voxels (or the stage's own), split by phantom."""
+    image, body, label = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
+    classes = nn.functional.one_hot(label, NUM_CLASSES).movedim(-1, 1).float()
+    result = []
+    for features in encoder(image):
+        rows, present = foreground_rows(features, body, PROBE_GRID)
+        targets = (
+            voxels_to_cells(classes, cell_grid(features.shape[2:], PROBE_GRID)).flatten(2).transpose(1, 2)[present]
+        )
+        patients = torch.arange(len(image))[:, None].expand_as(present)[present]
+        result.append(dense_probe(rows.numpy(), targets.numpy(), patients.numpy()))
+    return result
+
+
+def finetune(encoder_state: dict[str, Tensor] | None, seed: int, num_labelled: int, budget: Budget) -> dict[str, Any]:
+    """Train nnU-Net's U-Net with nnU-Net's loss; Dice on held-out phantoms.
+
+    Args:
+        encoder_state: Pretrained encoder; None = from scratch.
+        seed: Of labelled phantoms (a prefix of those that 4, 8, ... would take), initialisation, order and flips.
+        num_labelled: Labelled phantoms; they are among the unlabelled ones of pretraining, as in practice.
+        budget: How much.
+
+    Returns:
+        ``dice``: per region a list over test phantoms; ``mean``: their mean.
+    """
+    image, _, label = (x[:num_labelled] for x in phantoms(UNLABELLED_SEED * (seed + 1), budget.unlabelled))
+    network = unet(seed + LABELLED_SEED)
+    if encoder_state is not None:
+        network.encoder.load_state_dict(encoder_state)
+    loss_of = DC_and_CE_loss(
+        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
+        {},
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
+    # nnU-Net's SGD with momentum 0.99 needs thousands of steps: in 200 it failed to learn in a quarter of the trials
+    optimizer = torch.optim.AdamW(network.parameters(), budget.finetune_lr, weight_decay=0.01)
+    for step in range(budget.finetune_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(step, budget.finetune_steps, budget.finetune_lr)
+        indices = list(range(step * budget.finetune_batch, (step + 1) * budget.finetune_batch))
+        cases = [case_of(i, num_labelled, seed) for i in indices]
+        x, y = mirror([image[cases], label[cases][:, None]], indices, seed + LABELLED_SEED)
+        optimizer.zero_grad()
+        loss_of(network(x), y).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 12.0)
+        optimizer.step()
+    dice = test_dice(network, seed, budget)
+    return {"dice": dice, "mean": float(np.mean(list(dice.values())))}
+
+
+@torch.no_grad()
+def test_dice(network: nn.Module, seed: int, budget: Budget) -> dict[str, list[float]]:
+    """Dice per region and test phantom; 1 when both are empty."""
+    first = TEST_SEED + UNLABELLED_SEED * seed + budget.probe  # after the phantoms of the probe
+    image, _, label = phantoms(first, budget.test)
+    network.eval()
+    predicted = torch.cat([network(image[i : i + 4]).argmax(1) for i in range(0, budget.test, 4)])
+    scores: dict[str, list[float]] = {}
+    for region, classes in REGIONS.items():
+        a, b = (torch.isin(x, torch.tensor(classes)).flatten(1) for x in (predicted, label))
+        total = (a.sum(1) + b.sum(1)).double()
+        scores[region] = torch.where(total > 0, 2 * (a & b).sum(1) / total, 1.0).tolist()
+    return scores
+
+
+def run_job(name: str, seed: int, budget: Budget) -> dict[str, Any]:
+    """One arm, one seed, everything.
+
+    Args:
+        name: Key of :data:`ARMS` or :data:`PLATEAU_ARMS`; the latter are only pretrained.
+        seed: See :func:`pretrain`.
+        budget: How much.
+
+    Returns:
+        Plain values: ``history``, ``constant_losses``, ``probe`` (R2 per stage), ``finetuned`` by number of labelled phantoms.
+    """
+    torch.set_num_threads(1)
+    arm = (ARMS | PLATEAU_ARMS)[name]
+    if name in PLATEAU_ARMS:
+        budget = replace(budget, ssl_steps=budget.plateau_steps, evaluations=budget.plateau_evaluations)
+    result: dict[str, Any] = {"arm": name, "seed": seed}
+    if arm.method is None:
+        encoder, state = unet(seed).encoder, None
+    else:
+        method, result["history"] = pretrain(arm, seed, budget)
+        result["constant_losses"] = trivial_losses(arm, seed, budget)
+        encoder, state = method.encoder, method.encoder.state_dict()
+    if name in PLATEAU_ARMS:
+        return result
+    result["probe"] = probe_stages(encoder.eval(), seed, budget)
+    result["finetuned"] = {str(n): finetune(state, seed, n, budget) for n in budget.labelled}
+    return result

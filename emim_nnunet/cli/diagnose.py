@@ -1,0 +1,88 @@
+"""``emim_diagnose``: is this encoder collapsed?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emim_nnunet.cli._run import run
+
+EXIT_WARNING = 1
+EPILOG = """
+Takes checkpoints of nnU-Net (stock or not), of an SSL stage, exports, and nnssl files with an adaptation plan. The network is
+compared with an untrained twin on the same patches: rank alone is no quality, an untrained network has a high one.
+
+Examples:
+  emim_diagnose RESULTS/Dataset137_X/nnUNetTrainer__nnUNetPlans__3d_fullres -d 137 -f 0
+  emim_diagnose RESULTS/.../fold_0/checkpoint_final.pth -d 137 --compare OTHER.pth --probe -o report
+
+Exit code: 0, 1 with --strict and a warning or an error of the network, 2 after a mistake in the arguments.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments and diagnose."""
+    parser = argparse.ArgumentParser(
+        prog="emim_diagnose",
+        description="Measure whether the encoder of a checkpoint has collapsed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint, folder of a fold, or nnU-Net's folder of a model")
+    parser.add_argument("-d", dest="dataset_id", type=int, required=True, help="id of a preprocessed data set")
+    parser.add_argument("-p", dest="plans", help="plans of the data (default: those of the checkpoint)")
+    parser.add_argument("-c", dest="configuration", help="configuration (default: that of the checkpoint)")
+    parser.add_argument("-f", dest="fold", help="fold of a model (default: the only one)")
+    parser.add_argument("--patches", type=int, default=32, help="patches to look at (default: 32)")
+    parser.add_argument("--compare", type=Path, metavar="CHECKPOINT2", help="measure a second network too")
+    parser.add_argument("--probe", action="store_true", help="read the labels off the features with ridge regression")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 after a warning")
+    parser.add_argument("--seed", type=int, default=0, help="of crops and masks (default: 0)")
+    parser.add_argument("-o", dest="output", type=Path, default=Path("emim_diagnose"), help="folder of the report")
+    parser.add_argument("-device", default=None, help="cuda, cpu or mps (default: cuda where there is one)")
+    arguments = parser.parse_args(argv)
+    if arguments.patches < 1:
+        parser.error("--patches must be at least 1")
+
+    import torch
+
+    from emim_nnunet.checkpoints.locate import find_checkpoint
+    from emim_nnunet.checkpoints.source import read_source
+    from emim_nnunet.training.diagnose import diagnose
+    from emim_nnunet.training.probe_data import find_data
+
+    source = read_source(find_checkpoint(arguments.checkpoint, arguments.fold))
+    compare = None if arguments.compare is None else read_source(find_checkpoint(arguments.compare))
+    data = find_data(source, arguments.dataset_id, arguments.plans, arguments.configuration)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    held_out = {True: "held out in training", False: "NOT held out in training", None: "held out or not: unknown"}
+    print(f"{source.path}: {source.kind}, {source.trainer or 'trainer unknown'}, {source.epochs} epochs")
+    print(
+        f"{len(data.cases)} cases ({held_out[data.held_out]}), {arguments.patches} patches of {list(source.patch_size)}"
+    )
+    verdict, lines = diagnose(
+        source,
+        data,
+        arguments.output,
+        compare=compare,
+        probe=arguments.probe,
+        num_patches=arguments.patches,
+        seed=arguments.seed,
+        device=torch.device(device),
+    )
+    print(*lines, sep="\n")
+    print(f"Verdict: {verdict.line}")
+    print(f"Report: {arguments.output}")
+    if arguments.strict and verdict.level in ("warning", "error"):
+        raise SystemExit(EXIT_WARNING)
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

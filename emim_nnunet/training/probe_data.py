@@ -1,0 +1,108 @@
+"""Which preprocessed cases a finished network is best looked at with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
+from emim_nnunet.checkpoints.source import EncoderSource
+from emim_nnunet.dataloading.crops import Case, CropDataset
+from emim_nnunet.errors import UserError
+from emim_nnunet.training.provenance import channel_names
+from emim_nnunet.training.stage import unlabelled_folder
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Preprocessed cases to look at.
+
+    Attributes:
+        cases: The cases.
+        held_out: Whether the network has not been trained on any of them; None = unknown.
+        labelled: Cases to read labels off: the labelled ones of ``cases``, or all of the data set where these are too few.
+        configuration: That they were preprocessed for.
+        channel_names: C names.
+        labels: Values in the segmentations, 0 first.
+    """
+
+    cases: list[Case]
+    held_out: bool | None
+    labelled: list[Case]
+    configuration: ConfigurationManager
+    channel_names: list[str]
+    labels: list[int]
+
+
+def crops_of(cases: Sequence[Case], patch_size: Sequence[int], seed: int) -> CropDataset:
+    """Random crops with their labels.
+
+    Args:
+        cases: At least one.
+        patch_size: Voxels per axis.
+        seed: The crops are a function of it.
+    """
+    return CropDataset(cases, infer_dataset_class(str(cases[0].folder)), patch_size, seed, with_label=True)
+
+
+def find_data(source: EncoderSource, dataset_id: int, plans_name: str | None, configuration: str | None) -> ProbeData:
+    """The cases that a network is best measured on: those of its own validation fold where that is known, otherwise all.
+
+    Args:
+        source: The network.
+        dataset_id: Data set.
+        plans_name: None = those of the checkpoint.
+        configuration: None = that of the checkpoint.
+
+    Returns:
+        Cases and what belongs to them.
+
+    Raises:
+        UserError: Nothing preprocessed, or the checkpoint names no plans and none are given.
+    """
+    plans_name, configuration = plans_name or source.plans_name, configuration or source.configuration
+    if plans_name is None or configuration is None:
+        raise UserError(f"{source.path} does not name its plans: say with -p and -c how the data were preprocessed")
+    plans_json, dataset_json = read_target(dataset_id, plans_name)
+    plans = PlansManager(plans_json)
+    if configuration not in plans.available_configurations:
+        raise UserError(
+            f"-c {configuration}: the plans '{plans_name}' have {', '.join(plans.available_configurations)}"
+        )
+    manager = plans.get_configuration(configuration)
+    dataset_folder = preprocessed_folder(dataset_id)
+    folder = dataset_folder / manager.data_identifier
+    folders = [f for f in (folder, unlabelled_folder(folder)) if f.is_dir() and any(f.glob("*.pkl"))]
+    if not folders:
+        raise UserError(f"no preprocessed case in {folder}: preprocess configuration {configuration} first")
+    present = [Case(f, i) for f in folders for i in sorted(infer_dataset_class(str(f)).get_identifiers(str(f)))]
+    held_out = _held_out(source, dataset_folder)
+    chosen = [case for case in present if case.identifier in held_out] or present
+    known = source.dataset_name == dataset_folder.name
+    labelled = [case for case in chosen if case.folder == folder]
+    labels = plans.get_label_manager(dataset_json).all_labels
+    return ProbeData(
+        cases=chosen,
+        held_out=bool(held_out) if known else None,
+        labelled=labelled if len(labelled) > 1 else [case for case in present if case.folder == folder],
+        configuration=manager,
+        channel_names=channel_names(dataset_json),
+        labels=sorted({0, *labels}),
+    )
+
+
+def _held_out(source: EncoderSource, dataset_folder: Path) -> list[str]:
+    """Ids of the validation cases of the fold that the network was trained on; none where it is unknown."""
+    if source.dataset_name != dataset_folder.name:
+        return []
+    if "validation_cases" in source.checkpoint:
+        return source.checkpoint["validation_cases"]
+    splits = dataset_folder / "splits_final.json"
+    if not isinstance(source.fold, int) or not splits.is_file():
+        return []
+    return load_json(str(splits))[source.fold]["val"]

@@ -1,0 +1,323 @@
+"""The collapse monitor inside an SSL stage, and emim_diagnose on what it and nnU-Net leave behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch import nn
+
+from emim_nnunet.checkpoints.export import export
+from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.locate import find_checkpoint
+from emim_nnunet.cli import diagnose as command
+from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods.emim import EMIM
+from emim_nnunet.methods.mim import MIM
+from emim_nnunet.training.collapse_monitor import CollapseMonitor
+from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
+from tests.toy import toy_batch, toy_method
+
+MIM_PRETRAIN = "nnUNetTrainerMIMPretrain"
+
+
+def monitor(method: Any, **changes: Any) -> CollapseMonitor:
+    options = {"seed": 0, "warmup_epochs": 0, "norm_pix": False} | changes
+    return CollapseMonitor((16, 16, 16), method.config.cell_size, ["a", "b", "c", "d"], **options)
+
+
+def look(watch: CollapseMonitor, method: nn.Module, epoch: int) -> dict[str, Any]:
+    watch.start()
+    for first in (0, 2, 4):
+        image, foreground, draws = toy_batch(method, first=first)
+        with torch.no_grad():
+            output = method.eval()(image, foreground, draws)
+        watch.update(range(first, first + 2), image, foreground, output, method.encoder)
+    return watch.finish(epoch)
+
+
+def test_features_are_those_of_the_unmasked_image_whether_or_not_the_method_computes_them() -> None:
+    plain = toy_method(EMIM, barlow_weight=0.0)
+    with_views = toy_method(EMIM, pyramid_levels=(1, 2), projector_widths=(0, 0))
+    with_views.load_state_dict(plain.state_dict())
+    stages = [look(monitor(method), method, 0)["stages"] for method in (plain, with_views)]
+    assert stages[0] == stages[1]
+    rows = torch.cat([plain.encoder(toy_batch(plain, 6)[0])[2].flatten(2).transpose(1, 2).flatten(0, 1)])
+    assert stages[0][2]["count"] < len(rows)  # only cells in the body
+
+
+def test_a_constant_output_and_constant_features_are_called_so() -> None:
+    method = toy_method(MIM)
+    watch = monitor(method)
+    with torch.no_grad():
+        method.decoder.head.weight.zero_()
+        method.decoder.head.bias.zero_()
+    levels = [look(watch, method, epoch)["level"] for epoch in range(4)]
+    assert levels == ["ok", "note", "note", "warning"]
+    assert "constant output" in watch.log_line()
+    assert watch.unhealthy_epochs == 1
+    with torch.no_grad():
+        for parameter in method.encoder.parameters():
+            parameter.zero_()
+    assert look(watch, method, 4)["level"] == "error"
+    assert "features of stage 0 are the same everywhere" in watch.log_line()
+    assert watch.unhealthy_epochs == 2
+
+
+def test_a_network_that_knows_only_the_outline_is_called_so() -> None:
+    method = toy_method(MIM, foreground_only=False)
+    watch = monitor(method)
+    for epoch in (0, 1):
+        watch.start()
+        image, foreground, draws = toy_batch(method, 6)
+        image = (image * 0.1 + 1) * foreground  # min-max like: bright inside, 0 outside
+        with torch.no_grad():
+            output = method.eval()(image, foreground, draws)
+        drawn = output.reconstruction._replace(prediction=foreground.float().expand_as(image))
+        watch.update(range(6), image, foreground, output._replace(reconstruction=drawn), method.encoder)
+        watch.finish(epoch)
+    assert watch.verdict.level == "warning"
+    assert "learned the outline only" in watch.verdict.line
+
+
+def test_nan_is_an_error_that_names_the_stage() -> None:
+    method = toy_method(MIM)
+    watch = monitor(method)
+    with torch.no_grad():
+        next(method.encoder.parameters()).fill_(torch.nan)
+    look(watch, method, 0)
+    assert watch.verdict.level == "error"
+    assert {f.scope for f in watch.verdict.findings} >= {"reconstruction", "stage 0", "stage 1", "stage 2"}
+
+
+def test_a_run_leaves_table_report_picture_and_verdict(nnunet: Path) -> None:
+    folder = train(PRETRAIN)
+    rows = list(csv.DictReader((folder / "collapse.csv").open()))
+    assert [r["name"] for r in rows if r["epoch"] == "3"] == ["all", "T1", "T1ce", "T2", "Flair", "0", "1", "2"]
+    assert {r["epoch"] for r in rows} == {"0", "1", "2", "3"}  # 0 = untrained
+    report = json.loads((folder / "collapse_report.json").read_text())
+    assert (report["schema"], report["schema_version"]) == ("emim_nnunet.collapse_report", 1)
+    assert report["now"]["epoch"] == 3
+    assert report["now"]["num_patches"] == 4
+    assert report["about"]["probe_is_held_out"] is True
+    assert report["about"]["seed"] == 0
+    losses = report["untrained"]["constant_losses"]
+    assert losses["global"] >= losses["modality"] >= losses["cell_position"] >= losses["voxel_position"] > 0
+    for stage, relative in zip(report["now"]["stages"], report["relative_to_untrained"], strict=True):
+        assert len(stage["spectrum"]) == stage["channels"]
+        assert sum(stage["spectrum"]) == pytest.approx(1)
+        assert relative["trace"] > 0
+    with (folder / "ssl_log.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["skill/T1"]) == pytest.approx(report["now"]["reconstruction"]["T1"]["skill"])
+    assert imread(folder / "collapse_spectrum.png").std() > 0.05
+    checkpoint = load_checkpoint(folder / "checkpoint_final.pth")
+    assert checkpoint["verdict"]["level"] == report["verdict"]
+    assert [m["epoch"] for m in checkpoint["collapse"]] == [0, 1, 2, 3]
+    log = log_of(folder)
+    assert "Losses of constant predictions on the probe set: per global" in log
+    assert log.count("Collapse monitor: ") == 4
+
+
+def test_a_run_is_never_stopped_unless_asked_to(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate of almost nothing: no skill for as long as it lasts."""
+    file = nnunet / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json"
+    text = file.read_text()
+    plans = json.loads(text)
+    stuck = {"initial_lr": 1e-9, "num_epochs": 6}
+    plans["configurations"]["toy_stuck"] = {"inherits_from": "toy", "emim": stuck}
+    plans["configurations"]["toy_stopped"] = {"inherits_from": "toy", "emim": stuck | {"collapse_patience": 2}}
+    try:
+        file.write_text(json.dumps(plans))
+        folder = train(MIM_PRETRAIN, "toy_stuck")
+        assert load_checkpoint(folder / "checkpoint_final.pth")["verdict"]["level"] == "warning"
+        with pytest.raises(UserError, match=r"stopped after 4 epochs \(collapse_patience 2\): WARNING: no skill over"):
+            train(MIM_PRETRAIN, "toy_stopped")
+        stopped = fold_folder(MIM_PRETRAIN, "toy_stopped")
+        assert load_checkpoint(stopped / "checkpoint_latest.pth")["current_epoch"] == 4
+        plans["configurations"]["toy_stopped"]["emim"]["collapse_patience"] = None
+        file.write_text(json.dumps(plans))
+        train(MIM_PRETRAIN, "toy_stopped", continue_training=True)
+        assert load_checkpoint(stopped / "checkpoint_final.pth")["current_epoch"] == 6
+    finally:
+        file.write_text(text)
+
+
+# ------------------------------------------------------------------------------------------------------ emim_diagnose
+
+
+def diagnose(*arguments: Any, capsys: Any) -> tuple[int, str]:
+    try:
+        code = run(command.main, [str(a) for a in arguments] + ["-device", "cpu"])
+    except SystemExit as end:
+        code = end.code
+    out = capsys.readouterr()
+    return code, out.out + out.err
+
+
+@pytest.fixture
+def stage_checkpoint(nnunet: Path) -> Path:
+    return train(PRETRAIN) / "checkpoint_final.pth"
+
+
+def test_diagnose_our_stage_stock_nnunet_and_an_export(
+    stage_checkpoint: Path, nnunet: Path, tmp_path: Path, capsys: Any
+) -> None:
+    code, text = diagnose(stage_checkpoint, "-d", 1, "--patches", 8, "-o", tmp_path / "ours", capsys=capsys)
+    assert code == 0
+    assert "SSL stage, nnUNetTrainerEMIMPretrain, 3 epochs" in text
+    assert "held out in training" in text
+    assert "Skill over a constant in the body: all" in text
+    report = json.loads((tmp_path / "ours" / "collapse_report.json").read_text())
+    assert report["about"]["probe_cases"] == load_checkpoint(stage_checkpoint)["validation_cases"]
+    assert report["now"]["reconstruction"]["all"]["skill"] != report["untrained"]["reconstruction"]["all"]["skill"]
+
+    trainer = trainer_of("nnUNetTrainer")
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
+    trainer.run_training()
+    stock = fold_folder("nnUNetTrainer").parent  # nnU-Net's folder of a model
+    other = ("--compare", stage_checkpoint, "--probe")
+    code, text = diagnose(stock, "-d", 1, "--patches", 12, "-o", tmp_path / "stock", *other, capsys=capsys)
+    assert code == 0, text
+    assert "nnU-Net, nnUNetTrainer, 1 epochs" in text
+    assert "Reconstruction: n/a" in text
+    assert "probe R2 compared" in text
+    assert "The dense probe takes all 5 labelled cases" in text
+    report = json.loads((tmp_path / "stock" / "collapse_report.json").read_text())
+    assert report["now"]["reconstruction"] is None
+    assert report["about"]["compared"]["stages"][0]["channels"] == 4
+    assert imread(tmp_path / "stock" / "collapse_spectrum.png").std() > 0.05
+
+    dataset = nnunet / "nnUNet_preprocessed" / DATASET
+    plans, dataset_json = (json.loads((dataset / n).read_text()) for n in (f"{PLANS}.json", "dataset.json"))
+    export(stage_checkpoint, plans, "toy", dataset_json, tmp_path / "weights.pth")
+    code, text = diagnose(tmp_path / "weights.pth", "-d", 1, "-o", tmp_path / "x", capsys=capsys)
+    assert code == 2
+    assert "say with -p and -c" in text
+    data = ("-d", 1, "-p", PLANS, "-c", "toy", "--patches", 8)
+    code, text = diagnose(tmp_path / "weights.pth", *data, "-o", tmp_path / "export", capsys=capsys)
+    assert code == 0, text
+    exported = json.loads((tmp_path / "export" / "collapse_report.json").read_text())
+    assert exported["about"]["kind"] == "adaptation plan"
+    # the exported encoder is the pretrained one: same features on the same patches
+    code, _ = diagnose(stage_checkpoint, *data, "-o", tmp_path / "again", capsys=capsys)
+    again = json.loads((tmp_path / "again" / "collapse_report.json").read_text())
+    if exported["about"]["probe_cases"] == again["about"]["probe_cases"]:
+        assert exported["now"]["stages"][2]["spectrum"] == pytest.approx(again["now"]["stages"][2]["spectrum"])
+
+
+def test_diagnose_strict_fails_on_a_collapsed_stage(stage_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    checkpoint = load_checkpoint(stage_checkpoint)
+    weights = checkpoint["network_weights"]
+    for key in ("decoder.head.weight", "decoder.head.bias"):
+        weights[key] = torch.zeros_like(weights[key])
+    save_checkpoint(checkpoint, tmp_path / "collapsed.pth")
+    arguments = (tmp_path / "collapsed.pth", "-d", 1, "--patches", 4, "-o", tmp_path / "report")
+    code, text = diagnose(*arguments, capsys=capsys)
+    assert code == 0
+    assert "Verdict: WARNING: no skill over a constant (plateau or collapse, constant output)" in text
+    code, _ = diagnose(*arguments, "--strict", capsys=capsys)
+    assert code == 1
+
+
+def test_diagnose_with_another_number_of_channels(stage_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    """A network for one channel, as nnssl's are, on four-channel data."""
+    checkpoint = load_checkpoint(stage_checkpoint)
+    single = {k: v for k, v in checkpoint["network_weights"].items() if k.startswith("encoder.")}
+    for key, value in single.items():
+        if value.ndim == 5 and value.shape[1] == 4 and ("stem" in key):
+            single[key] = value[:, :1].clone()
+    architecture = checkpoint["plans"]["configurations"]["toy"]["architecture"]
+    plan = {
+        "architecture_plans": {
+            "arch_class_name": architecture["network_class_name"],
+            "arch_kwargs": architecture["arch_kwargs"],
+            "arch_kwargs_requiring_import": architecture["_kw_requires_import"],
+        },
+        "pretrain_num_input_channels": 1,
+        "recommended_downstream_patchsize": [16, 16, 16],
+        "key_to_encoder": "encoder.stages",
+    }
+    torch.save({"network_weights": single, "nnssl_adaptation_plan": plan}, tmp_path / "nnssl.pth")
+    arguments = (tmp_path / "nnssl.pth", "-d", 1, "-p", PLANS, "-c", "toy", "--patches", 4, "-o", tmp_path / "report")
+    code, text = diagnose(*arguments, capsys=capsys)
+    assert code == 0, text
+    assert "stem adapted from 1 to 4 input channels" in text
+    assert "held out or not: unknown" in text
+    plan["architecture_plans"]["arch_class_name"] = "os.system"
+    torch.save({"network_weights": single, "nnssl_adaptation_plan": plan}, tmp_path / "nnssl.pth")
+    code, text = diagnose(*arguments, capsys=capsys)
+    assert code == 2
+    assert "not one of nnU-Net's" in text
+
+
+def test_diagnose_refuses_what_it_cannot_use(stage_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    output = ("-o", tmp_path / "report")
+    torch.save({"weights": 1}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"network_weights": nn.Linear(1, 1)}, tmp_path / "pickle.pth")
+    torch.save({"network_weights": {}}, tmp_path / "bare.pth")
+    cases = {
+        ("missing", "-d", 1): "neither a file nor a folder",
+        ("other.pth", "-d", 1): "no 'network_weights'",
+        ("text.pth", "-d", 1): "text.pth",
+        ("pickle.pth", "-d", 1): "objects that only running code could restore",
+        ("bare.pth", "-d", 1): "does not say which network",
+    }
+    for (name, *rest), message in cases.items():
+        code, text = diagnose(tmp_path / name, *rest, *output, capsys=capsys)
+        assert code == 2, name
+        assert message in text
+        assert "Traceback" not in text
+    for rest, message in {
+        ("-d", 7): "expected one folder Dataset007_NAME",
+        ("-d", 1, "-p", "Nothing"): "-p Nothing",
+        ("-d", 1, "-c", "nothing"): "-c nothing",
+        ("-d", 1, "--patches", 0): "--patches must be at least 1",
+        ("-d", 1, "--probe", "--patches", 1): "all patches came from one case",
+    }.items():
+        code, text = diagnose(stage_checkpoint, *rest, *output, capsys=capsys)
+        assert code == 2, rest
+        assert message in text
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_model_with_several_folds_asks_which(stage_checkpoint: Path) -> None:
+    model = stage_checkpoint.parent.parent
+    assert find_checkpoint(model) == stage_checkpoint
+    shutil.copytree(stage_checkpoint.parent, model / "fold_1")
+    with pytest.raises(UserError, match=r"several folds \(fold_0, fold_1\): choose with -f"):
+        find_checkpoint(model)
+    assert find_checkpoint(model, "1").parent.name == "fold_1"
+
+
+def test_numpy_numbers_are_read_and_code_is_not(tmp_path: Path) -> None:
+    numbers = {"a": np.float64(0.5), "b": [np.float32(1), np.int64(3)], "c": np.bool_(True)}
+    torch.save(numbers, tmp_path / "numbers.pth")
+    assert read_checkpoint(tmp_path / "numbers.pth") == numbers
+
+
+# ------------------------------------------------------------------------------- regression: training does what it did
+
+
+def short_run(method: Any, steps: int, lr: float) -> CollapseMonitor:
+    """Train on one endless stream of toy images, look at others."""
+    optimizer = torch.optim.AdamW(method.parameters(), lr=lr, weight_decay=0.01)
+    watch = monitor(method)
+    look(watch, method, 0)
+    for step in range(steps):
+        method.train()
+        loss = method(*toy_batch(method, first=100 + 2 * step)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    look(watch, method, 1)
+    return watch
