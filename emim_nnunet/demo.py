@@ -152,6 +152,7 @@ def _worth_showing(line: str) -> bool:
         "Learning from",
         "Measured on",
         "Skill over",
+        "Collapse monitor",
         "train_loss",
         "Encoder",
         "Mean Validation",
@@ -190,6 +191,7 @@ def write_report(output: Path) -> Path:
 
     Returns:
         Folder ``report`` in it: ``README.md``, ``dice.json``, ``overlay_*.png``, ``progress.png``, ``ssl_log.csv``,
+        ``collapse_spectrum.png``, ``collapse_report.json``,
         ``reconstructions/``.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
@@ -231,6 +233,7 @@ REPORT = """# Demo report
 {table}
 
 - `progress.png`, `ssl_log.csv`: the SSL stage, epoch by epoch
+- `collapse_spectrum.png`, `collapse_report.json`: whether it has collapsed
 - `reconstructions/`: input, masked input, output and error of fixed cases
 - `overlay_*.png`: predicted and true segmentation of a test case
 - `dice.json`, `metrics_*.json`: every number
@@ -267,7 +270,7 @@ def _by_case(dice: dict[str, Any], name: str) -> list[tuple[float, ...]]:
 
 def _copy_ssl_results(output: Path, report: Path) -> None:
     stage = output / "nnUNet_results" / TRAIN_NAME / f"nnUNetTrainerEMIMPretrain__{PLANS}__3d_demo" / "fold_0"
-    for name in ("progress.png", "ssl_log.csv"):
+    for name in ("progress.png", "ssl_log.csv", "collapse_spectrum.png", "collapse_report.json"):
         shutil.copy(stage / name, report / name)
     shutil.copytree(stage / "reconstructions", report / "reconstructions")
 

@@ -303,21 +303,3 @@ def test_numpy_numbers_are_read_and_code_is_not(tmp_path: Path) -> None:
     numbers = {"a": np.float64(0.5), "b": [np.float32(1), np.int64(3)], "c": np.bool_(True)}
     torch.save(numbers, tmp_path / "numbers.pth")
     assert read_checkpoint(tmp_path / "numbers.pth") == numbers
-
-
-# ------------------------------------------------------------------------------- regression: training does what it did
-
-
-def short_run(method: Any, steps: int, lr: float) -> CollapseMonitor:
-    """Train on one endless stream of toy images, look at others."""
-    optimizer = torch.optim.AdamW(method.parameters(), lr=lr, weight_decay=0.01)
-    watch = monitor(method)
-    look(watch, method, 0)
-    for step in range(steps):
-        method.train()
-        loss = method(*toy_batch(method, first=100 + 2 * step)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    look(watch, method, 1)
-    return watch

@@ -22,6 +22,7 @@ from emim_nnunet.diagnostics import (
     Thresholds,
     alignment,
     constant_losses,
+    dense_probe,
     effective_rank,
     eigenvalues,
     foreground_rows,
@@ -453,3 +454,22 @@ def test_too_little_data_is_no_verdict_and_thresholds_can_be_set() -> None:
     assert rules(measurement(1, skill=0.3), thresholds=Thresholds(low_skill=0.4)) == {"low_skill": "note"}
     with pytest.raises(ValueError, match="at least one measurement"):
         judge([])
+
+
+# --------------------------------------------------------------------------------------------------- dense probe
+
+
+def test_dense_probe_reads_what_is_linear_in_the_features_and_splits_by_patient() -> None:
+    rng = np.random.default_rng(0)
+    rows, patients = rng.standard_normal((600, 8)), np.repeat(np.arange(6), 100)
+    targets = rows @ rng.standard_normal((8, 2)) + 0.5 * rng.standard_normal((600, 2))
+    assert dense_probe(rows, targets, patients) > 0.9
+    assert abs(dense_probe(rng.standard_normal((600, 8)), targets, patients)) < 0.1
+    # what only tells patients apart is worth nothing on others
+    identity = np.eye(6)[patients] + 0.01 * rng.standard_normal((600, 6))
+    own = np.repeat(rng.standard_normal(6), 100)[:, None] + 0.1 * rng.standard_normal((600, 1))
+    assert dense_probe(identity, own, patients) < 0.1
+    assert np.isnan(dense_probe(rows, np.zeros((600, 2)), patients))
+    assert dense_probe(rows, np.c_[targets, np.zeros(600)], patients) == dense_probe(rows, targets, patients)
+    with pytest.raises(ValueError, match="at least two"):
+        dense_probe(rows, targets, np.zeros(600))

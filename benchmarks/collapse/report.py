@@ -29,10 +29,10 @@ def summarise(results: Sequence[dict[str, Any]], budget: Budget) -> dict[str, An
         budget: Of the run.
 
     Returns:
-        By arm: ``skill``, ``foreground_skill``, ``std_ratio`` (at the end), ``plateau_end`` (of :func:`plateau_end`), ``flagged``
-        (share of evaluations with a warning), ``effective_rank``, ``participation_ratio``, ``untrained_rank``, ``probe`` (a list
-        over stages each), ``constant_losses``, ``dice`` by number of labelled phantoms, with the paired differences to scratch
-        and to HMP.
+        By arm: ``skill``, ``foreground_skill``, ``std_ratio`` (at the end), ``plateau_end`` (see there), ``flagged`` (share
+        of evaluations with a warning), ``effective_rank``, ``participation_ratio``, ``untrained_rank`` and ``probe`` (a
+        list over stages each), ``constant_losses``, ``dice`` by number of labelled phantoms, with the paired differences to
+        scratch and to HMP.
     """
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -134,8 +134,8 @@ def write_table(report: dict[str, Any], path: Path) -> str:
     lines = [
         f"Command: `{report['command']}`. Seeds {report['seeds']}, {report['budget']['unlabelled']} unlabelled and "
         f"{report['budget']['test']} test phantoms each; {report['budget']['ssl_steps']} steps of pretraining, "
-        f"{report['budget']['finetune_steps']} of fine-tuning. Mean over seeds [95 % interval]; differences are paired "
-        f"by seed; **bold**: the interval excludes 0.",
+        f"{report['budget']['finetune_steps']} of fine-tuning. Mean over seeds [95 % interval]; differences are "
+        f"paired by seed; **bold**: the interval excludes 0.",
         "",
         "| arm | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",

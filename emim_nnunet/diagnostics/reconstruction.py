@@ -42,15 +42,16 @@ def reconstruction_sums(prediction: Tensor, target: Tensor, counted: Tensor, for
         (2, C, 6) float64, [inside, outside] x modalities x (count, squared error, target, squared target, prediction,
         squared prediction).
     """
-    sums = torch.zeros((2, target.shape[1], 6), dtype=torch.float64)
-    for p, t, c, f in zip(prediction, target, counted, foreground, strict=True):  # sample by sample: little memory
-        p, t = to_float64(p).flatten(1), to_float64(t).flatten(1)
-        values = torch.stack([torch.ones_like(t), (p - t).square(), t, t.square(), p, p.square()])
-        for part, region in enumerate((f, ~f)):
-            weight = (c & region).flatten(1).to(t.device)
-            # where() and not a product: what does not count may be anything, NaN included
-            sums[part] += torch.where(weight, values, 0.0).sum(-1).T.cpu()
-    return sums
+    sums = []
+    for p, t, c, f in zip(prediction, target, counted, foreground, strict=True):  # one sample at a time: little memory
+        p, t, c, f = to_float64(p), to_float64(t), c.to(p.device), f.to(p.device)
+        values = ((p - t).square(), t, t.square(), p, p.square())
+        # where() and not a product: what does not count may be anything, NaN included
+        sums += [
+            torch.stack([w.flatten(1).sum(1).double(), *(torch.where(w, v, 0.0).flatten(1).sum(1) for v in values)], 1)
+            for w in (c & f, c & ~f)
+        ]
+    return torch.stack(sums).view(-1, 2, target.shape[1], 6).sum(0).cpu()
 
 
 def _squares_about_mean(sums: Tensor, total: int, squares: int) -> Tensor:

@@ -1,0 +1,108 @@
+"""How far the collapse monitor's thresholds are from what healthy and collapsed runs really do.
+
+    python benchmarks/collapse/calibrate.py RUN [RUN ...]
+
+A RUN is the folder of jobs of run.py, or the folder of a finished SSL stage. For every run the table gives the extremes, over
+all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.diagnostics import Thresholds, judge
+
+COLUMNS = (
+    "run",
+    "skill at the end",
+    "lowest skill",
+    "std ratio there",
+    "lowest rank / best",
+    "largest top share",
+    "lowest PR (C >= 32)",
+    "warnings (evaluations)",
+    "notes (evaluations)",
+    "at the end",
+)
+
+
+def main() -> None:
+    """Parse and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders")
+    arguments = parser.parse_args()
+    print(f"Thresholds: {asdict(Thresholds())}\n")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
+    for folder in arguments.runs:
+        for name, history, warmup, norm_pix in runs_in(folder):
+            print("| " + " | ".join(row(name, history, warmup, norm_pix)) + " |")
+
+
+def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool]]:
+    """Name, history, warm-up and kind of target of every run in a folder."""
+    checkpoint_file = folder / "checkpoint_final.pth"
+    if checkpoint_file.is_file():
+        checkpoint = load_checkpoint(checkpoint_file)
+        about = json.loads((folder / "collapse_report.json").read_text())["about"]
+        name = f"{checkpoint['method']}, {checkpoint['configuration']}, fold {checkpoint['fold']}"
+        yield name, checkpoint["collapse"], about["warmup_epochs"], about["norm_pix"]
+        return
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text())["result"]
+        if "history" in result:
+            history = result["history"]
+            yield (
+                f"{result['arm']}, seed {result['seed']}",
+                history,
+                (len(history) - 1) // 10,
+                "norm_pix" in result["arm"],
+            )
+
+
+def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: bool) -> list[str]:
+    """Cells of the table."""
+    settled = [m for m in history if m["epoch"] > warmup]
+    scores = [m["reconstruction"]["all"] for m in settled]
+    worst = min(scores, key=lambda s: s["foreground_skill"])
+    stages = [
+        [m["stages"][i] for m in settled]
+        for i in range(len(history[0]["stages"]))
+        if history[0]["stages"][i]["status"] == "ok"
+    ]
+    drops = [
+        s["effective_rank"] / max(t["effective_rank"] for t in st[: i + 1]) for st in stages for i, s in enumerate(st)
+    ]
+    narrow = [s["participation_ratio"] for st in stages for s in st if s["channels"] >= Thresholds().wide]
+    verdicts = [judge(history[: i + 1], warmup_epochs=warmup, norm_pix=norm_pix) for i in range(1, len(history))]
+    fired = {
+        level: [{f.rule for f in v.findings if f.level == level} for v in verdicts] for level in ("warning", "note")
+    }
+    return [
+        name,
+        f"{scores[-1]['foreground_skill']:.3f}",
+        f"{worst['foreground_skill']:.3f}",
+        f"{worst['std_ratio']:.2f}",
+        f"{min(drops):.2f}" if drops else "",
+        f"{max(s['top_share'] for st in stages for s in st):.2f}" if stages else "",
+        f"{min(narrow):.1f}" if narrow else "",
+        counts(fired["warning"]),
+        counts(fired["note"]),
+        verdicts[-1].level,
+    ]
+
+
+def counts(fired: Sequence[set[str]]) -> str:
+    """``rule (times)`` for each rule."""
+    names = sorted(set().union(*fired))
+    return ", ".join(f"{name} ({sum(name in rules for rules in fired)})" for name in names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The experiment behind the claims about collapse: it runs, and the effects it rests on are still there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from emim_nnunet.diagnostics import judge
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "collapse"
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the benchmark."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import experiment
+
+    return experiment
+
+
+def test_pyramid_barlow_twins_raise_the_rank(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2. Seen on seeds 0, 1, 2: participation ratio of stage 2 x 3.2, 6.8, 6.1; effective rank x 2.0, 2.2, 2.5."""
+    monkeypatch.setattr(experiment, "FEATURES", (8, 16, 32))
+    budget = experiment.Budget(unlabelled=8, probe=8, ssl_steps=60, ssl_batch=2, evaluations=1, ssl_lr=1e-2)
+    twins = {"pyramid_levels": (1, 2), "projector_widths": (0, 0), "barlow_weight": 1.0}
+    plain, with_twins = (
+        experiment.pretrain(experiment.Arm(experiment.FRACTION | settings), 0, budget)[1][-1]["stages"][2]
+        for settings in (experiment.PLAIN, twins)
+    )
+    assert with_twins["participation_ratio"] > 2 * plain["participation_ratio"]
+    assert with_twins["effective_rank"] > 1.3 * plain["effective_rank"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [5, 6])
+def test_a_plateau_is_flagged_while_it_lasts_and_cleared_after_it(experiment: Any, seed: int) -> None:
+    """R3, "plateau at fixed budget": a mask of large cells without skip connections."""
+    arm = experiment.PLATEAU_ARMS["position, 16^3 cells, no skips"]
+    _, history = experiment.pretrain(arm, seed, experiment.Budget(ssl_steps=240, evaluations=48))
+    verdicts = [judge(history[: i + 1], warmup_epochs=4) for i in range(1, len(history))]
+    flagged = [i for i, v in enumerate(verdicts) if any(f.rule == "no_skill" for f in v.findings)]
+    assert flagged
+    assert max(flagged) < 20
+    assert verdicts[-1].level in ("ok", "note")
+
+
+def test_the_command_regenerates_its_table_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--json", str(out), "--workers", "1"]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)}
+    for arms in (["HMP"], ["HMP", "scratch", "HMP, 16^3 cells"]):
+        done = subprocess.run(
+            [*command, "--seeds", "0", "--arms", *arms], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "2/2" in done.stderr  # the first job was kept
+    report = json.loads(out.read_text())
+    assert list(report["arms"]) == ["HMP", "scratch", "HMP, 16^3 cells"]
+    hmp = report["arms"]["HMP"]["dice"]["2"]
+    scratch = report["arms"]["scratch"]["dice"]["2"]["dice"]["mean"]
+    assert hmp["minus_scratch"]["mean"] == pytest.approx(hmp["dice"]["mean"] - scratch)
+    assert "| HMP |" in done.stdout
+    assert (tmp_path / "out.md").read_text().strip() in done.stdout
+    for name in ("curves.png", "dice.png"):
+        assert imread(tmp_path / "out" / name).std() > 0.05
+    wrong = subprocess.run([*command, "--arms", "HPM"], env=environment, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "unknown HPM" in wrong.stderr
