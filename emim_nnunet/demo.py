@@ -191,8 +191,7 @@ def write_report(output: Path) -> Path:
 
     Returns:
         Folder ``report`` in it: ``README.md``, ``dice.json``, ``overlay_*.png``, ``progress.png``, ``ssl_log.csv``,
-        ``collapse_spectrum.png``, ``collapse_report.json``,
-        ``reconstructions/``.
+        ``collapse_spectrum.png``, ``collapse_report.json``, ``reconstructions/``.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO

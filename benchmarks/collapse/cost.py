@@ -2,10 +2,9 @@
 
     python benchmarks/collapse/cost.py DATASET_ID CONFIGURATION [-p PLANS] [-tr TRAINER] [-device cpu]
 
-Runs some training steps and some evaluations of a planned SSL stage on a preprocessed data set (in a temporary results
-folder) and prints medians: a step; the pass over the probe set, which an SSL stage makes anyway to report its loss; and what the
-monitor adds to it: features of the unmasked patches, sums, eigenvalues, files, and a picture every ``reconstruction_every``
-epochs.
+Runs some training steps and some evaluations of a planned SSL stage on a preprocessed data set, in a temporary results folder,
+and prints medians: a step; the pass over the probe set, which an SSL stage makes anyway to report its loss; and what the
+monitor adds: features of the unmasked patches, sums, eigenvalues, files, and a picture every ``reconstruction_every`` epochs.
 """
 
 from __future__ import annotations

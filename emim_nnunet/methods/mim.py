@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from emim_nnunet.config import require
+from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.losses import masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, grid_size, masked_fraction, position_mask
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLMethod
@@ -129,10 +130,13 @@ class MIM(SSLMethod):
         counted = hidden & foreground if self.config.foreground_only else hidden
         target = normalise_cells(image, self.config.cell_size) if self.config.norm_pix else image
         loss = masked_mse(prediction, target, counted)
+        everywhere = masked.all(1)
+        counts = [masked.sum(), everywhere.sum(), torch.tensor(masked.numel(), device=masked.device)]
+        num_masked, num_everywhere, num_cells = all_reduce_sum(torch.stack(counts).float()).unbind()
         terms = {
             "reconstruction": loss.detach(),
-            "masked_fraction": masked.float().mean(),
-            "fully_masked_fraction": masked.all(1).float().mean(),
+            "masked_fraction": num_masked / num_cells,
+            "fully_masked_fraction": num_everywhere / num_cells * self.num_modalities,
         }
         reconstruction = Reconstruction(masked_image.detach(), prediction.detach(), target.detach(), hidden, counted)
         return MethodOutput(loss, terms, [f.detach() for f in features], reconstruction=reconstruction)

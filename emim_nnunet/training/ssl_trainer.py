@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
@@ -77,8 +78,9 @@ class SSLTrainer(nnUNetTrainer):
         require(planned.previous_stage_name is None, f"'{configuration}' is a cascade stage: pretrain '3d_fullres'")
         self.method_class.check(self.method_config, planned.patch_size, planned.pool_op_kernel_sizes)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if device.type == "cpu":  # nnU-Net assumes CUDA whenever there is a process group
-            self.device = device
+        if self.is_ddp:  # nnU-Net assumes CUDA, and one machine: its local_rank is the rank among all processes
+            index = int(os.environ.get("LOCAL_RANK", self.local_rank))
+            self.device = torch.device("cuda", index) if device.type == "cuda" else device
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
@@ -117,7 +119,7 @@ class SSLTrainer(nnUNetTrainer):
             self.network = torch.compile(self.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
-            device_ids = [self.local_rank] if self.device.type == "cuda" else None
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=device_ids)
         self.was_initialized = True
 

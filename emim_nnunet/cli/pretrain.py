@@ -1,0 +1,83 @@
+"""An SSL stage on several machines: ``torchrun ... -m emim_nnunet.cli.pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from emim_nnunet.cli._run import run
+
+EPILOG = """
+Examples (without torchrun it is one process):
+  torchrun --standalone --nproc-per-node 4 -m emim_nnunet.cli.pretrain 137 3d_fullres all
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+      -m emim_nnunet.cli.pretrain 137 3d_fullres all
+
+All machines need the same nnUNet_preprocessed and nnUNet_results. The batch size of the plans is that of all processes
+together, so the result does not depend on their number, and --c may continue with another one.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments, join the process group, train."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emim_nnunet.cli.pretrain",
+        description="Run the SSL stage of a trainer, on as many processes as torchrun starts.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", help="id or name of the data set")
+    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("-tr", default="nnUNetTrainerEMIMPretrain", help="trainer (default: nnUNetTrainerEMIMPretrain)")
+    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: nnUNetEMIMPlans)")
+    parser.add_argument("--c", action="store_true", help="continue")
+    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="where to train")
+    arguments = parser.parse_args(argv)
+    if arguments.fold != "all" and not arguments.fold.isdecimal():
+        parser.error(f"FOLD must be a number or 'all', not '{arguments.fold}'")
+
+    import torch
+    import torch.distributed as dist
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU: use -device cpu")
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if distributed:
+        if arguments.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
+    try:
+        _train(arguments, torch.device(arguments.device))
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+
+
+def _train(arguments: argparse.Namespace, device: object) -> None:
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    from emim_nnunet.errors import UserError
+    from emim_nnunet.registration import enable_search
+    from emim_nnunet.training.ssl_trainer import SSLTrainer
+
+    enable_search()
+    fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
+    trainer = get_trainer_from_args(
+        arguments.dataset, arguments.configuration, fold, arguments.tr, arguments.p, arguments.c, device
+    )
+    if not isinstance(trainer, SSLTrainer):
+        raise UserError(f"-tr {arguments.tr} is not the trainer of an SSL stage: use emim_train or nnUNetv2_train")
+    maybe_load_checkpoint(trainer, arguments.c, False)
+    trainer.run_training()
+
+
+def entry() -> None:
+    """Module script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,96 @@
+"""An SSL stage on several processes, started by torchrun as a user would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from emim_nnunet.checkpoints.io import load_checkpoint
+from tests.pipeline import PRETRAIN, fold_folder, trainer_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PRETRAIN_MODULE = ["-m", "emim_nnunet.cli.pretrain"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def start(launcher: list[str], *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, *PRETRAIN_MODULE, "1", *arguments, "-device", "cpu"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes: subprocess.Popen) -> str:
+    output = "".join(process.communicate(timeout=300)[0] for process in processes)
+    assert all(process.returncode == 0 for process in processes), output
+    return output
+
+
+def numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "patches_per_second")} for row in rows]
+
+
+def stage_scores(checkpoint: dict[str, Any]) -> list[float]:
+    measurement = checkpoint["collapse"][-1]
+    scores = [measurement["reconstruction"]["all"][key] for key in ("skill", "std_ratio")]
+    return scores + [stage[key] for stage in measurement["stages"] for key in ("effective_rank", "top_share", "count")]
+
+
+def test_two_processes_and_two_nodes_equal_one_process(nnunet: Path) -> None:
+    folder = fold_folder(PRETRAIN)
+    found = {}
+    node = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", "29517"]
+    launchers = {
+        "one": [[sys.executable]],
+        "two": [[*TORCHRUN, "--standalone", "--nproc-per-node", "2"]],
+        "nodes": [[*TORCHRUN, *node, "--node-rank", str(rank)] for rank in range(2)],
+    }
+    for name, commands in launchers.items():
+        finish(*(start(command, "toy", "0") for command in commands))
+        found[name] = load_checkpoint(folder / "checkpoint_final.pth")
+        shutil.rmtree(folder)
+    one = found["one"]
+    for name in ("two", "nodes"):
+        other = found[name]
+        for ours, theirs in zip(numbers(one["history"]), numbers(other["history"]), strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-4), name
+        assert stage_scores(other) == pytest.approx(stage_scores(one), rel=1e-3)
+        for key, value in one["network_weights"].items():
+            assert torch.allclose(other["network_weights"][key], value, atol=2e-3), key
+
+
+def test_a_dying_process_ends_the_job_which_goes_on_with_another_number_of_processes(nnunet: Path) -> None:
+    job = start([*TORCHRUN, "--standalone", "--nproc-per-node", "2"], "toy_long", "0")
+    latest = fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth"
+    deadline = time.monotonic() + 200
+    while not latest.is_file() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=False).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode != 0
+    assert "SIGKILL" in output
+    assert "rank" in output
+    done = load_checkpoint(latest)["current_epoch"]
+    trainer = trainer_of(PRETRAIN, "toy_long", continued=True)
+    maybe_load_checkpoint(trainer, True, False)
+    assert trainer.current_epoch == done >= 1
+    trainer.num_epochs = done + 1
+    trainer.run_training()
+    assert load_checkpoint(latest.parent / "checkpoint_final.pth")["current_epoch"] == done + 1
+
+
+def test_only_ssl_trainers_are_taken(nnunet: Path) -> None:
+    job = start([sys.executable], "toy", "0", "-tr", "nnUNetTrainer")
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode == 2
+    assert "is not the trainer of an SSL stage" in output.splitlines()[-1]
