@@ -7,7 +7,17 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 SIBLINGS = ("planners", "trainers", "dataset_conversion")
-COMMANDS = ("convert", "demo", "diagnose", "export", "plan_and_preprocess", "register", "train", "trainers_path")
+COMMANDS = (
+    "convert",
+    "demo",
+    "diagnose",
+    "export",
+    "plan_and_preprocess",
+    "pretrain",
+    "register",
+    "train",
+    "trainers_path",
+)
 
 
 def read(*parts: str) -> str:

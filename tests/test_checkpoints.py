@@ -102,7 +102,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         "empty": "damaged or no checkpoint",
         "stock": "not a checkpoint of emim_nnunet",
         "foreign": "not a checkpoint of emim_nnunet",
-        "list": "not a checkpoint of emim_nnunet",
+        "list": "not a checkpoint: it holds a list",
         "newer": "newer emim_nnunet",
     }
     for name, message in messages.items():

@@ -69,8 +69,8 @@ def test_the_command_regenerates_its_table_and_goes_on_where_it_was(tmp_path: Pa
     assert hmp["minus_scratch"]["mean"] == pytest.approx(hmp["dice"]["mean"] - scratch)
     assert "| HMP |" in done.stdout
     assert (tmp_path / "out.md").read_text().strip() in done.stdout
-    for name in ("curves.png", "dice.png"):
-        assert imread(tmp_path / "out" / name).std() > 0.05
+    for name in ("out_curves.png", "out_dice.png"):
+        assert imread(tmp_path / name).std() > 0.05
     wrong = subprocess.run([*command, "--arms", "HPM"], env=environment, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "unknown HPM" in wrong.stderr

@@ -269,7 +269,7 @@ def test_diagnose_refuses_what_it_cannot_use(stage_checkpoint: Path, tmp_path: P
         ("missing", "-d", 1): "neither a file nor a folder",
         ("other.pth", "-d", 1): "no 'network_weights'",
         ("text.pth", "-d", 1): "text.pth",
-        ("pickle.pth", "-d", 1): "objects that only running code could restore",
+        ("pickle.pth", "-d", 1): "holds objects that only running code could restore",
         ("bare.pth", "-d", 1): "does not say which network",
     }
     for (name, *rest), message in cases.items():

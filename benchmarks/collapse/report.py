@@ -154,6 +154,8 @@ def _at(values: Sequence[Any] | None, index: int) -> Any:
 def _interval(value: dict[str, Any] | None, digits: int = 2) -> str:
     if value is None:
         return ""
+    if isnan(value["mean"]):
+        return "no rows"
     if value["low"] is None:
         return f"{value['mean']:.{digits}f}"
     return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
@@ -175,22 +177,23 @@ def _plateaus(values: Sequence[int | None] | None) -> str:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def write_figures(results: Sequence[dict[str, Any]], folder: Path) -> None:
-    """``curves.png``: skill and rank over steps; ``dice.png``: fine-tuned Dice of every seed.
+def write_figures(results: Sequence[dict[str, Any]], curves_path: Path, dice_path: Path) -> None:
+    """Skill and rank over steps, and fine-tuned Dice of every seed.
 
     Args:
         results: Of :func:`experiment.run_job`.
-        folder: Where to write.
+        curves_path: PNG to write.
+        dice_path: PNG to write.
     """
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         by_arm.setdefault(result["arm"], []).append(result)
     curves = {name: runs for name, runs in by_arm.items() if "history" in runs[0]}
     if curves:
-        _draw_curves(curves, folder / "curves.png")
+        _draw_curves(curves, curves_path)
     tuned = {name: runs for name, runs in by_arm.items() if "finetuned" in runs[0]}
     if tuned:
-        _draw_dice(tuned, folder / "dice.png")
+        _draw_dice(tuned, dice_path)
 
 
 def _draw_curves(by_arm: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -206,17 +209,21 @@ def _draw_curves(by_arm: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for number, name in enumerate(names):
             style = {"color": f"C{number % 10}", "ls": "-" if number < 10 else "--"}
             _curve(column[0], by_arm[name], lambda m: m["reconstruction"]["all"]["foreground_skill"], name, style)
-            _curve(column[1], by_arm[name], lambda m: m["stages"][2]["effective_rank"], name, style)
+            if by_arm[name][0]["history"][0]["stages"][2]["count"]:  # large cells: none lies in the body by half
+                _curve(column[1], by_arm[name], lambda m: m["stages"][2]["effective_rank"], name, style)
         column[0].axhline(Thresholds().no_skill, color="crimson", ls=":", lw=1.2)
         column[0].set_ylim(bottom=-0.1)
         column[0].set_title(f"{title}: foreground skill (dotted: the monitor's threshold)", **TITLE)
-        column[1].set_title(f"{title}: effective rank of stage 2, {32} channels", **TITLE)
+        column[1].set_title(f"{title}: effective rank of stage 2 (32 channels)", **TITLE)
     for ax in axes.flat:
         ax.set_xlabel("step")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=8, framealpha=0.6, edgecolor="none")
-    save_figure(figure, path)
+        if ax.lines:
+            ax.legend(fontsize=8, framealpha=0.6, edgecolor="none")
+        else:
+            ax.set_axis_off()
+    save_figure(figure, path, dpi=65)
 
 
 def _curve(ax: Axes, runs: list[dict[str, Any]], value: Callable, name: str, style: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
     python benchmarks/collapse/run.py --json OUT            all arms, 5 seeds, phantoms, CPU
     python benchmarks/collapse/run.py --quick --json OUT    minutes on 2 cores: shows that it runs, decides nothing
 
-Every finished job is kept in OUT's folder, so an interrupted run goes on where it was.
+OUT is a JSON file; the table (OUT.md) and the figures (OUT_curves.png, OUT_dice.png) lie beside it. Every finished job is kept
+in the folder OUT_jobs, so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from report import summarise, write_figures, write_table
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.training.collapse_report import plain_json
 from emim_nnunet.training.provenance import versions
 
 QUICK = Budget(
@@ -61,21 +63,26 @@ def main() -> None:
         parser.error(f"--arms: unknown {', '.join(unknown)}")
     seeds = parse_seeds(arguments.seeds or ("0-1" if arguments.quick else "0-4"), parser)
     budget = QUICK if arguments.quick else Budget()
-    results, seconds = run_all(names, seeds, budget, arguments.json.with_suffix(""), arguments.workers)
+    results, seconds = run_all(names, seeds, budget, beside(arguments.json, "_jobs"), arguments.workers)
     report = {
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.workers} jobs at a time",
         "versions": versions(),
-        "seconds": seconds,
+        "seconds_of_last_call": seconds,
         "seeds": seeds,
         "budget": asdict(budget),
         "arms": summarise(results, budget),
     }
-    text = json.dumps(report, indent=1)
+    text = json.dumps(plain_json(report), indent=1, allow_nan=False)
     atomic_write(arguments.json, lambda file: file.write(text.encode()))
     table = write_table(report, arguments.json.with_suffix(".md"))
-    write_figures(results, arguments.json.with_suffix(""))
+    write_figures(results, beside(arguments.json, "_curves.png"), beside(arguments.json, "_dice.png"))
     print(table)
+
+
+def beside(file: Path, ending: str) -> Path:
+    """``OUT.json`` -> ``OUT`` + ending."""
+    return file.with_name(file.stem + ending)
 
 
 def parse_seeds(text: str, parser: argparse.ArgumentParser) -> list[int]:

@@ -114,12 +114,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_numpy_numbers()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds objects that only running code could restore, which is refused") from error
+        raise UserError(
+            f"{path} is not a checkpoint that can be read: it is damaged, or holds objects that only running code could "
+            f"restore, which is refused"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}")
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
 
 

@@ -14,7 +14,7 @@ EPILOG = """
 Takes checkpoints of nnU-Net (stock or not), of an SSL stage, exports, and nnssl files with an adaptation plan. The network is
 compared with an untrained twin on the same patches: rank alone is no quality, an untrained network has a high one.
 
-Examples:
+Example:
   emim_diagnose RESULTS/Dataset137_X/nnUNetTrainer__nnUNetPlans__3d_fullres -d 137 -f 0
   emim_diagnose RESULTS/.../fold_0/checkpoint_final.pth -d 137 --compare OTHER.pth --probe -o report
 

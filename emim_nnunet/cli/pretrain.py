@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from emim_nnunet.cli._run import run
 
 EPILOG = """
-Examples (without torchrun it is one process):
+Example:
+  emim_pretrain 137 3d_fullres all                                # one process
   torchrun --standalone --nproc-per-node 4 -m emim_nnunet.cli.pretrain 137 3d_fullres all
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
       -m emim_nnunet.cli.pretrain 137 3d_fullres all
@@ -23,8 +24,8 @@ together, so the result does not depend on their number, and --c may continue wi
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments, join the process group, train."""
     parser = argparse.ArgumentParser(
-        prog="python -m emim_nnunet.cli.pretrain",
-        description="Run the SSL stage of a trainer, on as many processes as torchrun starts.",
+        prog="emim_pretrain",
+        description="Run the SSL stage of a trainer alone, on as many processes as torchrun starts.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -76,19 +76,23 @@ def report(
         "relative_to_untrained": relative,
         "about": dict(about),
     }
-    return _json(content)
+    return plain_json(content)
 
 
 def _ratio(value: float, reference: float) -> float:
     return value / reference if reference else float("nan")
 
 
-def _json(value: Any) -> Any:
-    """Undefined numbers as None: JSON has no NaN."""
+def plain_json(value: Any) -> Any:
+    """Undefined numbers as None: JSON has no NaN.
+
+    Args:
+        value: Nested dicts, lists and tuples of plain values.
+    """
     if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
+        return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
+        return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
