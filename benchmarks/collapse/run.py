@@ -17,6 +17,7 @@ import argparse
 import json
 import platform
 import re
+import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -65,7 +66,7 @@ def main() -> None:
     budget = QUICK if arguments.quick else Budget()
     results, seconds = run_all(names, seeds, budget, beside(arguments.json, "_jobs"), arguments.workers)
     report = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.workers} jobs at a time",
         "versions": versions(),
         "seconds_of_last_call": seconds,
