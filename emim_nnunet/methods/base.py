@@ -34,7 +34,8 @@ class MethodOutput(NamedTuple):
         loss: () float32, what is minimised; equal on all ranks.
         terms: Detached () tensors to log.
         features: Detached stage outputs for the (first) masked or augmented view.
-        original_features: Detached stage outputs for the image as it is, where the method computes them anyway.
+        original_features: Detached stage outputs for the image as it is, of all stages; in evaluation mode only, and where the
+            method computes them anyway.
         reconstruction: Of the first view; None for a method that reconstructs nothing.
     """
 

@@ -20,7 +20,7 @@ from emim_nnunet.losses import barlow_twins_loss
 from emim_nnunet.masking import foreground_cells, grid_size, hybrid_mask, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput
 from emim_nnunet.methods.mim import MIM, MIMConfig
-from emim_nnunet.networks import Projector, stage_grids
+from emim_nnunet.networks import Projector, first_stages, stage_grids
 
 SECOND_VIEWS = ("original", "masked")
 
@@ -129,24 +129,36 @@ class EMIM(MIM):
 
         Args and return value as in :meth:`MIM.forward`.
         """
+        original_features = (
+            self._encode_original(image) if self.levels and self.config.second_view == "original" else None
+        )
         masked_image, features = self.encode_masked(image, draws["masked"])
         output = self.reconstruct(image, foreground, draws["masked"], masked_image, features)
         if not self.levels:
             return output
         visible = ~draws["masked"].all(1, keepdim=True)
-        if self.config.second_view == "masked":
+        if original_features is None:
             second_image, second_features = self.encode_masked(image, draws["masked_second"])
             second = self.reconstruct(image, foreground, draws["masked_second"], second_image, second_features)
             output = output._replace(loss=0.5 * (output.loss + second.loss))
             visible = visible & ~draws["masked_second"].all(1, keepdim=True)
         else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.original_view_gradient):
-                second_features = self.encoder(image)
-            output = output._replace(original_features=[f.detach() for f in second_features])
+            second_features = original_features
+            if not self.training:
+                output = output._replace(original_features=[f.detach() for f in original_features])
         barlow = self.pyramid_barlow_twins(features, second_features, visible, foreground, draws)
         total = torch.stack(list(barlow.values())).mean()
         terms = output.terms | {"barlow": total.detach()} | {k: v.detach() for k, v in barlow.items()}
         return output._replace(loss=output.loss + self.config.barlow_weight * total, terms=terms)
+
+    def _encode_original(self, image: Tensor) -> list[Tensor]:
+        """Stage outputs for the unmasked image, in training up to the deepest pyramid level.
+
+        Computed before the masked view: without a gradient it then never adds to what that view keeps for its own.
+        """
+        count = max(self.levels) + 1 if self.training else len(self.encoder.strides)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.original_view_gradient):
+            return first_stages(self.encoder, image, count)
 
     def pyramid_barlow_twins(
         self,

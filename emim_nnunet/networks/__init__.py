@@ -1,7 +1,15 @@
 """Parts around the encoder that nnU-Net planned."""
 
 from emim_nnunet.networks.decoder import ReconstructionDecoder
+from emim_nnunet.networks.encoder import first_stages, use_lean_activations
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.networks.projector import Projector
 
-__all__ = ["Projector", "ReconstructionDecoder", "cumulative_strides", "stage_grids"]
+__all__ = [
+    "Projector",
+    "ReconstructionDecoder",
+    "cumulative_strides",
+    "first_stages",
+    "stage_grids",
+    "use_lean_activations",
+]

@@ -29,6 +29,7 @@ from emim_nnunet.dataloading.augmentation import clear_outside, mirror
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
+from emim_nnunet.networks import use_lean_activations
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
@@ -114,7 +115,9 @@ class SSLTrainer(nnUNetTrainer):
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
         self.network = self._build_method().to(self.device)
-        if self._do_i_compile():
+        if not self._do_i_compile():
+            use_lean_activations(self.network)
+        else:
             self.print_to_log_file("Using torch.compile...")
             self.network = torch.compile(self.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
@@ -151,7 +154,8 @@ class SSLTrainer(nnUNetTrainer):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.config.initial_lr, betas=(0.9, 0.95)), None
+        fused = self.device.type in ("cpu", "cuda")  # one pass over the parameters, no temporary copies
+        return torch.optim.AdamW(groups, lr=self.config.initial_lr, betas=(0.9, 0.95), fused=fused), None
 
     def find_cases(self) -> stage.StageCases:
         """The cases of this fold's SSL stage.

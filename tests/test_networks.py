@@ -1,0 +1,66 @@
+"""The lean way through the encoder computes what nnU-Net's own way computes."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
+from torch import nn
+
+from emim_nnunet.networks import first_stages, use_lean_activations
+from emim_nnunet.networks.encoder import LeanLeakyReLU
+from tests.toy import toy_unet
+
+both_kinds = pytest.mark.parametrize("kind", ["plain", "residual"])
+
+
+def image() -> torch.Tensor:
+    return torch.randn((2, 4, 16, 16, 16), generator=torch.Generator().manual_seed(1))
+
+
+@both_kinds
+def test_lean_activations_change_neither_values_nor_gradients_nor_the_state(kind: str) -> None:
+    torch.manual_seed(0)
+    stock = toy_unet(kind).encoder
+    lean = deepcopy(stock)
+    use_lean_activations(lean)
+    assert lean.state_dict().keys() == stock.state_dict().keys()
+    assert any(isinstance(m, LeanLeakyReLU) for m in lean.modules())
+    assert not any(type(m) is nn.LeakyReLU for m in lean.modules())
+    inputs = [image().requires_grad_() for _ in range(2)]
+    outputs = [encoder(x) for encoder, x in zip((stock, lean), inputs, strict=True)]
+    for features in outputs:
+        sum(f.square().sum() for f in features).backward()
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=1e-5, atol=1e-5)
+    for (name, a), b in zip(stock.named_parameters(), lean.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-4), name
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(stock(image()), lean(image()), strict=True))
+
+
+@both_kinds
+def test_lean_activations_spare_the_copies_of_the_gradient(kind: str) -> None:
+    def copies(encoder: nn.Module) -> int:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            encoder(image())[-1].sum().backward()
+        return sum(e.count for e in profile.key_averages() if e.key == "torch::autograd::CopySlices")
+
+    encoder = toy_unet(kind).encoder
+    before = copies(encoder)
+    residual_sums = sum(isinstance(m, BasicBlockD) for m in encoder.modules())  # these add in place as well
+    use_lean_activations(encoder)
+    assert copies(encoder) == residual_sums < before
+
+
+@both_kinds
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_first_stages_are_those_of_the_encoder(kind: str, count: int) -> None:
+    encoder = toy_unet(kind).encoder
+    with torch.no_grad():
+        outputs = first_stages(encoder, image(), count)
+        expected = encoder(image())[:count]
+    assert len(outputs) == count
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
