@@ -20,6 +20,7 @@ class Stream(IntEnum):
     AUGMENTATION = 2
     MASK = 3
     PROBE = 4
+    SPATIAL = 5
 
 
 def seeded_generator(*key: int) -> torch.Generator:

@@ -10,7 +10,13 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from emim_nnunet.dataloading.augmentation import clear_outside, mirror
+from emim_nnunet.dataloading.augmentation import (
+    SCALES,
+    clear_outside,
+    mirror,
+    rotate_and_scale_,
+    rotation_ranges,
+)
 from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropDataset, crop_loader
 from emim_nnunet.randomness import Stream, seeded_generator
 
@@ -125,6 +131,71 @@ def test_mirroring_flips_image_and_foreground_alike_and_reproducibly() -> None:
         assert torch.equal(mirror([image], [first, first + 1], seed=0)[0], flipped)
     variants = {tuple(mirror([image[:1]], [i], seed=0)[0].flatten().tolist()) for i in range(80)}
     assert len(variants) == 8
+
+
+def ball(shape: tuple[int, ...], centre: list[float], radius: float) -> torch.Tensor:
+    """1 inside a ball around a position in voxels from the centre of the patch."""
+    axes = [torch.arange(n) - (n - 1) / 2 - c for n, c in zip(shape, centre, strict=True)]
+    return (sum(a.square() for a in torch.meshgrid(*axes, indexing="ij")) < radius**2).float()
+
+
+def centre_of(image: torch.Tensor) -> torch.Tensor:
+    axes = [torch.arange(n) - (n - 1) / 2 for n in image.shape]
+    return torch.stack([(image * a).sum() / image.sum() for a in torch.meshgrid(*axes, indexing="ij")])
+
+
+@pytest.mark.parametrize("shape", [(48, 48, 48), (32, 48, 40)])
+def test_rotations_turn_about_the_centre_by_at_most_the_range_in_voxels(shape: tuple[int, ...]) -> None:
+    start = torch.tensor([0.0, 12.0, 0.0])
+    moved = []
+    for index in range(12):
+        image = ball(shape, start.tolist(), 3)[None, None]
+        foreground = image > 0
+        rotate_and_scale_(image, foreground, [index], seed=0, p_rotation=1.0, p_scaling=0.0)
+        centre = centre_of(image[0, 0])
+        assert centre.norm().item() == pytest.approx(12, abs=0.1)  # a rotation, whatever the lengths of the axes
+        assert image.sum().item() == pytest.approx(ball(shape, start.tolist(), 3).sum().item(), rel=0.1)
+        assert torch.equal(foreground, foreground & (image > 0.4))
+        moved.append(torch.acos(centre @ start / centre.norm() / 12).item())
+    assert 0 < max(moved) < 3**0.5 * torch.pi / 6
+    assert len({round(angle, 3) for angle in moved}) > 6
+
+
+def test_scaling_is_equal_on_all_axes_and_within_the_range() -> None:
+    factors = []
+    for index in range(12):
+        image = ball((40, 40, 40), [0, 6, 0], 4)[None, None]
+        rotate_and_scale_(image, image > 0, [index], seed=0, p_rotation=0.0, p_scaling=1.0)
+        first, second, third = centre_of(image[0, 0]).tolist()
+        assert (first, third) == pytest.approx((0, 0), abs=0.05)
+        factors.append(6 / second)
+        assert image.sum().item() == pytest.approx(268 / factors[-1] ** 3, rel=0.12)
+    assert SCALES[0] - 0.02 < min(factors) < 0.9 < 1.1 < max(factors) < SCALES[1] + 0.02
+
+
+def test_anisotropic_patches_turn_within_their_slices_and_2d_ones_as_in_nnunet() -> None:
+    assert rotation_ranges((96, 96, 96)) == (np.pi / 6,) * 3
+    assert rotation_ranges((16, 64, 64)) == (np.pi, 0, 0)
+    assert rotation_ranges((64, 64)) == (np.pi,)
+    assert rotation_ranges((64, 128)) == (np.pi / 12,)
+    image = torch.zeros(1, 1, 16, 64, 64)
+    image[:, :, 5] = 1
+    foreground = image > 0
+    rotate_and_scale_(image, foreground, [0], seed=0, p_rotation=1.0, p_scaling=0.0)
+    assert image[:, :, 5].mean() > 0.7  # the corners turn out of the patch
+    assert image.sum() == image[:, :, 5].sum()
+
+
+def test_few_samples_are_changed_and_the_same_ones_whatever_the_batch() -> None:
+    def augmented(indices: list[int]) -> torch.Tensor:
+        image = torch.stack([ball((16, 16), [0, 4], 3)[None]] * len(indices))
+        rotate_and_scale_(image, image > 0, indices, seed=3, p_rotation=0.2, p_scaling=0.2)
+        return image
+
+    together = augmented(list(range(200)))
+    assert all(torch.equal(augmented([i])[0], together[i]) for i in (0, 7, 23))
+    changed = sum(not torch.equal(sample[0], ball((16, 16), [0, 4], 3)) for sample in together)
+    assert 50 < changed < 95  # 36 % of 200
 
 
 def test_outside_is_cleared_only_where_nnunet_clears_it() -> None:

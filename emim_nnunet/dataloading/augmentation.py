@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import cos, pi, sin
 
 import torch
+import torch.nn.functional as F
+from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor
 
 from emim_nnunet.randomness import Stream, seeded_generator
+
+SCALES = (0.7, 1.4)  # nnU-Net's; above 1 the content shrinks
 
 
 def clear_outside(image: Tensor, foreground: Tensor, channels: Sequence[bool]) -> Tensor:
@@ -40,11 +45,82 @@ def mirror(tensors: Sequence[Tensor], indices: Sequence[int], seed: int) -> list
         Tensors of the same shapes.
     """
     num_axes = tensors[0].ndim - 2
-    flips = torch.stack(
-        [torch.rand(num_axes, generator=seeded_generator(seed, Stream.AUGMENTATION, i)) < 0.5 for i in indices]
-    )
-    result = list(tensors)
-    for axis in range(num_axes):
-        flip = flips[:, axis].to(result[0].device).view(-1, *[1] * (num_axes + 1))
-        result = [torch.where(flip, tensor.flip(axis + 2), tensor) for tensor in result]
-    return result
+    flips = [torch.rand(num_axes, generator=seeded_generator(seed, Stream.AUGMENTATION, i)) < 0.5 for i in indices]
+    axes = [[axis + 1 for axis in range(num_axes) if flip[axis]] for flip in flips]
+    return [torch.stack([s.flip(a) for s, a in zip(tensor, axes, strict=True)]) for tensor in tensors]
+
+
+def rotation_ranges(patch_size: Sequence[int]) -> tuple[float, ...]:
+    """Largest angle about each axis, by nnU-Net's rules.
+
+    Args:
+        patch_size: Voxels per axis.
+
+    Returns:
+        Radians: 3 numbers, the first about the first axis; a single one in 2D. Anisotropic 3D patches turn only within their
+        slices, because an angle between axes of different spacing would shear the anatomy.
+    """
+    if len(patch_size) == 2:
+        return (pi / 12 if max(patch_size) / min(patch_size) > 1.5 else pi,)
+    if max(patch_size) / patch_size[0] > ANISO_THRESHOLD:
+        return (pi, 0.0, 0.0)
+    return (pi / 6,) * 3
+
+
+def rotate_and_scale_(
+    image: Tensor, foreground: Tensor, indices: Sequence[int], seed: int, *, p_rotation: float, p_scaling: float
+) -> None:
+    """Rotate and scale some samples about the centre of the patch, image and foreground alike, in place.
+
+    Linear interpolation, 0 from outside the patch. Only the samples that are changed cost time.
+
+    Args:
+        image: (B, C, *P) float.
+        foreground: (B, 1, *P) bool.
+        indices: Crop number of each sample; with the seed it decides everything.
+        seed: Seed of the run.
+        p_rotation: Probability of a rotation, angles uniform within :func:`rotation_ranges`.
+        p_scaling: Probability of a scaling, uniform in 0.7 to 1.4, equal on all axes.
+    """
+    patch_size = image.shape[2:]
+    half = torch.tensor(patch_size, dtype=torch.float32) / 2
+    for sample, index in enumerate(indices):
+        generator = seeded_generator(seed, Stream.SPATIAL, index)
+        matrix = _draw_matrix(patch_size, generator, p_rotation, p_scaling)
+        if matrix is None:
+            continue
+        # grid_sample counts axes from the last one, in units of half the patch
+        normalised = (matrix * half[None, :] / half[:, None]).flip(0, 1).to(image.device)
+        grid = F.affine_grid(F.pad(normalised, (0, 1))[None], [1, 1, *patch_size], align_corners=False)
+        both = torch.cat([image[sample], foreground[sample].to(image.dtype)])[None]
+        both = F.grid_sample(both, grid, mode="bilinear", align_corners=False)[0]
+        image[sample], foreground[sample] = both[:-1], both[-1:] > 0.5
+
+
+def _draw_matrix(
+    patch_size: Sequence[int], generator: torch.Generator, p_rotation: float, p_scaling: float
+) -> Tensor | None:
+    """Where, in voxels from the centre, the content of a voxel comes from: (axes, axes), or None for where it is."""
+    rotates, scales = (torch.rand(2, generator=generator) < torch.tensor([p_rotation, p_scaling])).tolist()
+    if not rotates and not scales:
+        return None
+    matrix = torch.eye(len(patch_size))
+    if rotates:
+        ranges = rotation_ranges(patch_size)
+        angles = (2 * torch.rand(len(ranges), generator=generator) - 1) * torch.tensor(ranges)
+        planes = [(0, 1)] if len(ranges) == 1 else [(1, 2), (0, 2), (0, 1)]
+        for angle, plane in zip(angles.tolist(), planes, strict=True):
+            matrix = matrix @ _rotation(len(patch_size), plane, angle)
+    if scales:
+        low, high = SCALES
+        matrix = matrix * (low + (high - low) * torch.rand((), generator=generator))
+    return matrix
+
+
+def _rotation(num_axes: int, plane: tuple[int, int], angle: float) -> Tensor:
+    """Rotation matrix in the plane of two axes."""
+    matrix = torch.eye(num_axes)
+    a, b = plane
+    matrix[a, a] = matrix[b, b] = cos(angle)
+    matrix[a, b], matrix[b, a] = -sin(angle), sin(angle)
+    return matrix

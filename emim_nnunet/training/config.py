@@ -21,6 +21,8 @@ class TrainingConfig:
         warmup_epochs: Epochs of linear warm-up before the cosine decay.
         gradient_clip: Largest gradient norm.
         mirror: Random flips along every axis.
+        p_rotation: Probability that a crop is rotated; angles and all else as in nnU-Net.
+        p_scaling: Probability that a crop is scaled.
         seed: Everything random follows from it.
         checkpoint_minutes: Least time between two checkpoints; 0 writes one after every epoch.
         reconstruction_every: Epochs between two pictures of reconstructions.
@@ -37,6 +39,8 @@ class TrainingConfig:
     warmup_epochs: int = 5
     gradient_clip: float = 1.0
     mirror: bool = True
+    p_rotation: float = 0.2
+    p_scaling: float = 0.2
     seed: int = 0
     checkpoint_minutes: float = 10.0
     reconstruction_every: int = 10
@@ -56,6 +60,8 @@ class TrainingConfig:
             self.collapse_patience is None or self.collapse_patience >= 1,
             f"collapse_patience must be null or at least 1, not {self.collapse_patience}",
         )
+        for name in ("p_rotation", "p_scaling"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name in ("initial_lr", "gradient_clip"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("weight_decay", "warmup_epochs", "seed", "checkpoint_minutes"):

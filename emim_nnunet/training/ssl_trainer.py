@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
 from emim_nnunet.config import config_from_block, require
-from emim_nnunet.dataloading.augmentation import clear_outside, mirror
+from emim_nnunet.dataloading.augmentation import clear_outside, mirror, rotate_and_scale_
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
@@ -271,7 +271,7 @@ class SSLTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict[str, Any]:
         """One step."""
         self._set_learning_rate()
-        inputs = self._prepare(batch, self.config.seed, augment=self.config.mirror)
+        inputs = self._prepare(batch, self.config.seed, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             output = self.network(*inputs)
@@ -312,12 +312,21 @@ class SSLTrainer(nnUNetTrainer):
         indices = batch["index"].tolist()
         image = batch["image"].to(self.device, non_blocking=True)
         foreground = batch["foreground"].to(self.device, non_blocking=True)
-        image = clear_outside(image, foreground, self.configuration_manager.use_mask_for_norm)
         if augment:
-            image, foreground = mirror([image, foreground], indices, seed)
+            image, foreground = self._augment(image, foreground, indices)
+        image = clear_outside(image, foreground, self.configuration_manager.use_mask_for_norm)
         samples = [self.method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
         draws = {key: torch.cat([s[key] for s in samples]).to(self.device, non_blocking=True) for key in samples[0]}
         return image, foreground, draws
+
+    def _augment(self, image: Tensor, foreground: Tensor, indices: list[int]) -> tuple[Tensor, Tensor]:
+        config = self.config
+        rotate_and_scale_(
+            image, foreground, indices, config.seed, p_rotation=config.p_rotation, p_scaling=config.p_scaling
+        )
+        if config.mirror:
+            image, foreground = mirror([image, foreground], indices, config.seed)
+        return image, foreground
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the steps; stop before broken weights overwrite a good checkpoint."""
