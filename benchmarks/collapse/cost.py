@@ -89,7 +89,8 @@ def evaluation(trainer: Any, device: torch.device, epoch: int) -> tuple[float, f
     trainer.on_validation_epoch_start()
     with torch.no_grad():
         batches = range(trainer.num_val_iterations_per_epoch)
-        total = seconds(lambda: [trainer._probe(next(trainer.dataloader_val)) for _ in batches], device)
+        probe = (trainer.network, trainer.method.encoder)
+        total = seconds(lambda: [trainer._probe(next(trainer.dataloader_val), *probe) for _ in batches], device)
     trainer.monitor.update = update
     finish = seconds(lambda: trainer.monitor.finish(epoch), device)
     return total - spent[0], spent[0] + finish

@@ -1,7 +1,7 @@
 """The collapse monitor of an SSL stage: says while the GPU still burns that a pretraining has collapsed.
 
 After every epoch it looks at the same held-out crops with the same masks: at the reconstruction, and at the features of the
-*unmasked* crops, which is what a downstream network will see. The untrained network itself, measured before the first step, is
+*unmasked* crops, which is what a downstream network will see. The untrained network itself, as it was before the first step, is
 the reference.
 """
 

@@ -229,16 +229,17 @@ class SSLTrainer(nnUNetTrainer):
             save_json(self.dataset_json, str(Path(self.output_folder_base) / "dataset.json"), sort_keys=False)
         if self.is_ddp:
             dist.barrier()
-        if not self.monitor.history:
-            self._measure_untrained()
         self._last_checkpoint = time()
 
     def _measure_untrained(self) -> None:
-        """One pass over the probe set before the first step: the reference of the collapse monitor."""
-        self.on_validation_epoch_start()
-        with torch.no_grad():
-            for _ in range(self.num_val_iterations_per_epoch):
-                self._probe(next(self.dataloader_val))
+        """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
+
+        It is a function of the seed, so it is built again at the first evaluation; nobody waits for it before the first step.
+        """
+        untrained = self._build_method().to(self.device).eval()
+        self.monitor.start()
+        for _ in range(self.num_val_iterations_per_epoch):
+            self._probe(next(self.dataloader_val), untrained, untrained.encoder)
         constants = self.monitor.finish(0).get("constant_losses", {})
         losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
         self.print_to_log_file(f"Losses of constant predictions on the probe set: {losses}")
@@ -342,14 +343,16 @@ class SSLTrainer(nnUNetTrainer):
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Evaluation mode."""
+        """Evaluation mode; before the first evaluation, the one of the untrained network."""
         self.network.eval()
+        if not self.monitor.history:
+            self._measure_untrained()
         self.monitor.start()
         self._iteration = 0
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
-        image, foreground, output = self._probe(batch)
+        image, foreground, output = self._probe(batch, self.network, self.method.encoder)
         reconstruction = output.reconstruction
         if self._iteration == 0 and self.local_rank == 0 and self._is_picture_epoch() and reconstruction is not None:
             folder = Path(self.output_folder) / "reconstructions"
@@ -359,11 +362,12 @@ class SSLTrainer(nnUNetTrainer):
         self._iteration += 1
         return step_record(output)
 
-    def _probe(self, batch: dict) -> tuple[Tensor, Tensor, MethodOutput]:
+    @torch.no_grad()
+    def _probe(self, batch: dict, network: nn.Module, encoder: nn.Module) -> tuple[Tensor, Tensor, MethodOutput]:
         image, foreground, draws = self._prepare(batch, self.config.seed + PROBE_SEED_OFFSET, augment=False)
         with self._autocast():
-            output = self.network(image, foreground, draws)
-            self.monitor.update(batch["index"].tolist(), image, foreground, output, self.method.encoder)
+            output = network(image, foreground, draws)
+            self.monitor.update(batch["index"].tolist(), image, foreground, output, encoder)
         return image, foreground, output
 
     def _is_picture_epoch(self) -> bool:

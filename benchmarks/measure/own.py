@@ -1,0 +1,233 @@
+"""Measurements of this package, each in a process of its own: ``own.py TASK JSON_ARGUMENTS``."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from time import perf_counter, process_time, time
+from typing import Any
+
+import torch
+
+PLANS = "nnUNetEMIMPlans"
+
+
+def make_trainer(dataset: str, configuration: str, trainer: str, device: str) -> Any:
+    """The real trainer on a data set in nnUNet_preprocessed, ready for steps."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    from emim_nnunet.registration import enable_search
+
+    enable_search()
+    made = get_trainer_from_args(dataset, configuration, "all", trainer, PLANS, device=torch.device(device))
+    made.initialize()
+    made.on_epoch_start()
+    made.on_train_epoch_start()
+    return made
+
+
+def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
+    """Batches of noise, numbered like those of the loader."""
+    batch, channels = trainer.config.batch_size, trainer.num_input_channels
+    shape = trainer.configuration_manager.patch_size
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((batch, channels, *shape), generator=generator)
+    foreground = torch.ones((batch, 1, *shape), dtype=torch.bool)
+    first = 0
+    while True:
+        yield {"image": image.clone(), "foreground": foreground.clone(), "index": torch.arange(first, first + batch)}
+        first += batch
+
+
+def peak_bytes(device: str) -> int:
+    """Largest memory of this process so far: on the GPU what torch allocated, on the CPU the resident set."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def step(
+    dataset: str, configuration: str, trainer: str, device: str, steps: int, warmup: int, threads: int
+) -> dict[str, Any]:
+    """Whole training steps: wall and CPU seconds each, and the peak of memory."""
+    torch.set_num_threads(threads)
+    made = make_trainer(dataset, configuration, trainer, device)
+    batches = synthetic_batches(made)
+    wall, cpu = [], []
+    for number in range(warmup + steps):
+        batch = next(batches)
+        synchronise(device)
+        start, start_cpu = perf_counter(), process_time()
+        made.train_step(batch)
+        synchronise(device)
+        if number >= warmup:
+            wall.append(perf_counter() - start)
+            cpu.append(process_time() - start_cpu)
+    parameters = sum(p.numel() for p in made.method.encoder.parameters())
+    return {"wall": wall, "cpu": cpu, "peak_bytes": peak_bytes(device), "encoder_parameters": parameters}
+
+
+def parts(dataset: str, configuration: str, trainer: str, device: str, steps: int, threads: int) -> dict[str, Any]:
+    """Where the time of a step goes: seconds of each part in each step, after one for warming up.
+
+    The device is waited for after each part, so the sum is larger than an undisturbed step.
+    """
+    torch.set_num_threads(threads)
+    made = make_trainer(dataset, configuration, trainer, device)
+    spent: dict[str, float] = {}
+    rows = []
+    wrap_parts(made, spent, device)
+    batches = synthetic_batches(made)
+    for _ in range(steps + 1):
+        spent.clear()
+        batch = next(batches)
+        with clocked(spent, "whole step", device):
+            made.train_step(batch)
+        rows.append(dict(spent))
+    return {"parts": rows[1:]}
+
+
+def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
+    """Let the parts of a trainer's step report their time."""
+    method = trainer.method
+    targets = [
+        (trainer, "_prepare", "augmentation and masks"),
+        (trainer, "_augment", "augmentation"),
+        (trainer, "_optimise", "backward and optimiser"),
+        (trainer.optimizer, "step", "optimiser"),
+        (method, "forward", "forward"),
+        (method, "encode_masked", "forward: masking and encoder"),
+        (method, "_encode_original", "forward: original view"),
+        (method.decoder, "forward", "forward: decoder"),
+        (method, "pyramid_barlow_twins", "forward: PBT"),
+    ]
+    for owner, name, label in targets:
+        if hasattr(owner, name):
+            setattr(owner, name, clocked_call(getattr(owner, name), spent, label, device))
+
+
+def clocked_call(call: Callable[..., Any], spent: dict[str, float], label: str, device: str) -> Callable[..., Any]:
+    """The call, adding its time to ``spent[label]``."""
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with clocked(spent, label, device):
+            return call(*args, **kwargs)
+
+    return timed
+
+
+@contextmanager
+def clocked(spent: dict[str, float], label: str, device: str) -> Iterator[None]:
+    """Add the wall time of a block to ``spent[label]``."""
+    synchronise(device)
+    start = perf_counter()
+    yield
+    synchronise(device)
+    spent[label] = spent.get(label, 0.0) + perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    """Wait for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def loader(dataset: str, configuration: str, patches: int, threads: int) -> dict[str, Any]:
+    """One process: reading crops (seconds each), and what the training device then does with them (here the CPU)."""
+    torch.set_num_threads(threads)
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    made = make_trainer(dataset, configuration, "nnUNetTrainerMIMPretrain", "cpu")
+    batches, _ = made.get_dataloaders()
+    read, augment = [], []
+    size = made.config.batch_size
+    next(batches)
+    for _ in range(-(-patches // size)):
+        start = perf_counter()
+        batch = next(batches)
+        middle = perf_counter()
+        made._prepare(batch, made.config.seed, augment=True)
+        read.append((middle - start) / size)
+        augment.append((perf_counter() - middle) / size)
+    return {"read": read, "augment": augment}
+
+
+def start(arguments: list[str]) -> dict[str, Any]:
+    """Seconds from the command to the first training step, whose batch is there then.
+
+    Args:
+        arguments: Of ``emim_train``.
+    """
+    begun = float(os.environ["BENCHMARK_START"])
+    from emim_nnunet.cli.train import main
+    from emim_nnunet.training.ssl_trainer import SSLTrainer
+
+    def first_step(self: Any, batch: dict) -> None:
+        report({"seconds": time() - begun})
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the loader's workers too: they hold our output open
+
+    SSLTrainer.train_step = first_step
+    main(arguments)
+    raise RuntimeError("no training step was made")
+
+
+def epoch(dataset: str, configuration: str, trainer: str, device: str, steps: int, workers: int) -> dict[str, Any]:
+    """An epoch of ``steps`` with the real loader: seconds, and the share in which the device waited for data."""
+    os.environ["nnUNet_n_proc_DA"] = str(workers)
+    made = make_trainer(dataset, configuration, trainer, device)
+    batches, _ = made.get_dataloaders()
+    for batch in islice(batches, 3):
+        made.train_step(batch)
+    synchronise(device)
+    waited, busy = 0.0, []
+    begin = perf_counter()
+    for _ in range(steps):
+        before = perf_counter()
+        batch = next(batches)
+        waited += perf_counter() - before
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device == "cuda" else None
+        if events:
+            events[0].record()
+        made.train_step(batch)
+        if events:
+            events[1].record()
+            busy.append(events)
+    synchronise(device)
+    total = perf_counter() - begin
+    worked = sum(a.elapsed_time(b) for a, b in busy) / 1000 if busy else total - waited
+    return {"seconds": total, "patches_per_second": steps * made.config.batch_size / total, "idle": 1 - worked / total}
+
+
+def growth(dataset: str, configuration: str, trainer: str, steps: int, threads: int) -> dict[str, Any]:
+    """Start of a stage and its steps, for a number of cases: seconds until the first batch, per step, and memory."""
+    torch.set_num_threads(threads)
+    begin = perf_counter()
+    made = make_trainer(dataset, configuration, trainer, "cpu")
+    made.on_train_start()
+    batches = made.dataloader_train
+    made.train_step(next(batches))
+    started = perf_counter() - begin
+    seconds = []
+    for _ in range(steps):
+        before = perf_counter()
+        made.train_step(next(batches))
+        seconds.append(perf_counter() - before)
+    return {"start": started, "steps": seconds, "peak_bytes": peak_bytes("cpu"), "cases": len(made.cases.training)}
+
+
+def report(result: dict[str, Any]) -> None:
+    """Hand a result to the parent process."""
+    print("RESULT " + json.dumps(result), flush=True)
+
+
+TASKS = {t.__name__: t for t in (step, parts, loader, start, epoch, growth)}
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    report(TASKS[sys.argv[1]](**json.loads(sys.argv[2])))
