@@ -9,7 +9,7 @@ import torch
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import nn
 
-from emim_nnunet.networks import first_stages, use_lean_activations
+from emim_nnunet.networks import first_stages, materialise, use_lean_activations
 from emim_nnunet.networks.encoder import LeanLeakyReLU
 from tests.toy import toy_unet
 
@@ -64,3 +64,26 @@ def test_first_stages_are_those_of_the_encoder(kind: str, count: int) -> None:
         expected = encoder(image())[:count]
     assert len(outputs) == count
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@both_kinds
+def test_an_encoder_built_without_memory_is_initialised_as_by_nnunet(kind: str) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return toy_unet(kind, features=(16, 32, 64))
+
+    stock = build()
+    stock.apply(stock.initialize)
+    with torch.device("meta"):
+        unet = build()
+    torch.manual_seed(1)
+    materialise(unet.encoder, unet.initialize)
+    assert unet.encoder.state_dict().keys() == stock.encoder.state_dict().keys()
+    for (name, mine), theirs in zip(
+        unet.encoder.state_dict().items(), stock.encoder.state_dict().values(), strict=True
+    ):
+        if mine.ndim > 1:
+            assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.2), name
+            assert abs(mine.mean().item()) < 0.1 * mine.std().item() + 0.02, name
+        else:
+            assert torch.equal(mine, theirs), name  # biases, and norms: constants

@@ -1,7 +1,7 @@
 """Parts around the encoder that nnU-Net planned."""
 
 from emim_nnunet.networks.decoder import ReconstructionDecoder
-from emim_nnunet.networks.encoder import first_stages, use_lean_activations
+from emim_nnunet.networks.encoder import first_stages, materialise, use_lean_activations
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.networks.projector import Projector
 
@@ -10,6 +10,7 @@ __all__ = [
     "ReconstructionDecoder",
     "cumulative_strides",
     "first_stages",
+    "materialise",
     "stage_grids",
     "use_lean_activations",
 ]

@@ -106,6 +106,10 @@ def forward_flops(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tupl
     Returns:
         FLOPs (a multiply-add counts as two) and the output, on the meta device.
     """
+    tensors = [*module.parameters(), *module.buffers()]
+    without_values = {
+        id(t): nn.Parameter(t.to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
+    }
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = deepcopy(module).to("meta")(*inputs)
+        output = deepcopy(module, without_values)(*inputs)
     return counter.get_total_flops(), output

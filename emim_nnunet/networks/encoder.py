@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +52,24 @@ def use_lean_activations(module: nn.Module) -> None:
             setattr(module, name, LeanLeakyReLU(child.negative_slope))
         else:
             use_lean_activations(child)
+
+
+def materialise(encoder: nn.Module, initialize: Callable[[nn.Module], None]) -> None:
+    """Give an encoder that was built on the meta device its memory and nnU-Net's initialisation, in place.
+
+    Building there and initialising each kernel once takes a sixth of the time of building on the CPU, where torch first fills
+    every kernel itself and nnU-Net then fills it up to three times (its blocks register each layer under several names).
+
+    Args:
+        encoder: On the meta device.
+        initialize: That of the network class, for one module. Draws from the global generator.
+    """
+    encoder.to_empty(device="cpu")
+    for module in encoder.modules():
+        if hasattr(module, "reset_parameters") and not isinstance(module, nn.modules.conv._ConvNd):
+            module.reset_parameters()
+    for module in encoder.modules():
+        initialize(module)
 
 
 def first_stages(encoder: nn.Module, image: Tensor, count: int) -> list[Tensor]:

@@ -29,7 +29,7 @@ from emim_nnunet.dataloading.augmentation import clear_outside, mirror, rotate_a
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
-from emim_nnunet.networks import use_lean_activations
+from emim_nnunet.networks import materialise, use_lean_activations
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
@@ -130,13 +130,15 @@ class SSLTrainer(nnUNetTrainer):
         # nnU-Net initialises with the global generator; a fork makes the start a function of the seed alone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            unet = self.build_network_architecture(
-                self.plans_manager,
-                self.configuration_manager,
-                self.num_input_channels,
-                self.label_manager.num_segmentation_heads,
-                False,
-            )
+            with torch.device("meta"):
+                unet = self.build_network_architecture(
+                    self.plans_manager,
+                    self.configuration_manager,
+                    self.num_input_channels,
+                    self.label_manager.num_segmentation_heads,
+                    False,
+                )
+            materialise(unet.encoder, unet.initialize)
             return self.method_class(
                 unet.encoder, self.num_input_channels, self.configuration_manager.patch_size, self.method_config
             )
