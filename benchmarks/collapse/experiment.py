@@ -19,7 +19,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from emim_nnunet.dataloading.augmentation import mirror
+from emim_nnunet.dataloading.augmentation import mirror_
 from emim_nnunet.diagnostics import (
     CollapseProbe,
     cell_grid,
@@ -272,7 +272,8 @@ def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[
             group["lr"] = cosine_rate(step, budget.ssl_steps, budget.ssl_lr * arm.lr_factor)
         indices = list(range(step * budget.ssl_batch, (step + 1) * budget.ssl_batch))
         cases = [case_of(i, budget.unlabelled, seed) for i in indices]
-        x, f = mirror([image[cases], body[cases]], indices, seed)
+        x, f = image[cases], body[cases]
+        mirror_([x, f], indices, seed)
         loss = method(x, f, draws_of(method, seed, indices)).loss
         optimizer.zero_grad()
         loss.backward()
@@ -357,7 +358,8 @@ def finetune(encoder_state: dict[str, Tensor] | None, seed: int, num_labelled: i
             group["lr"] = cosine_rate(step, budget.finetune_steps, budget.finetune_lr)
         indices = list(range(step * budget.finetune_batch, (step + 1) * budget.finetune_batch))
         cases = [case_of(i, num_labelled, seed) for i in indices]
-        x, y = mirror([image[cases], label[cases][:, None]], indices, seed + LABELLED_SEED)
+        x, y = image[cases], label[cases][:, None]
+        mirror_([x, y], indices, seed + LABELLED_SEED)
         optimizer.zero_grad()
         loss_of(network(x), y).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 12.0)

@@ -13,10 +13,11 @@ from torch import Tensor
 from emim_nnunet.randomness import Stream, seeded_generator
 
 SCALES = (0.7, 1.4)  # nnU-Net's; above 1 the content shrinks
+SLAB = 16
 
 
-def clear_outside(image: Tensor, foreground: Tensor, channels: Sequence[bool]) -> Tensor:
-    """Set voxels outside the body to 0, where nnU-Net's segmentation stage does it as well.
+def clear_outside_(image: Tensor, foreground: Tensor, channels: Sequence[bool]) -> None:
+    """Set voxels outside the body to 0, where nnU-Net's segmentation stage does it as well; in place.
 
     Resampling with splines leaves ripples outside the body; nnU-Net's training removes them in channels that were
     normalised inside the mask, so the SSL stage must too.
@@ -25,29 +26,26 @@ def clear_outside(image: Tensor, foreground: Tensor, channels: Sequence[bool]) -
         image: (B, C, *P) float.
         foreground: (B, 1, *P) bool.
         channels: C flags, nnU-Net's ``use_mask_for_norm``.
-
-    Returns:
-        (B, C, *P) float.
     """
-    keep = torch.tensor([not flag for flag in channels], device=image.device).view(1, -1, *[1] * (image.ndim - 2))
-    return image * (foreground | keep)
+    for channel, cleared in zip(image.split(1, dim=1), channels, strict=True):
+        if cleared:
+            channel.mul_(foreground)
 
 
-def mirror(tensors: Sequence[Tensor], indices: Sequence[int], seed: int) -> list[Tensor]:
-    """Flip each sample along each spatial axis with probability 1/2, the same for all tensors.
+def mirror_(tensors: Sequence[Tensor], indices: Sequence[int], seed: int) -> None:
+    """Flip each sample along each spatial axis with probability 1/2, the same for all tensors; in place.
 
     Args:
         tensors: (B, ., *P) each.
         indices: Crop number of each sample; with the seed it decides the flips.
         seed: Seed of the run.
-
-    Returns:
-        Tensors of the same shapes.
     """
     num_axes = tensors[0].ndim - 2
-    flips = [torch.rand(num_axes, generator=seeded_generator(seed, Stream.AUGMENTATION, i)) < 0.5 for i in indices]
-    axes = [[axis + 1 for axis in range(num_axes) if flip[axis]] for flip in flips]
-    return [torch.stack([s.flip(a) for s, a in zip(tensor, axes, strict=True)]) for tensor in tensors]
+    for sample, index in enumerate(indices):
+        flips = torch.rand(num_axes, generator=seeded_generator(seed, Stream.AUGMENTATION, index)) < 0.5
+        axes = [axis + 1 for axis in range(num_axes) if flips[axis]]
+        for tensor in tensors if axes else ():
+            tensor[sample] = tensor[sample].flip(axes)
 
 
 def rotation_ranges(patch_size: Sequence[int]) -> tuple[float, ...]:
@@ -82,19 +80,32 @@ def rotate_and_scale_(
         p_rotation: Probability of a rotation, angles uniform within :func:`rotation_ranges`.
         p_scaling: Probability of a scaling, uniform in 0.7 to 1.4, equal on all axes.
     """
-    patch_size = image.shape[2:]
-    half = torch.tensor(patch_size, dtype=torch.float32) / 2
     for sample, index in enumerate(indices):
         generator = seeded_generator(seed, Stream.SPATIAL, index)
-        matrix = _draw_matrix(patch_size, generator, p_rotation, p_scaling)
-        if matrix is None:
-            continue
-        # grid_sample counts axes from the last one, in units of half the patch
-        normalised = (matrix * half[None, :] / half[:, None]).flip(0, 1).to(image.device)
-        grid = F.affine_grid(F.pad(normalised, (0, 1))[None], [1, 1, *patch_size], align_corners=False)
-        both = torch.cat([image[sample], foreground[sample].to(image.dtype)])[None]
-        both = F.grid_sample(both, grid, mode="bilinear", align_corners=False)[0]
-        image[sample], foreground[sample] = both[:-1], both[-1:] > 0.5
+        matrix = _draw_matrix(image.shape[2:], generator, p_rotation, p_scaling)
+        if matrix is not None:
+            one = slice(sample, sample + 1)
+            image[one], inside = _resample([image[one], foreground[one].to(image.dtype)], matrix)
+            foreground[one] = inside > 0.5
+
+
+def _resample(tensors: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
+    """(1, ., *P) tensors whose voxel at p from the centre comes from matrix @ p; slab by slab, so the grid fits the cache."""
+    patch_size, device = tensors[0].shape[2:], tensors[0].device
+    half = torch.tensor(patch_size, dtype=torch.float32) / 2
+    # grid_sample wants positions in units of half the patch, the last axis first; one term of the sum per axis of the output
+    terms = []
+    for axis, size in enumerate(patch_size):
+        positions = torch.arange(size) - (size - 1) / 2
+        term = positions[:, None] * (matrix[:, axis] / half).flip(0)
+        terms.append(term.view(*[size if a == axis else 1 for a in range(len(patch_size))], -1).to(device))
+    results = [torch.empty_like(tensor) for tensor in tensors]
+    for first in range(0, patch_size[0], SLAB):
+        slab = slice(first, first + SLAB)
+        grid = sum(terms[1:], terms[0][slab])[None]
+        for tensor, result in zip(tensors, results, strict=True):
+            result[:, :, slab] = F.grid_sample(tensor, grid, mode="bilinear", align_corners=False)
+    return results
 
 
 def _draw_matrix(

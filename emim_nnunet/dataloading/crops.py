@@ -102,7 +102,7 @@ class CropDataset(Dataset):
         for _ in range(MAX_TRIES):
             box = self._random_box(seg.shape[1:], generator)
             foreground = torch.from_numpy(np.asarray(crop_and_pad_nd(seg, box, OUTSIDE)) != OUTSIDE)[:1]
-            share = float(foreground.float().mean())
+            share = int(foreground.count_nonzero()) / foreground.numel()
             if share > best_share:
                 best_share, best = share, (box, foreground)
             if share >= MIN_FOREGROUND:

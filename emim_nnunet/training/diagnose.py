@@ -16,7 +16,7 @@ from tqdm import tqdm
 from emim_nnunet.checkpoints.encoder import load_encoder
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.config import config_from_block
-from emim_nnunet.dataloading.augmentation import clear_outside
+from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import Case
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, cell_grid, dense_probe, foreground_rows, judge
 from emim_nnunet.errors import UserError
@@ -126,7 +126,7 @@ class Diagnosis:
             items = [crops[i] for i in range(start, min(start + BATCH, self.num_patches))]
             batch = default_collate(items)
             image, foreground = batch["image"].to(self.device), batch["foreground"].to(self.device)
-            image = clear_outside(image, foreground, self.data.configuration.use_mask_for_norm)
+            clear_outside_(image, foreground, self.data.configuration.use_mask_for_norm)
             yield batch, image, foreground
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
 from emim_nnunet.config import config_from_block, require
-from emim_nnunet.dataloading.augmentation import clear_outside, mirror, rotate_and_scale_
+from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
@@ -316,20 +316,19 @@ class SSLTrainer(nnUNetTrainer):
         image = batch["image"].to(self.device, non_blocking=True)
         foreground = batch["foreground"].to(self.device, non_blocking=True)
         if augment:
-            image, foreground = self._augment(image, foreground, indices)
-        image = clear_outside(image, foreground, self.configuration_manager.use_mask_for_norm)
+            self._augment(image, foreground, indices)
+        clear_outside_(image, foreground, self.configuration_manager.use_mask_for_norm)
         samples = [self.method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
         draws = {key: torch.cat([s[key] for s in samples]).to(self.device, non_blocking=True) for key in samples[0]}
         return image, foreground, draws
 
-    def _augment(self, image: Tensor, foreground: Tensor, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def _augment(self, image: Tensor, foreground: Tensor, indices: list[int]) -> None:
         config = self.config
         rotate_and_scale_(
             image, foreground, indices, config.seed, p_rotation=config.p_rotation, p_scaling=config.p_scaling
         )
         if config.mirror:
-            image, foreground = mirror([image, foreground], indices, config.seed)
-        return image, foreground
+            mirror_([image, foreground], indices, config.seed)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the steps; stop before broken weights overwrite a good checkpoint."""
