@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 from emim_nnunet.errors import UserError
 
@@ -42,6 +43,24 @@ def enable_search() -> None:
     ours = str(trainers_path())
     others = [folder for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
     os.environ[SEARCH_VARIABLE] = os.pathsep.join(dict.fromkeys([ours, *others]))
+
+
+def look_up_own_trainers_first(module: ModuleType) -> None:
+    """Let nnU-Net's training module take trainers of ours without a search, in this process.
+
+    The search imports timm and torchvision before it comes to external folders: a second, and every external trainer is lost
+    where that import fails. Processes that nnU-Net starts search as usual, see :func:`enable_search`.
+
+    Args:
+        module: ``nnunetv2.run.run_training``.
+    """
+    search = module.recursive_find_trainer_class_by_name
+
+    def look_up(trainer_name: str) -> type | None:
+        trainers = importlib.import_module("emim_nnunet.trainers")
+        return getattr(trainers, trainer_name) if trainer_name in trainers.__all__ else search(trainer_name)
+
+    module.recursive_find_trainer_class_by_name = look_up
 
 
 def registered_module() -> Path:

@@ -98,6 +98,22 @@ def test_variable_lets_nnunet_find_every_trainer(copied_nnunet: Path) -> None:
     assert f"Using trainer 'nnUNetTrainerEMIM' from: {folder}" in process.stdout
 
 
+def test_our_own_commands_find_our_trainers_without_timm_and_all_others_as_nnunet_does(copied_nnunet: Path) -> None:
+    code = """
+import sys
+from nnunetv2.run import run_training
+from emim_nnunet.registration import look_up_own_trainers_first
+from emim_nnunet.trainers import nnUNetTrainerEMIM
+
+look_up_own_trainers_first(run_training)
+assert run_training.recursive_find_trainer_class_by_name("nnUNetTrainerEMIM") is nnUNetTrainerEMIM
+assert "timm" not in sys.modules
+assert run_training.recursive_find_trainer_class_by_name("nnUNetTrainer_5epochs").__name__ == "nnUNetTrainer_5epochs"
+"""
+    process = run_python(code, copied_nnunet, copied_nnunet)
+    assert process.returncode == 0, process.stderr
+
+
 def test_register_lets_nnunet_find_every_trainer_and_does_nothing_without_us(copied_nnunet: Path) -> None:
     assert run_register(copied_nnunet).returncode == 0
     # in nnU-Net's root folder, so that timm and torchvision are not needed

@@ -58,20 +58,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(arguments: argparse.Namespace, device: object) -> None:
-    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+    from nnunetv2.run import run_training
 
     from emim_nnunet.errors import UserError
-    from emim_nnunet.registration import enable_search
+    from emim_nnunet.registration import look_up_own_trainers_first
     from emim_nnunet.training.ssl_trainer import SSLTrainer
 
-    enable_search()
+    look_up_own_trainers_first(run_training)
     fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
-    trainer = get_trainer_from_args(
+    trainer = run_training.get_trainer_from_args(
         arguments.dataset, arguments.configuration, fold, arguments.tr, arguments.p, arguments.c, device
     )
     if not isinstance(trainer, SSLTrainer):
         raise UserError(f"-tr {arguments.tr} is not the trainer of an SSL stage: use emim_train or nnUNetv2_train")
-    maybe_load_checkpoint(trainer, arguments.c, False)
+    run_training.maybe_load_checkpoint(trainer, arguments.c, False)
     trainer.run_training()
 
 

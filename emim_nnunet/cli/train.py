@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from emim_nnunet.cli._run import run
-from emim_nnunet.registration import enable_search
+from emim_nnunet.registration import enable_search, look_up_own_trainers_first
 
 HELP = """
 emim_train takes exactly the arguments of nnUNetv2_train (above) and finds the trainers of emim_nnunet without further ado:
@@ -19,13 +19,14 @@ Example:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand all arguments to nnU-Net."""
-    from nnunetv2.run.run_training import run_training_entry
+    from nnunetv2.run import run_training
 
     enable_search()
+    look_up_own_trainers_first(run_training)
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
     try:
-        run_training_entry()
+        run_training.run_training_entry()
     except SystemExit as end:
         if end.code == 0:  # nnU-Net printed its help
             from emim_nnunet.trainers import __all__ as trainers

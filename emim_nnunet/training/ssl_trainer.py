@@ -21,6 +21,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
@@ -188,20 +189,20 @@ class SSLTrainer(nnUNetTrainer):
         first_step = self.current_epoch * self.num_iterations_per_epoch
         workers = get_allowed_n_proc_DA()
         return (
-            self._loader(self.cases.training, self.config.seed, workers, first_step=first_step),
-            self._loader(
-                self.cases.probe,
-                self.config.seed + PROBE_SEED_OFFSET,
-                min(1, workers),
-                num_steps=self.num_val_iterations_per_epoch,
-            ),
+            iter(self._loader(self.cases.training, self.config.seed, workers, first_step=first_step)),
+            self._probe_batches(min(1, workers)),
         )
 
-    def _loader(self, cases: list, seed: int, workers: int, **numbers: int) -> Iterator[dict]:
+    def _probe_batches(self, workers: int) -> Iterator[dict]:
+        # a generator: its worker starts when it is needed, and not in the way of the first training batches
+        seed, steps = self.config.seed + PROBE_SEED_OFFSET, self.num_val_iterations_per_epoch
+        yield from self._loader(self.cases.probe, seed, workers, num_steps=steps)
+
+    def _loader(self, cases: list, seed: int, workers: int, **numbers: int) -> DataLoader:
         world_size = dist.get_world_size() if self.is_ddp else 1
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
         dataset = CropDataset(cases, self.dataset_class, self.configuration_manager.patch_size, seed)
-        return iter(crop_loader(dataset, batches, num_workers=workers, pin_memory=self.device.type == "cuda"))
+        return crop_loader(dataset, batches, num_workers=workers, pin_memory=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -214,16 +215,14 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Open the data, say what will happen, keep plans beside the results."""
+        self._refuse_to_overwrite()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # first: its workers read while we go on
         if not self.was_initialized:
             self.initialize()
-        self._refuse_to_overwrite()
-        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-        image_shape = (1, self.num_input_channels, *self.configuration_manager.patch_size)
         for line in [
             f"SSL stage: {self.method_class.__name__}, {self.method_config}",
             f"{self.config}",
             *describe_cases(self.cases),
-            describe_cost(self.method, image_shape),
         ]:
             self.print_to_log_file(line)
         if self.local_rank == 0:
@@ -244,6 +243,7 @@ class SSLTrainer(nnUNetTrainer):
             self._probe(next(self.dataloader_val), untrained, untrained.encoder)
         constants = self.monitor.finish(0).get("constant_losses", {})
         losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
+        self.print_to_log_file(describe_cost(self.method, (1, self.num_input_channels, *self.method.patch_size)))
         self.print_to_log_file(f"Losses of constant predictions on the probe set: {losses}")
         self.print_to_log_file(f"Untrained. {self.monitor.log_line()}")
 
