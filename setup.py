@@ -11,6 +11,7 @@ COMMANDS = (
     "convert",
     "demo",
     "diagnose",
+    "estimate",
     "export",
     "plan_and_preprocess",
     "pretrain",

@@ -1,0 +1,92 @@
+"""``emim_estimate``: what will this run cost, here?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from emim_nnunet.cli._run import run
+
+EPILOG = """
+Example:
+  emim_estimate 137 3d_fullres 0                                     # SSL stage and segmentation
+  emim_estimate 137 3d_fullres all -tr nnUNetTrainerEMIMPretrain --json cost.json
+
+Trains a few real steps on the preprocessed data in a temporary results folder, and leaves nothing there.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments, measure, print."""
+    parser = argparse.ArgumentParser(
+        prog="emim_estimate",
+        description="Hours, memory and disk of a planned run on this machine, from a few measured steps.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", help="id or name of the data set")
+    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("-tr", default="nnUNetTrainerEMIM", help="trainer (default: nnUNetTrainerEMIM)")
+    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: nnUNetEMIMPlans)")
+    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    parser.add_argument("--steps", type=int, default=5, help="training steps to measure per stage (default: 5)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args(argv)
+    if arguments.fold != "all" and not arguments.fold.isdecimal():
+        parser.error(f"FOLD must be a number or 'all', not '{arguments.fold}'")
+    if arguments.steps < 1:
+        parser.error("--steps must be at least 1")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: its folder does not exist")
+
+    with tempfile.TemporaryDirectory(prefix="emim_estimate_") as results:
+        os.environ["nnUNet_results"] = results
+        _estimate(arguments)
+
+
+def _estimate(arguments: argparse.Namespace) -> None:
+    import torch
+    from nnunetv2.run import run_training
+
+    from emim_nnunet.checkpoints.io import atomic_write
+    from emim_nnunet.errors import UserError
+    from emim_nnunet.registration import look_up_own_trainers_first
+    from emim_nnunet.training.estimate import estimate
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU: use -device cpu")
+    look_up_own_trainers_first(run_training)
+    fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
+    trainer = run_training.get_trainer_from_args(
+        arguments.dataset,
+        arguments.configuration,
+        fold,
+        arguments.tr,
+        arguments.p,
+        False,
+        torch.device(arguments.device),
+    )
+    stages = []
+    for stage in estimate(trainer, arguments.steps):
+        stages.append(stage)
+        print("\n".join(stage.lines()), flush=True)
+    if len(stages) > 1:
+        print(f"together: {sum(stage.hours for stage in stages):.1f} h")
+    if arguments.json is not None:
+        text = json.dumps([stage.to_dict() for stage in stages], indent=2)
+        atomic_write(arguments.json, lambda file: file.write(text.encode()))
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

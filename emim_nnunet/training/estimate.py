@@ -1,0 +1,206 @@
+"""What a planned run will cost on this machine, from a few measured steps with the real data, before it starts."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from emim_nnunet.errors import UserError
+from emim_nnunet.training.finetune_trainer import FinetuneTrainer
+from emim_nnunet.training.ssl_trainer import SSLTrainer
+
+WARMUP_STEPS = 2
+DRAINED_BATCHES = 32  # more than any loader keeps ready
+# files that are there at once at the end of a run: ours keeps one, and an unfinished one is replaced by a whole new one
+SSL_CHECKPOINTS, NNUNET_CHECKPOINTS = 2, 3
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """Cost of one stage.
+
+    Attributes:
+        stage: ``SSL stage`` or ``segmentation``.
+        trainer: Class name.
+        device: Where it was measured.
+        batch_size: Samples per step.
+        num_epochs: Planned.
+        num_iterations_per_epoch: Planned.
+        first_step_seconds: Compilation included, where there is one.
+        step_seconds: Median step without waiting for data.
+        loading_seconds: Median time in which the workers make a batch when nothing else waits for them.
+        validation_seconds: Of an epoch's validation.
+        patches_per_second: In training, whichever of step and loading is slower.
+        hours: Of the whole stage.
+        peak_memory_gigabytes: 1e9 bytes; of the GPU as torch allocates it, on the CPU of the process.
+        checkpoint_gigabytes: One checkpoint.
+        disk_gigabytes: All checkpoints that are kept at once.
+    """
+
+    stage: str
+    trainer: str
+    device: str
+    batch_size: int
+    num_epochs: int
+    num_iterations_per_epoch: int
+    first_step_seconds: float
+    step_seconds: float
+    loading_seconds: float
+    validation_seconds: float
+    patches_per_second: float
+    hours: float
+    peak_memory_gigabytes: float
+    checkpoint_gigabytes: float
+    disk_gigabytes: float
+
+    def lines(self) -> list[str]:
+        """For people."""
+        slow = self.loading_seconds > self.step_seconds
+        loading = (
+            f"{self.loading_seconds:.2f} s a batch: the device will WAIT for data; more workers (nnUNet_n_proc_DA) or a faster "
+            f"disk help"
+            if slow
+            else f"{self.loading_seconds:.2f} s a batch, hidden behind the step"
+        )
+        return [
+            f"{self.stage} ({self.trainer}, {self.device}): {self.hours:.1f} h = {self.num_epochs} epochs of "
+            f"{self.num_iterations_per_epoch} steps of {self.batch_size} patches",
+            f"  step {self.step_seconds:.2f} s (the first {self.first_step_seconds:.1f} s), "
+            f"{self.patches_per_second:.2f} patches/s; validation {self.validation_seconds:.0f} s an epoch",
+            f"  loading {loading}",
+            f"  peak memory {self.peak_memory_gigabytes:.1f} GB; checkpoint {self.checkpoint_gigabytes:.2f} GB, at most "
+            f"{self.disk_gigabytes:.2f} GB at once",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def estimate(trainer: nnUNetTrainer, steps: int) -> Iterator[StageEstimate]:
+    """Measure the stages of a trainer: the SSL stage, the segmentation, or both.
+
+    Args:
+        trainer: As nnU-Net makes it, not initialised; its output folder should be a temporary one.
+        steps: Training steps to measure in each stage, after two for warming up.
+
+    Yields:
+        One estimate per stage, in the order in which they run.
+
+    Raises:
+        UserError: Out of memory; says what to change.
+    """
+    if isinstance(trainer, FinetuneTrainer) and trainer.runs_ssl_stage:
+        first = trainer.ssl_trainer_class(
+            plans=trainer.plans_manager.plans | {"continue_training": False},
+            configuration=trainer.configuration_name,
+            fold=trainer.fold,
+            dataset_json=trainer.dataset_json,
+            device=trainer.device,
+        )
+        yield _measure(first, steps)
+        first.network = first.optimizer = None
+        if trainer.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    yield _measure(trainer, steps)
+
+
+def _measure(trainer: nnUNetTrainer, steps: int) -> StageEstimate:
+    try:
+        trainer.initialize()
+        with _loaders(trainer) as (training, validation):
+            return _measure_steps(trainer, training, validation, steps)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the memory of the device does not suffice for {type(trainer).__name__} ({str(error).splitlines()[0]}): lower "
+            f"batch_size in the emim block (SSL stage) or the configuration (segmentation) of the plans, or plan with a "
+            f"smaller -gpu_memory_target"
+        ) from error
+
+
+@contextmanager
+def _loaders(trainer: nnUNetTrainer) -> Iterator[tuple[Iterator, Iterator]]:
+    """Training and validation batches; ends the workers."""
+    loaders = trainer.get_dataloaders()
+    try:
+        yield loaders
+    finally:
+        for loader in loaders:
+            with suppress(AttributeError):
+                loader._finish()  # nnU-Net's; ours end with their iterator
+
+
+def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Iterator, steps: int) -> StageEstimate:
+    is_ssl = isinstance(trainer, SSLTrainer)
+    if is_ssl:
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+    trainer.network.train()
+    taken = []
+    for _ in range(WARMUP_STEPS + steps):
+        batch = next(training)
+        taken.append(_seconds(trainer, partial(trainer.train_step, batch)))
+    # first drain what the workers made meanwhile, then see how fast they make more
+    loading = [_seconds(trainer, partial(next, training)) for _ in range(2 * DRAINED_BATCHES)][DRAINED_BATCHES:]
+    trainer.network.eval()
+    if is_ssl:
+        trainer.monitor.start()
+        trainer._iteration = 1  # no picture
+    with torch.no_grad():
+        checked = [_seconds(trainer, partial(trainer.validation_step, next(validation))) for _ in range(2)]
+    step, load = median(taken[WARMUP_STEPS:]), sum(loading) / len(loading)
+    validate = min(checked) * trainer.num_val_iterations_per_epoch
+    paced = max(step, load)
+    batch_size = trainer.config.batch_size if is_ssl else trainer.configuration_manager.batch_size
+    checkpoint = _checkpoint_bytes(trainer)
+    return StageEstimate(
+        stage="SSL stage" if is_ssl else "segmentation",
+        trainer=type(trainer).__name__,
+        device=trainer.device.type,
+        batch_size=batch_size,
+        num_epochs=trainer.num_epochs,
+        num_iterations_per_epoch=trainer.num_iterations_per_epoch,
+        first_step_seconds=taken[0],
+        step_seconds=step,
+        loading_seconds=load,
+        validation_seconds=validate,
+        patches_per_second=batch_size / paced,
+        hours=trainer.num_epochs * (trainer.num_iterations_per_epoch * paced + validate) / 3600,
+        peak_memory_gigabytes=_peak_bytes(trainer.device) / 1e9,
+        checkpoint_gigabytes=checkpoint / 1e9,
+        disk_gigabytes=checkpoint * (SSL_CHECKPOINTS if is_ssl else NNUNET_CHECKPOINTS) / 1e9,
+    )
+
+
+def _seconds(trainer: nnUNetTrainer, call: Any) -> float:
+    """Wall time of a call, the device's work included."""
+    start = perf_counter()
+    call()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - start
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _checkpoint_bytes(trainer: nnUNetTrainer) -> int:
+    """Weights, each stored once, and the optimiser's state."""
+    network: nn.Module = trainer.network
+    states = (v for state in trainer.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
+    return sum(t.numel() * t.element_size() for t in chain(network.parameters(), network.buffers(), states))
