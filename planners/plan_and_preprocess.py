@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +12,11 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprint_dataset,
     plan_experiment_dataset,
-    preprocess_dataset,
 )
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import atomic_write
@@ -31,6 +24,7 @@ from emim_nnunet.dataloading.splits import ensure_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
+from emim_nnunet.planners.preprocess import num_cores, preprocess_cases
 from emim_nnunet.planners.raw_dataset import (
     dataset_name,
     images_of_cases,
@@ -62,8 +56,8 @@ def plan_and_preprocess(
         dataset_id: Data set.
         configurations: To preprocess, where the plans have them.
         gpu_memory_target: GB that both stages must fit; None = the planner's default.
-        num_processes_fingerprint: Workers, at most one per case.
-        num_processes: Workers of the preprocessing, at most one per case (more only cost their start).
+        num_processes_fingerprint: Workers, at most one per case and core.
+        num_processes: Workers of the preprocessing, at most; see :func:`preprocess_cases`.
         plans_name: Other name of the plans.
         target_spacing: Of 3d_fullres, three numbers in mm.
         verify_integrity: Run nnU-Net's integrity check on the labelled cases first.
@@ -88,7 +82,7 @@ def plan_and_preprocess(
         raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
     check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
     if labelled:
-        workers = min(num_processes_fingerprint, len(labelled))
+        workers = min(num_processes_fingerprint, len(labelled), num_cores())
         _stock(
             extract_fingerprint_dataset,
             dataset_id,
@@ -104,10 +98,7 @@ def plan_and_preprocess(
         dataset_id, nnUNetPlannerEMIM, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
     )
     if preprocess:
-        if labelled:
-            workers = min(num_processes, len(labelled))
-            _stock(preprocess_dataset, dataset_id, plans, tuple(configurations), [workers], verbose)
-        _preprocess_unlabelled(name, plans, configurations, unlabelled, min(num_processes, len(unlabelled)))
+        preprocess_cases(name, plans, configurations, unlabelled, num_processes, verbose=verbose)
     ensure_splits(Path(nnUNet_preprocessed) / name, labelled)
     return plans
 
@@ -188,54 +179,3 @@ def _statistics(values: np.ndarray) -> dict[str, float]:
         "percentile_99_5": float(high),
         "percentile_00_5": float(low),
     }
-
-
-class UnlabelledPreprocessor(DefaultPreprocessor):
-    """nnU-Net's preprocessing of a case without label. Called directly, never named in plans."""
-
-    def run_case(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """As nnU-Net; the data loader wants the locations of classes, of which there are none."""
-        data, seg, properties = super().run_case(*args, **kwargs)
-        return data, seg, properties | {"class_locations": {}}
-
-
-def _preprocess_unlabelled(
-    name: str, plans_name: str, configurations: Sequence[str], images: dict[str, list[str]], num_processes: int
-) -> None:
-    """Preprocess into ``<data_identifier>_unlabelled``; the folder appears when it is complete."""
-    folder = Path(nnUNet_preprocessed) / name
-    plans = PlansManager(str(folder / f"{plans_name}.json"))
-    dataset_json = read_dataset_json(folder)
-    for configuration in configurations:
-        if configuration not in plans.available_configurations:
-            continue
-        settings = plans.get_configuration(configuration)
-        target = folder / f"{settings.data_identifier}_unlabelled"
-        shutil.rmtree(target, ignore_errors=True)
-        if not images:
-            continue
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            jobs = [(str(partial / case), files, None, plans, settings, dataset_json) for case, files in images.items()]
-            _run_jobs(jobs, num_processes, f"Preprocessing unlabelled cases, {configuration}")
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _run_jobs(jobs: list[tuple], num_processes: int, title: str) -> None:
-    preprocessor = UnlabelledPreprocessor(verbose=False)
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(preprocessor.run_case_save, *job): Path(job[0]).name for job in jobs}
-        try:
-            for done in tqdm(as_completed(running), total=len(jobs), desc=title, disable=None):
-                done.result()
-        except BrokenProcessPool as error:
-            raise UserError("a preprocessing worker was killed, probably for memory: use a smaller -np") from error
-        except RuntimeError as error:
-            message = " ".join(str(error).split())
-            raise UserError(f"case {running[done]} cannot be preprocessed: {message}") from error
-        finally:
-            pool.shutdown(cancel_futures=True)

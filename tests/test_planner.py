@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from torch import nn
 
@@ -20,6 +21,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM, EMIMConfig
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners import ssl_plan
+from emim_nnunet.planners.preprocess import num_workers, preprocess_cases
 
 BRATS = [[1, 1, 1]] + [[2, 2, 2]] * 5
 PROSTATE = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
@@ -228,6 +230,49 @@ def test_unlabelled_cases_are_preprocessed_beside_the_labelled_ones(planning: Pa
         "num_epochs",
     }
     assert plans_of(planning, 1)["configurations"]["3d_fullres"]["preprocessor_name"] == "DefaultPreprocessor"
+
+
+def test_preprocessed_files_are_those_of_nnunet(planning: Path) -> None:
+    write_raw(planning, 1, labelled=2)
+    assert plan(1, "-c", "3d_fullres") == 0
+    dataset = planning / "nnUNet_preprocessed" / "Dataset001_Toy"
+    folder = dataset / "nnUNetEMIMPlans_3d_fullres"
+    ours = {case: nnUNetDatasetBlosc2(str(folder), [case]).load_case(case) for case in ("case0", "case1")}
+    ours = {case: (data[:], data.chunks, seg[:], properties) for case, (data, seg, _, properties) in ours.items()}
+    labels = {path.name: path.read_bytes() for path in (dataset / "gt_segmentations").iterdir()}
+    preprocess_dataset(1, "nnUNetEMIMPlans", ("3d_fullres",), [1])
+    for case, (data, chunks, seg, properties) in ours.items():
+        stock_data, stock_seg, _, stock_properties = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
+        assert np.array_equal(stock_data[:], data)
+        assert stock_data.chunks == chunks
+        assert np.array_equal(stock_seg[:], seg)
+        assert stock_properties.keys() == properties.keys()
+        for key, places in stock_properties["class_locations"].items():
+            assert np.array_equal(places, properties["class_locations"][key])
+    assert labels == {path.name: path.read_bytes() for path in (dataset / "gt_segmentations").iterdir()}
+
+
+def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> None:
+    raw = write_raw(planning, 1, labelled=2)
+    assert plan(1, "-c", "3d_fullres") == 0
+    dataset = planning / "nnUNet_preprocessed" / "Dataset001_Toy"
+    before = {path: path.read_bytes() for path in dataset.rglob("*.b2nd")}
+    image = sitk.ReadImage(raw / "labelsTr" / "case1.nii.gz")
+    sitk.WriteImage(image[:-3], raw / "labelsTr" / "case1.nii.gz")
+    with pytest.raises(UserError, match=r"case case1 cannot be preprocessed: Shape mismatch"):
+        preprocess_cases("Dataset001_Toy", "nnUNetEMIMPlans", ["3d_fullres"], {}, 2)
+    assert before == {path: path.read_bytes() for path in dataset.rglob("*.b2nd")}
+    assert not list(dataset.glob(".*"))
+
+
+def test_workers_are_started_only_where_they_make_the_whole_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emim_nnunet.planners.preprocess.num_cores", lambda: 4)
+    assert num_workers(1000, 0.0, 8) == 1  # not measured yet
+    assert num_workers(7, 1.0, 8) == 1
+    assert num_workers(100, 1.0, 8) == 4  # cores
+    assert num_workers(100, 1.0, 2) == 2
+    assert num_workers(100, 1.0, 1) == 1
+    assert num_workers(3, 60.0, 8) == 3  # cases
 
 
 def test_a_wholly_unlabelled_data_set_plans_like_a_labelled_one(planning: Path) -> None:

@@ -1,0 +1,168 @@
+"""nnU-Net's preprocessing of labelled and unlabelled cases, with as many workers as pay.
+
+nnU-Net's own ``preprocess_dataset`` starts all workers that are asked for, each of which imports torch first: small data sets
+get slower with more of them. It also deletes the old files before it writes new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tqdm import tqdm
+
+from emim_nnunet.errors import UserError
+from emim_nnunet.planners.raw_dataset import read_dataset_json
+
+WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
+Job = tuple[str, list[str], str | None]
+
+
+class UnlabelledPreprocessor(DefaultPreprocessor):
+    """nnU-Net's preprocessing of a case without label. Called directly, never named in plans."""
+
+    def run_case(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """As nnU-Net; the data loader wants the locations of classes, of which there are none."""
+        data, seg, properties = super().run_case(*args, **kwargs)
+        return data, seg, properties | {"class_locations": {}}
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def preprocess_cases(
+    name: str,
+    plans_name: str,
+    configurations: Sequence[str],
+    unlabelled: dict[str, list[str]],
+    num_processes: int,
+    *,
+    verbose: bool = False,
+) -> None:
+    """Preprocess into ``<data_identifier>`` and ``<data_identifier>_unlabelled``; copy the labels as nnU-Net does.
+
+    A folder replaces the one of an earlier run only when it is complete. The first case is preprocessed in this process and
+    timed; workers are started only if that makes the whole faster, so more workers are never slower.
+
+    Args:
+        name: ``DatasetXXX_NAME``.
+        plans_name: Of the plans.
+        configurations: Those that the plans have are preprocessed.
+        unlabelled: Images of the cases without label.
+        num_processes: Workers, at most; never more than cores or cases.
+        verbose: nnU-Net's verbosity.
+
+    Raises:
+        UserError: A case cannot be preprocessed.
+    """
+    folder, raw = Path(nnUNet_preprocessed) / name, Path(nnUNet_raw) / name
+    plans = PlansManager(str(folder / f"{plans_name}.json"))
+    dataset_json = read_dataset_json(folder)
+    any_labelled = "dataset" in dataset_json or (raw / "imagesTr").is_dir()
+    cases = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if any_labelled else {}
+    labelled = {case: (files["images"], files["label"]) for case, files in cases.items()}
+    parts = [
+        ("", "labelled", DefaultPreprocessor(verbose), labelled),
+        ("_unlabelled", "unlabelled", UnlabelledPreprocessor(verbose), {c: (f, None) for c, f in unlabelled.items()}),
+    ]
+    for configuration in [c for c in configurations if c in plans.available_configurations]:
+        settings = plans.get_configuration(configuration)
+        for suffix, kind, preprocessor, files in parts:
+            with _replaced(folder / f"{settings.data_identifier}{suffix}") as partial:
+                jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
+                title = f"Preprocessing {kind} cases, {configuration}"
+                _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
+    _copy_labels(
+        folder / "gt_segmentations", {case: Path(label) for case, (_, label) in labelled.items()}, dataset_json
+    )
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of ``folder``; an empty one only takes the old one away."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        if any(partial.iterdir()):
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run_jobs(preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_processes: int, title: str) -> None:
+    """Preprocess and save all cases."""
+    with tqdm(total=len(jobs), desc=title, disable=None) as bar:
+        begin = perf_counter()
+        for number, job in enumerate(jobs):
+            seconds = (perf_counter() - begin) / number if number else 0.0
+            workers = num_workers(len(jobs) - number, seconds, num_processes)
+            if workers > 1:
+                _run_pool(preprocessor, jobs[number:], plans, workers, bar)
+                return
+            try:
+                preprocessor.run_case_save(*job, *plans)
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise _failed(job, error) from error
+            bar.update()
+
+
+def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
+    """How many workers make the remaining cases fastest.
+
+    Args:
+        num_cases: Remaining.
+        seconds_per_case: As measured; 0 = not known.
+        limit: The most that are allowed.
+
+    Returns:
+        1 = go on in this process.
+    """
+    allowed = min(limit, num_cases, num_cores())
+    alone = num_cases * seconds_per_case
+    return allowed if allowed > 1 and WORKER_START_SECONDS + alone / allowed < alone else 1
+
+
+def _run_pool(preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_workers: int, bar: tqdm) -> None:
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(preprocessor.run_case_save, *job, *plans): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                done.result()
+                bar.update()
+        except BrokenProcessPool as error:
+            raise UserError("a preprocessing worker was killed, probably for memory: use a smaller -np") from error
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise _failed(running[done], error) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _failed(job: Job, error: Exception) -> UserError:
+    return UserError(f"case {Path(job[0]).name} cannot be preprocessed: {' '.join(str(error).split())}")
+
+
+def _copy_labels(target: Path, labels: dict[str, Path], dataset_json: dict[str, Any]) -> None:
+    """nnU-Net validates against them even where the raw data set is gone."""
+    target.mkdir(exist_ok=True)
+    for case, label in labels.items():
+        copy = target / f"{case}{dataset_json['file_ending']}"
+        if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
+            shutil.copy2(label, copy)
