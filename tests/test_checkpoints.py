@@ -32,6 +32,14 @@ def test_round_trip_reads_with_weights_only(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "c.pth")["epoch"] == 4
 
 
+def test_a_tensor_under_several_names_is_written_once(tmp_path: Path) -> None:
+    weight = torch.randn(100, 1000)
+    save_checkpoint(GOOD | {"weights": {"a": weight, "b": weight.detach(), "c": weight.clone()}}, tmp_path / "c.pth")
+    assert 0.8e6 < (tmp_path / "c.pth").stat().st_size < 0.81e6  # a = b, and c
+    loaded = load_checkpoint(tmp_path / "c.pth")["weights"]
+    assert all(torch.equal(value, weight) for value in loaded.values())
+
+
 def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint\['a'\]\[1\] is a Path|PosixPath"):
         save_checkpoint({"a": [1, tmp_path]}, tmp_path / "c.pth")

@@ -13,8 +13,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from emim_nnunet.checkpoints.encoder import adapt_stem, compare_topology, encoder_state, load_encoder, stem_keys
-from emim_nnunet.checkpoints.export import export
-from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.export import export, export_encoder
+from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.cli import export as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
@@ -76,6 +77,8 @@ def ssl_checkpoint(path: Path, kind: str, num_axes: int = 3, num_channels: int =
             "format": SSL_FORMAT,
             "format_version": FORMAT_VERSION,
             "method": "EMIM",
+            "trainer_name": "nnUNetTrainerEMIMPretrain",
+            "dataset_json": dataset_json(num_channels),
             "network_weights": weights | {"fill": torch.zeros(num_channels)},
             "current_epoch": 3,
             "finished": True,
@@ -209,6 +212,34 @@ def test_prefixes_of_compilation_and_ddp_are_removed(tmp_path: Path) -> None:
         encoder_state({"network_weights": {"decoder.x": torch.zeros(1)}})
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_an_encoder_alone_is_small_and_is_a_source_like_the_checkpoint(kind: str, half: bool, tmp_path: Path) -> None:
+    encoder = ssl_checkpoint(tmp_path / "ssl.pth", kind)
+    summary = export_encoder(tmp_path / "ssl.pth", tmp_path / "encoder.pth", half=half)
+    assert (summary.method, summary.epochs, summary.num_cases, summary.finished) == ("EMIM", 3, 2, True)
+    content = load_checkpoint(tmp_path / "encoder.pth", formats=(EXPORT_FORMAT,))
+    assert {v.dtype for v in content["network_weights"].values()} == {torch.float16 if half else torch.float32}
+    size = sum(p.numel() for p in encoder.parameters()) * (2 if half else 4)
+    stored = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in content["network_weights"].values()}
+    assert sum(stored.values()) == size  # every layer once
+    tolerance = 1e-3 if half else 0.0
+    diagnosed, _ = read_source(tmp_path / "encoder.pth").encoder(4)
+    for key, value in encoder.state_dict().items():
+        assert torch.allclose(diagnosed.state_dict()[key], value, atol=tolerance, rtol=0), key
+
+    target_plans = plans(architecture(kind))
+    export(tmp_path / "ssl.pth", target_plans, "toy", dataset_json(2), tmp_path / "direct.pth")
+    again = export(tmp_path / "encoder.pth", target_plans, "toy", dataset_json(2), tmp_path / "again.pth")
+    assert again.adaptations == ["stem adapted from 4 to 2 input channels (mean filter, scaled by 4/2)"]
+    direct, indirect = (load_checkpoint(tmp_path / f"{n}.pth", formats=(EXPORT_FORMAT,)) for n in ("direct", "again"))
+    assert indirect["provenance"] == direct["provenance"]
+    for key, value in direct["network_weights"].items():
+        assert torch.allclose(indirect["network_weights"][key], value, atol=2 * tolerance, rtol=0), key
+    with pytest.raises(UserError, match="is no checkpoint of an SSL stage"):
+        export_encoder(tmp_path / "direct.pth", tmp_path / "twice.pth")
+
+
 @pytest.fixture
 def target(nnunet_dirs: Path) -> Path:
     folder = nnunet_dirs / "nnUNet_preprocessed" / "Dataset001_Toy"
@@ -229,6 +260,13 @@ def test_command(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command.main, arguments) == 2
     assert f"-o {out} exists" in capsys.readouterr().err
     assert run(command.main, [*arguments, "--overwrite"]) == 0
+    alone = target / "encoder.pth"
+    assert run(command.main, [str(target / "fold_0"), "--encoder_only", "--half", "-o", str(alone)]) == 0
+    assert f"wrote {alone}: " in capsys.readouterr().out
+    for options, message in ((["--half"], "--half goes with"), ([], "-d is needed")):
+        with pytest.raises(SystemExit, match="2"):
+            run(command.main, [str(alone), "-o", str(out), *(["-d", "1"] if options else []), *options])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The export: a file that the stock nnUNetTrainer takes with ``-pretrained_weights``."""
+"""Exports: a file that the stock nnUNetTrainer takes with ``-pretrained_weights``, or the encoder alone to keep or to share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import nn
+from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.adaptation_plan import adaptation_plan
 from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder
-from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, save_checkpoint
+from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.errors import UserError
 
 DECODER_SEED = 0
@@ -29,18 +30,18 @@ class ExportSummary:
     """What an export did.
 
     Attributes:
-        method: SSL method.
-        num_cases: Cases that it learnt from.
+        method: SSL method, or what the source is.
+        num_cases: Cases that it learnt from; None = unknown.
         epochs: Epochs that it ran.
-        finished: Whether the SSL stage was finished.
+        finished: Whether the SSL stage was finished; None = unknown.
         num_tensors: Tensors of the encoder.
         adaptations: A line of text each.
     """
 
     method: str
-    num_cases: int
+    num_cases: int | None
     epochs: int
-    finished: bool
+    finished: bool | None
     num_tensors: int
     adaptations: list[str]
 
@@ -53,7 +54,7 @@ def export(
     The decoder is freshly initialised, from a fixed seed: exporting twice gives the same file.
 
     Args:
-        checkpoint_path: SSL checkpoint.
+        checkpoint_path: SSL checkpoint, exported encoder, or any other that :func:`read_source` knows.
         plans: Plans JSON of the target.
         configuration: Of the target.
         dataset_json: Of the target.
@@ -63,16 +64,15 @@ def export(
         What was done.
 
     Raises:
-        UserError: Not one of our checkpoints, or the encoders differ; nothing is written then.
+        UserError: Not such a checkpoint, or the encoders differ; nothing is written then.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
+    source = read_source(checkpoint_path)
     manager = PlansManager(plans)
     if configuration not in manager.available_configurations:
         known = ", ".join(manager.available_configurations)
         raise UserError(f"-c {configuration}: the plans '{manager.plans_name}' have {known}")
     target = manager.get_configuration(configuration)
-    source = PlansManager(checkpoint["plans"]).get_configuration(checkpoint["configuration"])
-    differences = compare_topology(source.configuration["architecture"], target.configuration["architecture"])
+    differences = compare_topology(source.architecture, target.configuration["architecture"])
     if differences:
         raise UserError(
             f"the encoder of {checkpoint_path} does not fit configuration {configuration} of {manager.plans_name}: "
@@ -81,29 +81,73 @@ def export(
     channels = determine_num_input_channels(manager, target, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     network = _fresh_network(target.configuration["architecture"], channels, heads)
-    state = encoder_state(checkpoint)
+    state = encoder_state(source.checkpoint)
     adapted = load_encoder(network.encoder, state, source=str(checkpoint_path))
-    content = {
+    provenance = _provenance(source) | {"adapted": adapted}
+    plan = adaptation_plan(
+        target.configuration["architecture"],
+        network,
+        spacing=target.spacing,
+        patch_size=target.patch_size,
+        num_channels=channels,
+    )
+    save_checkpoint(_content(network.state_dict(), plan, provenance), output)
+    return _summary(provenance, network.encoder, adapted)
+
+
+def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -> ExportSummary:
+    """Write the encoder alone, with what nnU-Net needs to know to rebuild it: a sixth of a checkpoint, or a twelfth.
+
+    Args:
+        checkpoint_path: SSL checkpoint.
+        output: File to write; its ``network_weights`` hold only the encoder. :func:`export`, ``emim_diagnose`` and nnU-Net's
+            ``nnUNetv2_train_pretrained`` take it.
+        half: Store float16 (it is read into float32 again).
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: Not an SSL checkpoint; nothing is written then.
+    """
+    source = read_source(checkpoint_path)
+    if source.checkpoint.get("format") != SSL_FORMAT:
+        raise UserError(f"{checkpoint_path} is no checkpoint of an SSL stage: its encoder cannot be exported alone")
+    network = source.fresh_network(source.num_channels, DECODER_SEED)
+    load_encoder(network.encoder, encoder_state(source.checkpoint), source=str(checkpoint_path))
+    encoder = network.encoder.half() if half else network.encoder
+    configuration = PlansManager(source.checkpoint["plans"]).get_configuration(source.configuration)
+    plan = adaptation_plan(
+        source.architecture,
+        network,
+        spacing=configuration.spacing,
+        patch_size=configuration.patch_size,
+        num_channels=source.num_channels,
+    )
+    provenance = _provenance(source) | {"adapted": []}
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    save_checkpoint(_content(weights, plan, provenance), output)
+    return _summary(provenance, encoder, [])
+
+
+def _content(weights: dict[str, Tensor], plan: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    return {
         "format": EXPORT_FORMAT,
         "format_version": FORMAT_VERSION,
-        "network_weights": network.state_dict(),
-        "nnssl_adaptation_plan": adaptation_plan(
-            target.configuration["architecture"],
-            network,
-            spacing=target.spacing,
-            patch_size=target.patch_size,
-            num_channels=channels,
-        ),
+        "network_weights": weights,
+        "nnssl_adaptation_plan": plan,
         "citations": CITATIONS,
-        "provenance": _provenance(checkpoint, adapted),
+        "provenance": provenance,
     }
-    save_checkpoint(content, output)
+
+
+def _summary(provenance: dict[str, Any], encoder: nn.Module, adapted: list[str]) -> ExportSummary:
     return ExportSummary(
-        checkpoint["method"],
-        len(checkpoint["training_cases"]),
-        checkpoint["current_epoch"],
-        checkpoint["finished"],
-        len({v.data_ptr() for v in network.encoder.state_dict().values()}),
+        provenance["method"],
+        provenance["num_training_cases"],
+        provenance["current_epoch"],
+        provenance["finished"],
+        len({v.data_ptr() for v in encoder.state_dict().values()}),
         adapted,
     )
 
@@ -122,11 +166,25 @@ def _fresh_network(architecture: dict[str, Any], channels: int, heads: int) -> n
         )
 
 
-def _provenance(checkpoint: dict[str, Any], adapted: list[str]) -> dict[str, Any]:
+def _provenance(source: EncoderSource) -> dict[str, Any]:
+    """Where an encoder comes from; of an export, what it says itself."""
+    checkpoint = source.checkpoint
+    if checkpoint.get("format") == EXPORT_FORMAT:
+        return checkpoint["provenance"]
+    if checkpoint.get("format") != SSL_FORMAT:
+        return {
+            "method": source.kind,
+            "dataset_name": source.dataset_name,
+            "plans_name": source.plans_name,
+            "configuration": source.configuration,
+            "fold": source.fold,
+            "current_epoch": source.epochs,
+            "finished": None,
+            "num_training_cases": None,
+        }
     kept = ("method", "configuration", "fold", "channel_names", "emim", "seed", "versions", "current_epoch", "finished")
     return {key: checkpoint[key] for key in kept} | {
         "dataset_name": checkpoint["plans"]["dataset_name"],
         "plans_name": checkpoint["plans"]["plans_name"],
         "num_training_cases": len(checkpoint["training_cases"]),
-        "adapted": adapted,
     }

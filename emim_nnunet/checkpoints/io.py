@@ -66,6 +66,8 @@ def _sync_folder(folder: Path) -> None:
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint atomically; tensors go to the CPU, numpy scalars become Python numbers.
 
+    A tensor that is listed several times is written once (nnU-Net's networks name each layer two or three times).
+
     Args:
         checkpoint: Nested dicts, lists and tuples of tensors, numbers, strings, bools and None.
         path: Target.
@@ -74,21 +76,24 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         ValueError: Something else is in it, which ``weights_only=True`` could not read; names the key.
         OSError: As raised by the file system; an earlier checkpoint of that name is unchanged then.
     """
-    plain = _plain(checkpoint, "checkpoint")
+    plain = _plain(checkpoint, "checkpoint", {})
     atomic_write(path, lambda file: torch.save(plain, file))
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, copies: dict[tuple, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
+        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if key not in copies:
+            copies[key] = value.detach().cpu().clone()
+        return copies[key]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, dict):
-        return {_plain(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+        return {_plain(k, where, copies): _plain(v, f"{where}[{k!r}]", copies) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        items = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        items = [_plain(v, f"{where}[{i}]", copies) for i, v in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     raise ValueError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
 

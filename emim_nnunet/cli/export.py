@@ -15,7 +15,10 @@ Example:
       -d 137 -p nnUNetEMIMPlans -c 3d_fullres -o weights.pth
   nnUNetv2_train 137 3d_fullres 0 -p nnUNetEMIMPlans -pretrained_weights weights.pth
 
--d, -p and -c name the data set, plans and configuration that will be fine-tuned.
+-d, -p and -c name the data set, plans and configuration that will be fine-tuned. To keep or share the encoder alone, in half
+precision 1/12 of a checkpoint (emim_export takes that file again, for any target):
+
+  emim_export RESULTS/.../fold_all --encoder_only --half -o encoder.pth
 """
 
 
@@ -27,17 +30,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="SSL checkpoint, or the folder of its fold")
-    parser.add_argument("-d", dest="dataset_id", type=int, required=True, help="id of the target data set")
+    parser.add_argument("checkpoint", type=Path, help="SSL checkpoint, the folder of its fold, or an exported encoder")
+    parser.add_argument("-d", dest="dataset_id", type=int, help="id of the target data set")
     parser.add_argument(
         "-p", dest="plans", default="nnUNetEMIMPlans", help="plans of the target (default: nnUNetEMIMPlans)"
     )
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="configuration (default: 3d_fullres)")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--encoder_only", action="store_true", help="write the encoder alone, for no target in particular"
+    )
+    parser.add_argument("--half", action="store_true", help="with --encoder_only: in float16")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args(argv)
+    if not arguments.encoder_only and arguments.dataset_id is None:
+        parser.error("-d is needed: the id of the data set that will be fine-tuned (or --encoder_only)")
+    if arguments.half and not arguments.encoder_only:
+        parser.error("--half goes with --encoder_only")
 
-    from emim_nnunet.checkpoints.export import export
+    from emim_nnunet.checkpoints.export import export, export_encoder
     from emim_nnunet.checkpoints.locate import find_checkpoint, read_target
     from emim_nnunet.errors import UserError
 
@@ -46,13 +57,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.output.absolute().parent.is_dir():
         raise UserError(f"-o {arguments.output}: its folder does not exist")
     checkpoint = find_checkpoint(arguments.checkpoint)
-    plans, dataset_json = read_target(arguments.dataset_id, arguments.plans)
-    summary = export(checkpoint, plans, arguments.configuration, dataset_json, arguments.output)
-    state = "finished" if summary.finished else "NOT finished"
-    print(f"{checkpoint}: {summary.method}, {summary.epochs} epochs ({state}), {summary.num_cases} cases")
+    if arguments.encoder_only:
+        summary = export_encoder(checkpoint, arguments.output, half=arguments.half)
+    else:
+        plans, dataset_json = read_target(arguments.dataset_id, arguments.plans)
+        summary = export(checkpoint, plans, arguments.configuration, dataset_json, arguments.output)
+    states = {True: " (finished)", False: " (NOT finished)", None: ""}
+    cases = "" if summary.num_cases is None else f", {summary.num_cases} cases"
+    print(f"{checkpoint}: {summary.method}, {summary.epochs} epochs{states[summary.finished]}{cases}")
     for line in summary.adaptations:
         print(line)
-    print(f"wrote {arguments.output}: {summary.num_tensors} encoder tensors, the decoder is fresh. Use it with")
+    size = f"{arguments.output.stat().st_size / 1e6:.1f} MB"
+    if arguments.encoder_only:
+        print(f"wrote {arguments.output}: {summary.num_tensors} encoder tensors, {size}")
+        return
+    print(f"wrote {arguments.output}: {summary.num_tensors} encoder tensors, the decoder is fresh, {size}. Use it with")
     print(
         f"  nnUNetv2_train {arguments.dataset_id} {arguments.configuration} FOLD -p {arguments.plans} "
         f"-pretrained_weights {arguments.output}"
