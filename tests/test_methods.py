@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,14 @@ def _rank_gradients(rank: int, shares: list[range], port_file: str, out: str, me
 
 
 @each_method
-@pytest.mark.parametrize("sizes", [(2, 2), (1, 3)], ids=["equal", "unequal"])
-def test_two_ranks_on_a_sharded_batch_equal_one_process(
-    method_class: type[SSLMethod], sizes: tuple[int, int], tmp_path: Path
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (1, 2, 1, 2)], ids=["equal", "unequal", "four"])
+def test_ranks_on_a_sharded_batch_equal_one_process(
+    method_class: type[SSLMethod], sizes: tuple[int, ...], tmp_path: Path
 ) -> None:
-    shares = [range(sizes[0]), range(sizes[0], sum(sizes))]
+    ends = list(accumulate(sizes))
+    shares = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     out = tmp_path / "out.pth"
-    mp.spawn(_rank_gradients, (shares, str(tmp_path / "store"), str(out), method_class), nprocs=2)
+    mp.spawn(_rank_gradients, (shares, str(tmp_path / "store"), str(out), method_class), nprocs=len(sizes))
     sharded = torch.load(out)
     method = make(method_class)
     output = method(*toy_batch(method, sum(sizes)))

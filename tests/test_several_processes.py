@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,46 @@ def stage_scores(checkpoint: dict[str, Any]) -> list[float]:
     return scores + [stage[key] for stage in measurement["stages"] for key in ("effective_rank", "top_share", "count")]
 
 
-def test_two_processes_and_two_nodes_equal_one_process(nnunet: Path) -> None:
+@pytest.fixture
+def nodes() -> Iterator[tuple[str, list[list[str]]]]:
+    """Address of the first of two "machines" and how to start a command on each.
+
+    They are network namespaces that see each other only over one cable; without root, this machine twice.
+    """
+    names = [f"emim{os.getpid()}n{rank}" for rank in range(2)]
+    cables = [f"em{os.getpid() % 100000}v{rank}" for rank in range(2)]
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+    except (OSError, subprocess.CalledProcessError):
+        yield "127.0.0.1", [[], []]
+        return
+    try:
+        ip("link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
+        for rank, (name, cable) in enumerate(zip(names, cables, strict=True)):
+            ip("-n", name, "address", "add", f"10.233.47.{rank + 1}/24", "dev", cable)
+            ip("-n", name, "link", "set", cable, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        starters = zip(names, cables, strict=True)
+        yield "10.233.47.1", [["ip", "netns", "exec", n, "env", f"GLOO_SOCKET_IFNAME={c}"] for n, c in starters]
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+def test_two_processes_and_two_nodes_equal_one_process(nnunet: Path, nodes: tuple[str, list[list[str]]]) -> None:
     folder = fold_folder(PRETRAIN)
     found = {}
-    node = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", "29517"]
+    address, starters = nodes
+    node = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", address, "--master-port", "29517"]
     launchers = {
         "one": [[sys.executable]],
         "two": [[*TORCHRUN, "--standalone", "--nproc-per-node", "2"]],
-        "nodes": [[*TORCHRUN, *node, "--node-rank", str(rank)] for rank in range(2)],
+        "nodes": [[*starters[rank], *TORCHRUN, *node, "--node-rank", str(rank)] for rank in range(2)],
     }
     for name, commands in launchers.items():
         finish(*(start(command, "toy", "0") for command in commands))

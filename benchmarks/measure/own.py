@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter, process_time, time
@@ -221,12 +223,52 @@ def growth(dataset: str, configuration: str, trainer: str, steps: int, threads: 
     return {"start": started, "steps": seconds, "peak_bytes": peak_bytes("cpu"), "cases": len(made.cases.training)}
 
 
+def scaling(
+    dataset: str, configuration: str, trainer: str, steps: int, threads: int, ranks: int, batch_size: int
+) -> dict[str, Any]:
+    """Steps of some gloo processes on this machine, ``batch_size`` samples over all of them: seconds of the first rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, out = Path(folder) / "store", Path(folder) / "out.json"
+        arguments = (ranks, str(store), str(out), dataset, configuration, trainer, steps, threads, batch_size)
+        torch.multiprocessing.spawn(_rank, arguments, nprocs=ranks)
+        return {"seconds": json.loads(out.read_text())}
+
+
+def _rank(
+    rank: int,
+    ranks: int,
+    store: str,
+    out: str,
+    dataset: str,
+    configuration: str,
+    trainer: str,
+    steps: int,
+    threads: int,
+    batch_size: int,
+) -> None:
+    torch.set_num_threads(threads)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    made = make_trainer(dataset, configuration, trainer, "cpu")
+    made.config = replace(made.config, batch_size=batch_size // ranks)  # the share of this rank
+    batches = synthetic_batches(made)
+    seconds = []
+    for _ in range(steps + 1):
+        batch = next(batches)
+        torch.distributed.barrier()
+        start = perf_counter()
+        made.train_step(batch)
+        seconds.append(perf_counter() - start)
+    if rank == 0:
+        Path(out).write_text(json.dumps(seconds[1:]))
+    torch.distributed.destroy_process_group()
+
+
 def report(result: dict[str, Any]) -> None:
     """Hand a result to the parent process."""
     print("RESULT " + json.dumps(result), flush=True)
 
 
-TASKS = {t.__name__: t for t in (step, parts, loader, start, epoch, growth)}
+TASKS = {t.__name__: t for t in (step, parts, loader, start, epoch, growth, scaling)}
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
