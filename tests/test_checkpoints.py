@@ -119,12 +119,12 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("num_cases", [1, 2, 4, 5])
+@pytest.mark.parametrize("num_cases", [1, 2, 4])
 def test_small_data_sets_are_split_leave_one_out(tmp_path: Path, num_cases: int) -> None:
     cases = [f"case{i}" for i in range(num_cases)]
     ensure_splits(tmp_path, cases[::-1])
     path = tmp_path / "splits_final.json"
-    assert path.exists() == (2 <= num_cases < 5)
+    assert path.exists() == (num_cases >= 2)
     if path.exists():
         import json
 

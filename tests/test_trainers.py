@@ -20,6 +20,8 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
 from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.cli import estimate
+from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
 from emim_nnunet.registration import trainers_path
 from emim_nnunet.training.ssl_trainer import SSLTrainer
@@ -287,3 +289,70 @@ def test_wholly_unlabelled_data(nnunet: Path, tmp_path: Path, monkeypatch: Any) 
     monkeypatch.setenv("nnUNet_preprocessed", str(small.parent))
     checkpoint = load_checkpoint(train(PRETRAIN) / "checkpoint_final.pth")
     assert checkpoint["training_cases"] == ["BraTS-GLI-00006-000", "BraTS-GLI-00007-000"]
+
+
+def test_the_splits_are_those_that_nnunet_would_write(nnunet: Path) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    splits_file = nnunet / "nnUNet_preprocessed" / DATASET / "splits_final.json"
+    ours = splits_file.read_text()  # emim_plan_and_preprocess wrote it
+    splits_file.unlink()
+    try:
+        nnUNetTrainer.do_split(trainer_of(PRETRAIN))
+        assert json.loads(splits_file.read_text()) == json.loads(ours)
+    finally:
+        splits_file.write_text(ours)
+
+
+def test_the_preprocessed_data_may_be_read_only(nnunet: Path) -> None:
+    data = nnunet / "nnUNet_preprocessed"
+    prefix = ["unshare", "--mount", "sh", "-c"]
+    mount = f"mount --bind '{data}' '{data}' && mount -o remount,ro,bind '{data}'"
+    if subprocess.run([*prefix, mount], capture_output=True, check=False).returncode:
+        pytest.skip("mounting read-only needs root")
+    command = f"{mount} && ! touch '{data}/x' && exec {sys.executable} -m emim_nnunet.cli.pretrain 1 toy 0 -device cpu"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*prefix, command], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (fold_folder(PRETRAIN) / "checkpoint_final.pth").is_file()
+
+
+def test_an_estimate_describes_both_stages_and_leaves_nothing(
+    nnunet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = list(Path(os.environ["nnUNet_results"]).iterdir())
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("nnUNet_results", os.environ["nnUNet_results"])  # the command sets it
+    out = tmp_path / "cost.json"
+    assert run(estimate.main, ["1", "toy", "0", "-device", "cpu", "--steps", "2", "--json", str(out)]) == 0
+    ssl, segmentation = json.loads(out.read_text())
+    assert (ssl["stage"], segmentation["stage"]) == ("SSL stage", "segmentation")
+    assert (ssl["num_epochs"], ssl["num_iterations_per_epoch"], ssl["batch_size"]) == (3, 3, 2)
+    for stage in (ssl, segmentation):
+        pace = max(stage["step_seconds"], stage["loading_seconds"])
+        seconds = stage["num_iterations_per_epoch"] * pace + stage["validation_seconds"]
+        assert stage["hours"] == pytest.approx(stage["num_epochs"] * seconds / 3600)
+        assert stage["patches_per_second"] == pytest.approx(2 / pace)
+        assert 0.1 < stage["peak_memory_gigabytes"] < 20
+    printed = capsys.readouterr().out
+    assert "SSL stage (nnUNetTrainerEMIMPretrain, cpu): " in printed
+    assert "together: " in printed
+    assert list(temporary.iterdir()) == []
+
+    folder = train(PRETRAIN)
+    written = (folder / "checkpoint_final.pth").stat().st_size
+    assert ssl["checkpoint_gigabytes"] * 1e9 == pytest.approx(written, rel=0.35)  # tiny: names and history count
+    assert list(Path(os.environ["nnUNet_results"]).iterdir()) != results
+
+
+def test_an_estimate_without_a_gpu_or_of_unknown_things_ends_in_one_line(
+    nnunet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", os.environ["nnUNet_results"])
+    if not torch.cuda.is_available():
+        assert run(estimate.main, ["1", "toy", "0"]) == 2
+        assert "there is no GPU: use -device cpu" in capsys.readouterr().err
+    assert run(estimate.main, ["1", "bad_typo", "0", "-device", "cpu"]) == 2
+    assert "unknown key 'cel_size'" in capsys.readouterr().err

@@ -70,6 +70,7 @@ class CropDataset(Dataset):
         self.patch_size = (1, *patch_size) if self.is_2d else tuple(patch_size)
         self.seed = seed
         self.with_label = with_label
+        self._round, self._order = -1, torch.empty(0)  # order of the cases in the round that was asked for last
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Crop ``index``.
@@ -93,8 +94,10 @@ class CropDataset(Dataset):
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""
         round_number, place = divmod(index, len(self.cases))
-        generator = seeded_generator(self.seed, Stream.ORDER, round_number)
-        return self.cases[int(torch.randperm(len(self.cases), generator=generator)[place])]
+        if self._round != round_number:
+            generator = seeded_generator(self.seed, Stream.ORDER, round_number)
+            self._round, self._order = round_number, torch.randperm(len(self.cases), generator=generator)
+        return self.cases[int(self._order[place])]
 
     def _choose_box(self, seg: Any, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
         """A bounding box and the foreground in it, (1, *P) bool; the best of the tries if none has enough."""

@@ -10,14 +10,21 @@ from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks.decoder import forward_flops
 from emim_nnunet.training.stage import StageCases
 
+MAX_LISTED = 50
+
 
 def describe_cases(cases: StageCases) -> list[str]:
     """Which cases are learnt from and which are measured on."""
-    learnt, probe = (", ".join(c.identifier for c in part) for part in (cases.training, cases.probe))
+    learnt, probe = (_listed([c.identifier for c in part]) for part in (cases.training, cases.probe))
     lines = [f"Learning from {len(cases.training)} cases: {learnt}"]
     if cases.probe_is_held_out:
         return [*lines, f"Measured on {len(cases.probe)} held-out cases: {probe}"]
     return [*lines, "Measured on the training cases: this fold holds out no case"]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more (all are in the checkpoint)" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def describe_cost(method: SSLMethod, image_shape: Sequence[int]) -> str:
