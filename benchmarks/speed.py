@@ -4,6 +4,7 @@
     python benchmarks/speed.py loader --json OUT     # patches and channel-voxels a second of one process
     python benchmarks/speed.py start  --json OUT     # from the command to the first step
     python benchmarks/speed.py epoch  --json OUT     # steps with the real loader: share of time that waits for data
+    python benchmarks/speed.py variants --json OUT   # steps with channels_last, bfloat16, torch.compile: what pays here
     python benchmarks/speed.py ranks  --json OUT     # weak scaling: patches a second of 1 and 2 processes (gloo on the CPU)
 
 Every figure is the median (smallest-largest) of several runs, each in a process of its own.
@@ -24,11 +25,13 @@ from measure import data
 from measure.common import markdown_table, run_task, show, spread, threads_env, write_results
 
 TRAINERS = ("nnUNetTrainerMIMPretrain", "nnUNetTrainerEMIMPretrain")
+VARIANTS = ("default", "channels_last", "bfloat16", "channels_last+bfloat16", "compile", "compile+bfloat16")
 TITLES = {
     "step": "Parts of a training step",
     "loader": "The data loader, one process",
     "start": "From the command to the first step",
     "epoch": "Steps with the real loader",
+    "variants": "Variants of a training step",
     "ranks": "Weak scaling",
 }
 
@@ -119,6 +122,19 @@ def measure_epoch(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str,
         result[trainer] = {key: spread([run[key] for run in runs]) for key in ("patches_per_second", "idle")}
         rows.append([trainer, show(result[trainer]["patches_per_second"]), f"{result[trainer]['idle']['median']:.1%}"])
     return result, markdown_table(["trainer", "patches/s", "idle"], rows)
+
+
+def measure_variants(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """Steps of plain MIM in other memory formats, precisions and compiled, against the default of this device."""
+    common = task_of(a, trainer=TRAINERS[0], device=a.device, steps=a.steps, threads=a.threads, warmup=1)
+    steps: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for _ in range(a.rounds):
+        for variant, seconds in steps.items():
+            task = common | {"variant": variant}
+            seconds += run_task("own.py", "step", task, env=env | {"nnUNet_compile": "false"})["wall"]
+    first = median(steps[VARIANTS[0]])
+    rows = [[variant, show(spread(s)), f"{median(s) / first:.2f}"] for variant, s in steps.items()]
+    return {"step_seconds": {k: spread(v) for k, v in steps.items()}}, markdown_table(["variant", "s", "ratio"], rows)
 
 
 def measure_ranks(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:

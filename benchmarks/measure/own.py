@@ -58,9 +58,18 @@ def peak_bytes(device: str) -> int:
 def step(
     dataset: str, configuration: str, trainer: str, device: str, steps: int, warmup: int, threads: int
 ) -> dict[str, Any]:
-    """Whole training steps: wall and CPU seconds each, and the peak of memory."""
+    """Whole training steps: wall and CPU seconds each, and the peak of memory.
+
+    ``variant`` joins some of channels_last, bfloat16, compile with ``+``.
+    """
     torch.set_num_threads(threads)
     made = make_trainer(dataset, configuration, trainer, device)
+    if "channels_last" in variant:
+        made.network.to(memory_format=torch.channels_last_3d)
+    if "bfloat16" in variant:
+        made._autocast = lambda: torch.autocast(device, dtype=torch.bfloat16)
+    if "compile" in variant:
+        made.network = torch.compile(made.network)
     batches = synthetic_batches(made)
     wall, cpu = [], []
     for number in range(warmup + steps):

@@ -96,13 +96,13 @@ def export(
 
 
 def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -> ExportSummary:
-    """Write the encoder alone, with what nnU-Net needs to know to rebuild it: a sixth of a checkpoint, or a twelfth.
+    """Write the encoder alone, with what nnU-Net needs to know to rebuild it: a third of a checkpoint.
 
     Args:
         checkpoint_path: SSL checkpoint.
         output: File to write; its ``network_weights`` hold only the encoder. :func:`export`, ``emim_diagnose`` and nnU-Net's
             ``nnUNetv2_train_pretrained`` take it.
-        half: Store float16 (it is read into float32 again).
+        half: Store float16, a sixth of a checkpoint (it is read into float32 again).
 
     Returns:
         What was done.

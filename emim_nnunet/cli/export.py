@@ -16,7 +16,7 @@ Example:
   nnUNetv2_train 137 3d_fullres 0 -p nnUNetEMIMPlans -pretrained_weights weights.pth
 
 -d, -p and -c name the data set, plans and configuration that will be fine-tuned. To keep or share the encoder alone, in half
-precision 1/12 of a checkpoint (emim_export takes that file again, for any target):
+precision a sixth of a checkpoint (emim_export takes that file again, for any target):
 
   emim_export RESULTS/.../fold_all --encoder_only --half -o encoder.pth
 """
