@@ -56,7 +56,14 @@ def peak_bytes(device: str) -> int:
 
 
 def step(
-    dataset: str, configuration: str, trainer: str, device: str, steps: int, warmup: int, threads: int
+    dataset: str,
+    configuration: str,
+    trainer: str,
+    device: str,
+    steps: int,
+    warmup: int,
+    threads: int,
+    variant: str = "default",
 ) -> dict[str, Any]:
     """Whole training steps: wall and CPU seconds each, and the peak of memory.
 
