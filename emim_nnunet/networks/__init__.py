@@ -1,7 +1,7 @@
 """Parts around the encoder that nnU-Net planned."""
 
 from emim_nnunet.networks.decoder import ReconstructionDecoder
-from emim_nnunet.networks.encoder import first_stages, materialise, use_lean_activations
+from emim_nnunet.networks.encoder import first_stages, materialise, own_norm_outputs
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.networks.projector import Projector
 
@@ -11,6 +11,6 @@ __all__ = [
     "cumulative_strides",
     "first_stages",
     "materialise",
+    "own_norm_outputs",
     "stage_grids",
-    "use_lean_activations",
 ]

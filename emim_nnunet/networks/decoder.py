@@ -61,10 +61,10 @@ class ReconstructionDecoder(nn.Module):
         self.smooth = nn.ModuleList(
             nn.Sequential(
                 norm_op(widths[s], affine=True),
-                nn.LeakyReLU(),
+                nn.LeakyReLU(inplace=True),
                 conv_op(widths[s], widths[s], 3, padding=1, bias=False),
                 norm_op(widths[s], affine=True),
-                nn.LeakyReLU(),
+                nn.LeakyReLU(inplace=True),
             )
             for s in stages
         )

@@ -6,52 +6,38 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _LeakyReLUFromOutput(torch.autograd.Function):
-    """Leaky ReLU that keeps its output for the backward pass, not its input: the sign is the same."""
+class _Owned(torch.autograd.Function):
+    """The same values in the same memory, but no view in the eyes of autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
-        y = F.leaky_relu(x, slope)
-        ctx.save_for_backward(y)
-        ctx.slope = slope
-        return y
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.ops.aten._unsafe_view(x, x.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True), None
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
-class LeanLeakyReLU(nn.LeakyReLU):
-    """``nn.LeakyReLU(inplace=True)`` without the copies that autograd adds to it behind an instance normalisation.
-
-    torch's instance normalisation returns a view, and a change of a view in place makes the backward pass copy the whole
-    gradient. Here the next convolution and this layer share one saved tensor, as in place; without gradients it does work in
-    place. Values and gradients are those of ``nn.LeakyReLU``.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as ``x``."""
-        if torch.is_grad_enabled():
-            return _LeakyReLUFromOutput.apply(x, self.negative_slope)
-        return F.leaky_relu_(x, self.negative_slope)
+def _own_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return _Owned.apply(output)
 
 
-def use_lean_activations(module: nn.Module) -> None:
-    """Replace the leaky ReLUs of a module by :class:`LeanLeakyReLU`; its state dict does not change.
+def own_norm_outputs(module: nn.Module) -> None:
+    """Spare the copies that autograd makes where something is changed in place behind an instance normalisation.
+
+    torch's instance normalisation returns a view; nnU-Net's leaky ReLU and residual sum then change it in place, for which
+    the backward pass copies the whole gradient. The backward pass of a normalisation needs its input, not its output, so the
+    view may be forgotten. Values and gradients stay the same.
 
     Args:
-        module: Any, changed in place. Not for one that torch.compile will see: it removes such copies itself.
+        module: Any, gets hooks. Not for one that torch.compile will see: it removes such copies itself.
     """
-    for name, child in module.named_children():
-        if type(child) is nn.LeakyReLU and child.negative_slope > 0:
-            setattr(module, name, LeanLeakyReLU(child.negative_slope))
-        else:
-            use_lean_activations(child)
+    for part in module.modules():
+        if isinstance(part, nn.InstanceNorm2d | nn.InstanceNorm3d):
+            part.register_forward_hook(_own_output)
 
 
 def materialise(encoder: nn.Module, initialize: Callable[[nn.Module], None]) -> None:

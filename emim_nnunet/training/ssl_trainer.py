@@ -30,7 +30,7 @@ from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
-from emim_nnunet.networks import materialise, use_lean_activations
+from emim_nnunet.networks import materialise, own_norm_outputs
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
@@ -117,7 +117,7 @@ class SSLTrainer(nnUNetTrainer):
         )
         self.network = self._build_method().to(self.device)
         if not self._do_i_compile():
-            use_lean_activations(self.network)
+            own_norm_outputs(self.network)
         else:
             self.print_to_log_file("Using torch.compile...")
             self.network = torch.compile(self.network)
