@@ -23,7 +23,7 @@ def test_growth_writes_its_ratios(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert 0.1 < result["step_ratio_10000"] < 10
     assert abs(result["start_seconds_extra_10000"]) < 60
-    assert result["about"]["command"] == "python growth.py --rounds 1 --steps 3 --json growth.json"
+    assert result["about"]["command"] == "python .../growth.py --rounds 1 --steps 3 --json .../growth.json"
     assert "| 10,000 |" in out.with_suffix(".md").read_text()
 
 

@@ -112,7 +112,7 @@ def write_results(path: Path | None, result: Mapping[str, Any], title: str, tabl
         title: Of the Markdown.
         table: Markdown.
     """
-    command = [Path(word).name if os.path.isabs(word) else word for word in sys.argv]  # no path of one machine
+    command = [f".../{Path(word).name}" if os.path.isabs(word) else word for word in sys.argv]  # no path of one machine
     about = {"date": date.today().isoformat(), "command": " ".join(["python", *command]), **machine()}
     print(table)
     if path is None:

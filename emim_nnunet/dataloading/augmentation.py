@@ -85,13 +85,13 @@ def rotate_and_scale_(
         matrix = _draw_matrix(image.shape[2:], generator, p_rotation, p_scaling)
         if matrix is not None:
             one = slice(sample, sample + 1)
-            image[one], inside = _resample([image[one], foreground[one].to(image.dtype)], matrix)
-            foreground[one] = inside > 0.5
+            both = _resample(torch.cat([image[one], foreground[one].to(image.dtype)], dim=1), matrix)
+            image[one], foreground[one] = both[:, :-1], both[:, -1:] > 0.5
 
 
-def _resample(tensors: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
-    """(1, ., *P) tensors whose voxel at p from the centre comes from matrix @ p; slab by slab, so the grid fits the cache."""
-    patch_size, device = tensors[0].shape[2:], tensors[0].device
+def _resample(tensor: Tensor, matrix: Tensor) -> Tensor:
+    """A (1, C, *P) tensor whose voxel at p from the centre comes from matrix @ p; slab by slab, so the grid fits the cache."""
+    patch_size, device = tensor.shape[2:], tensor.device
     half = torch.tensor(patch_size, dtype=torch.float32) / 2
     # grid_sample wants positions in units of half the patch, the last axis first; one term of the sum per axis of the output
     terms = []
@@ -99,13 +99,12 @@ def _resample(tensors: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
         positions = torch.arange(size) - (size - 1) / 2
         term = positions[:, None] * (matrix[:, axis] / half).flip(0)
         terms.append(term.view(*[size if a == axis else 1 for a in range(len(patch_size))], -1).to(device))
-    results = [torch.empty_like(tensor) for tensor in tensors]
+    result = torch.empty_like(tensor)
     for first in range(0, patch_size[0], SLAB):
         slab = slice(first, first + SLAB)
         grid = sum(terms[1:], terms[0][slab])[None]
-        for tensor, result in zip(tensors, results, strict=True):
-            result[:, :, slab] = F.grid_sample(tensor, grid, mode="bilinear", align_corners=False)
-    return results
+        result[:, :, slab] = F.grid_sample(tensor, grid, mode="bilinear", align_corners=False)
+    return result
 
 
 def _draw_matrix(
