@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,3 +29,24 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> None:
+    """What names a training, as in nnUNetv2_train: data set, configuration, fold (an int or ``all``), -tr, -p, -device.
+
+    Args:
+        parser: Gets them.
+        trainer: Default of -tr.
+    """
+    parser.add_argument("dataset", help="id or name of the data set")
+    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("fold", type=_fold, help="0 to 4, or all")
+    parser.add_argument("-tr", default=trainer, help="trainer (default: %(default)s)")
+    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
+    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+
+
+def _fold(text: str) -> int | str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number or 'all', not '{text}'")
+    return text if text == "all" else int(text)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_training_arguments, run
 
 EPILOG = """
 Example:
@@ -29,17 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", help="id or name of the data set")
-    parser.add_argument("configuration", help="for example 3d_fullres")
-    parser.add_argument("fold", help="0 to 4, or all")
-    parser.add_argument("-tr", default="nnUNetTrainerEMIM", help="trainer (default: nnUNetTrainerEMIM)")
-    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: nnUNetEMIMPlans)")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    add_training_arguments(parser, trainer="nnUNetTrainerEMIM")
     parser.add_argument("--steps", type=int, default=5, help="training steps to measure per stage (default: 5)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args(argv)
-    if arguments.fold != "all" and not arguments.fold.isdecimal():
-        parser.error(f"FOLD must be a number or 'all', not '{arguments.fold}'")
     if arguments.steps < 1:
         parser.error("--steps must be at least 1")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
@@ -62,11 +55,10 @@ def _estimate(arguments: argparse.Namespace) -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU: use -device cpu")
     look_up_own_trainers_first(run_training)
-    fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
     trainer = run_training.get_trainer_from_args(
         arguments.dataset,
         arguments.configuration,
-        fold,
+        arguments.fold,
         arguments.tr,
         arguments.p,
         False,

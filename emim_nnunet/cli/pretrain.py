@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_training_arguments, run
 
 EPILOG = """
 Example:
@@ -29,16 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", help="id or name of the data set")
-    parser.add_argument("configuration", help="for example 3d_fullres")
-    parser.add_argument("fold", help="0 to 4, or all")
-    parser.add_argument("-tr", default="nnUNetTrainerEMIMPretrain", help="trainer (default: nnUNetTrainerEMIMPretrain)")
-    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: nnUNetEMIMPlans)")
+    add_training_arguments(parser, trainer="nnUNetTrainerEMIMPretrain")
     parser.add_argument("--c", action="store_true", help="continue")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="where to train")
     arguments = parser.parse_args(argv)
-    if arguments.fold != "all" and not arguments.fold.isdecimal():
-        parser.error(f"FOLD must be a number or 'all', not '{arguments.fold}'")
 
     import torch
     import torch.distributed as dist
@@ -65,9 +58,8 @@ def _train(arguments: argparse.Namespace, device: object) -> None:
     from emim_nnunet.training.ssl_trainer import SSLTrainer
 
     look_up_own_trainers_first(run_training)
-    fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
     trainer = run_training.get_trainer_from_args(
-        arguments.dataset, arguments.configuration, fold, arguments.tr, arguments.p, arguments.c, device
+        arguments.dataset, arguments.configuration, arguments.fold, arguments.tr, arguments.p, arguments.c, device
     )
     if not isinstance(trainer, SSLTrainer):
         raise UserError(f"-tr {arguments.tr} is not the trainer of an SSL stage: use emim_train or nnUNetv2_train")

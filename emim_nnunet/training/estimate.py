@@ -43,7 +43,8 @@ class StageEstimate:
         validation_seconds: Of an epoch's validation.
         patches_per_second: In training, whichever of step and loading is slower.
         hours: Of the whole stage.
-        peak_memory_gigabytes: 1e9 bytes; of the GPU as torch allocates it, on the CPU of the process.
+        peak_memory_gigabytes: 1e9 bytes; of the GPU as torch allocates it; on the CPU of the process, an
+            earlier stage included.
         checkpoint_gigabytes: One checkpoint.
         disk_gigabytes: All checkpoints that are kept at once.
     """
