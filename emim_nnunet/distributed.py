@@ -37,6 +37,26 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return dist_nn.all_reduce(values) if is_distributed() else values
 
 
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows of all ranks in rank order, differentiable as :func:`all_reduce_sum`.
+
+    Args:
+        rows: (N, ...), of whole numbers or floats; N may differ between ranks.
+
+    Returns:
+        (sum of N, ...), and the place of this rank's first row; ``rows`` and 0 without a process group.
+    """
+    if not is_distributed():
+        return rows, 0
+    counts = torch.zeros(dist.get_world_size(), device=rows.device)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts)
+    ends = counts.long().cumsum(0).tolist()
+    first = ends[rank()] - len(rows)
+    before, after = rows.new_zeros((first, *rows.shape[1:])), rows.new_zeros((ends[-1] - ends[rank()], *rows.shape[1:]))
+    return all_reduce_sum(torch.cat([before, rows, after])), first
+
+
 def gather_objects(item: object) -> list:
     """Picklable objects of all ranks in rank order (``[item]`` without a process group)."""
     if not is_distributed():

@@ -102,6 +102,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             "pyramid_levels": list(levels),
             "projector_widths": list(ssl_plan.projector_widths(features, levels)),
             "batch_size": batch_size,
+            "parent_factor": list(ssl_plan.parent_factor(patch_size)),
+            "patches_at_once": batch_size,
             "num_epochs": ssl_plan.num_epochs(self.num_cases, batch_size),
         }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, prod
 
+from nnunetv2.configuration import ANISO_THRESHOLD
+
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks.decoder import decoder_widths
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
@@ -81,6 +83,21 @@ def projector_widths(features_per_stage: Sequence[int], levels: Sequence[int]) -
         One width per level.
     """
     return tuple(min(max(WIDTH_FACTOR * features_per_stage[level], MIN_WIDTH), MAX_WIDTH) for level in levels)
+
+
+def parent_factor(patch_size: Sequence[int]) -> tuple[int, ...]:
+    """2 on every axis; 1 on axes of an odd number of voxels, and across the slices of an anisotropic patch.
+
+    nnU-Net's patches have about the same extent in millimetres on every axis, so an axis with less than a third of the largest
+    number of voxels has thick slices: their number suffices for the whole volume as it is.
+
+    Args:
+        patch_size: Voxels per axis.
+
+    Returns:
+        Size of MiM's wide crop in patches, per axis.
+    """
+    return tuple(1 if p % 2 or max(patch_size) / p > ANISO_THRESHOLD else 2 for p in patch_size)
 
 
 def num_epochs(num_cases: int, batch_size: int) -> int:

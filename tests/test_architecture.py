@@ -17,6 +17,7 @@ FOLDERS = ("emim_nnunet", "trainers", "planners", "dataset_conversion")
 # The first two parts of a module's name decide; a new module or folder of emim_nnunet must be entered here.
 TIERS = {
     "emim_nnunet": 0,
+    "emim_nnunet.boxes": 0,
     "emim_nnunet.config": 0,
     "emim_nnunet.diagnostics": 0,
     "emim_nnunet.distributed": 0,
@@ -36,6 +37,7 @@ TIERS = {
     "emim_nnunet.trainers": 3,
     "emim_nnunet.training": 3,
     "emim_nnunet.cli": 4,
+    "emim_nnunet.compare": 4,
     "emim_nnunet.demo": 4,
     "emim_nnunet.nnunet_plugin": 4,
 }
@@ -43,6 +45,7 @@ WITHOUT_NNUNET = 1  # up to this tier: nnunetv2 takes seconds to import
 ENDS = {  # imported only from there
     "emim_nnunet.trainers": ("emim_nnunet.trainers", "emim_nnunet.nnunet_plugin", "emim_nnunet.cli"),
     "emim_nnunet.cli": ("emim_nnunet.cli",),
+    "emim_nnunet.compare": ("emim_nnunet.compare", "emim_nnunet.cli"),
     "emim_nnunet.demo": ("emim_nnunet.cli",),
 }
 PLUGIN = "emim_nnunet.nnunet_plugin.emim_trainers_plugin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,15 +19,21 @@ from torch.nn.parallel import DistributedDataParallel
 import emim_nnunet.trainers as trainers
 from emim_nnunet.config import check_known_keys, config_from_block, emim_block
 from emim_nnunet.errors import UserError
+from emim_nnunet.masking import choose_rows
 from emim_nnunet.methods import config_classes
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.methods.emim import EMIM, EMIMConfig
+from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.mim import MIM, MIMConfig
+from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks.decoder import ReconstructionDecoder, forward_flops
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.toy import toy_batch, toy_method
 
-SETTINGS: dict[type[SSLMethod], dict[str, Any]] = {EMIM: {"pyramid_levels": (1, 2), "projector_widths": (16, 16)}}
+SETTINGS: dict[type[SSLMethod], dict[str, Any]] = {
+    EMIM: {"pyramid_levels": (1, 2), "projector_widths": (16, 16)},
+    MoCoZCA: {"queue_size": 16, "projection_width": 8, "local_regions": 2, "zca_rows": 64},
+}
 
 
 def found_methods() -> list[type[SSLMethod]]:
@@ -41,8 +48,12 @@ def make(method_class: type[SSLMethod], **kwargs: Any) -> SSLMethod:
 each_method = pytest.mark.parametrize("method_class", found_methods(), ids=lambda m: m.__name__)
 
 
-def test_both_pretrainers_are_found() -> None:
-    assert set(found_methods()) == {MIM, EMIM}
+def test_every_method_has_a_trainer() -> None:
+    assert set(found_methods()) >= {MIM, EMIM, MoCoZCA, MaskInMask}
+    for method_class in found_methods():
+        trainer = getattr(trainers, f"nnUNetTrainer{method_class.__name__}Pretrain")
+        assert trainer.method_class is method_class
+        assert pickle.loads(pickle.dumps(trainer)) is trainer
 
 
 @each_method
@@ -57,8 +68,9 @@ def test_loss_is_finite_and_reaches_every_parameter(
     output.loss.backward()
     assert torch.isfinite(output.loss)
     if output.reconstruction is not None:
-        assert output.reconstruction.prediction.shape == image.shape
-    without = [n for n, p in method.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+        assert output.reconstruction.prediction.shape == (2, num_channels, *method.patch_size)
+    trained = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
+    without = [n for n, grad in trained.items() if grad is None or not torch.isfinite(grad).all()]
     assert without == []
 
 
@@ -77,18 +89,19 @@ def test_twenty_steps_on_one_batch_lower_the_loss(method_class: type[SSLMethod])
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
-        loss = method(*batch).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        output = method(*batch)
+        output.loss.backward()
+        optimizer.step()  # no after_step: a queue that fills would be another task at every step
+        losses.append(output.loss.item())
     assert losses[-1] < 0.9 * losses[0]
 
 
 @each_method
 def test_evaluation_leaves_the_state_and_loading_restores_the_output(method_class: type[SSLMethod]) -> None:
     method = make(method_class)
-    before = {k: v.clone() for k, v in method.state_dict().items()}
     batch = toy_batch(method)
+    method.after_step(method(*batch).state)
+    before = {k: v.clone() for k, v in method.state_dict().items()}
     with torch.no_grad():
         loss = method.eval()(*batch).loss
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
@@ -124,8 +137,10 @@ def _rank_gradients(rank: int, shares: list[range], port_file: str, out: str, me
     share = shares[rank]
     output = network(*toy_batch(method, len(share), first=share.start))
     output.loss.backward()
+    method.after_step(output.state)
     if rank == 0:
-        torch.save({"loss": output.loss.detach(), "grads": [p.grad for p in method.parameters()]}, out)
+        grads = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
+        torch.save({"loss": output.loss.detach(), "grads": grads, "state": method.state_dict()}, out)
     dist.destroy_process_group()
 
 
@@ -142,11 +157,13 @@ def test_ranks_on_a_sharded_batch_equal_one_process(
     method = make(method_class)
     output = method(*toy_batch(method, sum(sizes)))
     output.loss.backward()
+    method.after_step(output.state)
     assert sharded["loss"].item() == pytest.approx(output.loss.item(), rel=1e-5)
-    for name, theirs, ours in zip(
-        dict(method.named_parameters()), sharded["grads"], (p.grad for p in method.parameters()), strict=True
-    ):
-        assert torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5), name
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(sharded["grads"][name], parameter.grad, rtol=1e-4, atol=1e-5), name
+    for name, ours in method.state_dict().items():  # queues and whitening, where there are any
+        assert torch.allclose(sharded["state"][name].float(), ours.float(), rtol=1e-3, atol=1e-4), name
 
 
 # ---------------------------------------------------------------------------------------------------------- E-MIM
@@ -262,7 +279,7 @@ def test_pyramid_barlow_twins_use_only_foreground_cells_that_are_visible() -> No
     image, foreground, draws = toy_batch(method)
     usable = torch.zeros(2, 64, dtype=torch.bool)
     usable[:, [3, 17, 40]] = True
-    chosen, weight = method._choose_rows(usable, draws["scores_1"])
+    chosen, weight = choose_rows(usable, draws["scores_1"], method.config.cells_per_sample)
     assert weight.view(2, -1)[:, :3].tolist() == [[1.0] * 3] * 2
     assert weight.sum() == 6
     assert {int(i) for i in chosen[0, :3]} == {3, 17, 40}

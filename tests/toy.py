@@ -56,14 +56,15 @@ def toy_batch(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Smooth images inside a ball, their foreground, and the draws of samples ``first``, ``first + 1``, ..."""
     images, foregrounds, draws = [], [], []
-    axes = [torch.linspace(-1, 1, 16)] * num_axes
+    size = method.crop_size(method.config, method.patch_size)
+    axes = [torch.linspace(-1, 1, length) for length in size]
     radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
     for sample in range(first, first + batch_size):
         generator = torch.Generator().manual_seed(sample)
         noise = torch.randn((1, method.num_modalities, *[8] * num_axes), generator=generator)
-        image = nn.functional.interpolate(noise, scale_factor=2, mode="bilinear" if num_axes == 2 else "trilinear")
+        image = nn.functional.interpolate(noise, size=size, mode="bilinear" if num_axes == 2 else "trilinear")
         foreground = (radius < 0.9)[None, None]
         images.append(image * foreground)
         foregrounds.append(foreground)
-        draws.append(method.draw(generator))
+        draws.append(method.draw(generator) | {"subject": torch.tensor([sample])})
     return torch.cat(images), torch.cat(foregrounds), {key: torch.cat([d[key] for d in draws]) for key in draws[0]}

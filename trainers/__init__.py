@@ -1,15 +1,12 @@
-"""The trainers that ``nnUNetv2_train -tr`` finds. A new trainer is one file with one class, named like the file."""
+"""The trainers that ``nnUNetv2_train -tr`` finds: one per SSL method, made from it, and those that follow an SSL stage."""
 
 from __future__ import annotations
 
 from emim_nnunet.trainers.nnUNetTrainerEMIM import nnUNetTrainerEMIM
 from emim_nnunet.trainers.nnUNetTrainerEMIMFinetune import nnUNetTrainerEMIMFinetune
-from emim_nnunet.trainers.nnUNetTrainerEMIMPretrain import nnUNetTrainerEMIMPretrain
-from emim_nnunet.trainers.nnUNetTrainerMIMPretrain import nnUNetTrainerMIMPretrain
+from emim_nnunet.trainers.nnUNetTrainerLinearProbe import nnUNetTrainerLinearProbe
+from emim_nnunet.trainers.pretrainers import PRETRAINERS
 
-__all__ = [
-    "nnUNetTrainerEMIM",
-    "nnUNetTrainerEMIMFinetune",
-    "nnUNetTrainerEMIMPretrain",
-    "nnUNetTrainerMIMPretrain",
-]
+globals().update(PRETRAINERS)
+
+__all__ = ["nnUNetTrainerEMIM", "nnUNetTrainerEMIMFinetune", "nnUNetTrainerLinearProbe", *PRETRAINERS]

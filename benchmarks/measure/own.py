@@ -38,13 +38,14 @@ def make_trainer(dataset: str, configuration: str, trainer: str, device: str) ->
 def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
     """Batches of noise, numbered like those of the loader."""
     batch, channels = trainer.config.batch_size, trainer.num_input_channels
-    shape = trainer.configuration_manager.patch_size
+    shape = trainer.method.crop_size(trainer.method_config, trainer.configuration_manager.patch_size)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn((batch, channels, *shape), generator=generator)
     foreground = torch.ones((batch, 1, *shape), dtype=torch.bool)
     first = 0
     while True:
-        yield {"image": image.clone(), "foreground": foreground.clone(), "index": torch.arange(first, first + batch)}
+        numbers = torch.arange(first, first + batch)
+        yield {"image": image.clone(), "foreground": foreground.clone(), "index": numbers, "subject": numbers}
         first += batch
 
 
@@ -123,8 +124,13 @@ def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
         (method, "forward", "forward"),
         (method, "encode_masked", "forward: masking and encoder"),
         (method, "_encode_original", "forward: original view"),
-        (method.decoder, "forward", "forward: decoder"),
+        (getattr(method, "decoder", None), "decode", "forward: decoder"),
         (method, "pyramid_barlow_twins", "forward: PBT"),
+        (method, "_run_network", "forward: encoder and decoder of all levels"),
+        (method, "_alignment", "forward: alignment"),
+        (method, "_view", "forward: views"),
+        (method, "_local", "forward: regions"),
+        (method, "after_step", "momentum, queue, whitening"),
     ]
     for owner, name, label in targets:
         if hasattr(owner, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ class Case:
 
     folder: Path
     identifier: str
+
+
+def subject_number(identifier: str) -> int:
+    """A number >= 0 that stands for a subject in every run on every machine: 62 bits of a digest of the identifier."""
+    return int.from_bytes(sha256(identifier.encode()).digest()[:8], "big") >> 2
 
 
 def case_folders(cases: Sequence[Case]) -> list[Path]:
@@ -76,8 +82,8 @@ class CropDataset(Dataset):
         """Crop ``index``.
 
         Returns:
-            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int and ``case`` id; ``label`` (1, *P) int16,
-            -1 outside the body, where asked for.
+            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int, ``case`` id and ``subject``, its number;
+            ``label`` (1, *P) int16, -1 outside the body, where asked for.
         """
         case = self.case_of(index)
         data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
@@ -89,7 +95,7 @@ class CropDataset(Dataset):
             item["label"] = torch.from_numpy(np.asarray(crop_and_pad_nd(seg, box, OUTSIDE), dtype=np.int16))[:1]
         if self.is_2d:
             item = {key: value[:, 0] for key, value in item.items()}
-        return item | {"index": index, "case": case.identifier}
+        return item | {"index": index, "case": case.identifier, "subject": subject_number(case.identifier)}
 
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""
@@ -163,7 +169,8 @@ def crop_loader(dataset: CropDataset, numbers: BatchNumbers, *, num_workers: int
         pin_memory: For faster copies to a GPU.
 
     Returns:
-        An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``case`` list of ids.
+        An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,), ``case``
+        list of ids.
     """
     return DataLoader(
         dataset,

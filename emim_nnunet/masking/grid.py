@@ -75,3 +75,33 @@ def foreground_cells(foreground: Tensor, grid: Sequence[int], threshold: float =
         (B, 1, *G) bool.
     """
     return voxels_to_cells(foreground.to(torch.float32), grid) >= threshold
+
+
+def choose_rows(usable: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Some cells of each sample: usable ones first, in random order.
+
+    Args:
+        usable: (B, N) bool.
+        scores: (B, N) float in [0, 1), random.
+        count: Cells of each sample; all where there are fewer.
+
+    Returns:
+        Cell numbers (B, K) int64, and their weights (B * K,) float32: 1, and 0 for cells that are not usable.
+    """
+    chosen = (scores + usable.to(scores.dtype)).topk(min(count, usable.shape[1]), dim=1).indices
+    return chosen, usable.gather(1, chosen).flatten().to(torch.float32)
+
+
+def take_rows(cells: Tensor, chosen: Tensor) -> Tensor:
+    """Feature rows of chosen cells.
+
+    Args:
+        cells: (B, D, *G).
+        chosen: (B, K) int64, row-major cell numbers.
+
+    Returns:
+        (B * K, D), the rows of the first sample first.
+    """
+    flat = cells.flatten(2).transpose(1, 2)
+    index = chosen[:, :, None].expand(-1, -1, flat.shape[2])
+    return flat.gather(1, index).flatten(0, 1)

@@ -12,9 +12,17 @@ import torch
 from torch import Tensor
 
 
-def _random_cells(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` cells of highest score in each row of (..., N) float scores, as a bool tensor."""
-    masked = torch.zeros(scores.shape, dtype=torch.bool)
+def top_cells(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` cells of highest score.
+
+    Args:
+        scores: (..., N) float, random ones for a random mask.
+        count: At most N.
+
+    Returns:
+        (..., N) bool on the same device.
+    """
+    masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     return masked.scatter(-1, scores.topk(count, dim=-1).indices, True)
 
 
@@ -32,7 +40,7 @@ def position_mask(batch_size: int, grid: Sequence[int], ratio: float, generator:
     """
     num_cells = prod(grid)
     scores = torch.rand((batch_size, num_cells), generator=generator)
-    return _random_cells(scores, round(ratio * num_cells)).view(batch_size, 1, *grid)
+    return top_cells(scores, round(ratio * num_cells)).view(batch_size, 1, *grid)
 
 
 def hybrid_mask(
@@ -63,14 +71,63 @@ def hybrid_mask(
     Returns:
         (B, C, *G) bool on the CPU.
     """
+    scores = hybrid_scores(batch_size, num_modalities, grid, generator)
+    return hybrid_mask_of(
+        *scores, grid, position_ratio=position_ratio, patch_ratio=patch_ratio, modality_mask=modality_mask
+    )
+
+
+def hybrid_scores(
+    batch_size: int, num_modalities: int, grid: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The random numbers of a hybrid mask, for :func:`hybrid_mask_of`.
+
+    Args:
+        batch_size: B.
+        num_modalities: C.
+        grid: Cells per axis, N in all.
+        generator: CPU generator that draws everything.
+
+    Returns:
+        CPU tensors: scores of positions (B, N), scores of cells per modality (B, C, N), a modality (B,) int64.
+    """
     num_cells = prod(grid)
-    position = position_mask(batch_size, grid, position_ratio, generator).view(batch_size, 1, num_cells)
-    num_patches = round(patch_ratio * (num_cells - round(position_ratio * num_cells)))
-    scores = torch.rand((batch_size, num_modalities, num_cells), generator=generator)
-    masked = position | _random_cells(scores.masked_fill(position, -1.0), num_patches)
+    position = torch.rand((batch_size, num_cells), generator=generator)
+    patch = torch.rand((batch_size, num_modalities, num_cells), generator=generator)
+    return position, patch, torch.randint(num_modalities, (batch_size,), generator=generator)
+
+
+def hybrid_mask_of(
+    position_scores: Tensor,
+    patch_scores: Tensor,
+    modality: Tensor,
+    grid: Sequence[int],
+    *,
+    position_ratio: float,
+    patch_ratio: float,
+    modality_mask: bool = True,
+) -> Tensor:
+    """The hybrid mask that scores describe: the highest ones are masked; see :func:`hybrid_mask`.
+
+    Args:
+        position_scores: (B, N), raise some to have these cells masked in all modalities.
+        patch_scores: (B, C, N) >= 0.
+        modality: (B,) int64, masked everywhere.
+        grid: Cells per axis.
+        position_ratio: In [0, 1].
+        patch_ratio: In [0, 1].
+        modality_mask: Whether a whole modality is masked.
+
+    Returns:
+        (B, C, *G) bool on the device of the scores.
+    """
+    batch_size, num_modalities, num_cells = patch_scores.shape
+    num_positions = round(position_ratio * num_cells)
+    position = top_cells(position_scores, num_positions)[:, None]
+    num_patches = round(patch_ratio * (num_cells - num_positions))
+    masked = position | top_cells(patch_scores.masked_fill(position, -1.0), num_patches)
     if modality_mask and num_modalities > 1:
-        modality = torch.randint(num_modalities, (batch_size,), generator=generator)
-        masked[torch.arange(batch_size), modality] = True
+        masked[torch.arange(batch_size, device=masked.device), modality] = True
     return masked.view(batch_size, num_modalities, *grid)
 
 

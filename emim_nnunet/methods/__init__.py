@@ -25,6 +25,11 @@ def config_classes() -> list[type]:
     return [item for item in _defined("Config") if is_dataclass(item)]
 
 
+def method_classes() -> list[type]:
+    """All SSL methods."""
+    return [item for item in _defined() if hasattr(item, "config_class")]
+
+
 def method_class(name: str) -> type:
     """The method of that class name, as a checkpoint records it.
 
@@ -34,7 +39,7 @@ def method_class(name: str) -> type:
     Raises:
         UserError: There is none.
     """
-    found = {item.__name__: item for item in _defined() if hasattr(item, "config_class")}
+    found = {item.__name__: item for item in method_classes()}
     if name not in found:
         raise UserError(f"this version knows no SSL method '{name}'; it knows {', '.join(sorted(found))}")
     return found[name]

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-class Reconstruction(NamedTuple):
-    """What a method reconstructs; detached tensors.
+@dataclass(frozen=True, kw_only=True)
+class SSLConfig:
+    """Settings that every method has.
 
     Attributes:
+        cell_size: Voxels of a cell per axis: what is masked as a whole, and the grain in which features are looked at.
+    """
+
+    cell_size: tuple[int, ...]
+
+
+class Reconstruction(NamedTuple):
+    """What a method reconstructs, of one patch per sample; detached tensors.
+
+    Attributes:
+        image: (B, C, *P), the patch.
+        foreground: (B, 1, *P) bool, True inside the body.
         masked_image: (B, C, *P), the network's input.
         prediction: (B, C, *P).
         target: (B, C, *P), what the prediction is compared with.
@@ -20,6 +34,8 @@ class Reconstruction(NamedTuple):
         counted: (B, C, *P) bool, what the loss counts: masked, and inside the body if asked.
     """
 
+    image: Tensor
+    foreground: Tensor
     masked_image: Tensor
     prediction: Tensor
     target: Tensor
@@ -33,24 +49,32 @@ class MethodOutput(NamedTuple):
     Attributes:
         loss: () float32, what is minimised; equal on all ranks.
         terms: Detached () tensors to log.
-        features: Detached stage outputs for the (first) masked or augmented view.
-        original_features: Detached stage outputs for the image as it is, of all stages; in evaluation mode only, and where the
+        features: Detached stage outputs for a masked or changed view of the patch, position by position; None where no view
+            covers the same voxels.
+        original_features: Detached stage outputs for the patch as it is, of all stages; in evaluation mode only, and where the
             method computes them anyway.
         reconstruction: Of the first view; None for a method that reconstructs nothing.
+        state: Detached tensors for :meth:`SSLMethod.after_step`, with the samples of this rank along the first axis.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    features: list[Tensor]
+    features: list[Tensor] | None = None
     original_features: list[Tensor] | None = None
     reconstruction: Reconstruction | None = None
+    state: dict[str, Tensor] | None = None
 
 
 class SSLMethod(nn.Module):
     """An SSL method around the encoder that nnU-Net planned.
 
     Subclasses set ``config_class`` and implement :meth:`check`, :meth:`draw` and ``forward(image, foreground, draws)``.
-    All randomness comes through :meth:`draw`, so forward is a pure function of its inputs.
+    All randomness comes through :meth:`draw`, and what a method remembers changes in :meth:`after_step` only, so forward is a
+    pure function of state and inputs.
+
+    ``forward`` gets ``image`` (B, C, *crop) float, z-scored inside the body and 0 outside, ``foreground`` (B, 1, *crop) bool,
+    and ``draws``: what :meth:`draw` returned for each sample, concatenated, and ``subject`` (B,) int64 >= 0, whose image it is.
+    It returns a :class:`MethodOutput`.
 
     Attributes:
         encoder: The part that is transferred; its keys in the state dict start with ``encoder.``.
@@ -81,6 +105,26 @@ class SSLMethod(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def crop_size(cls, config: Any, patch_size: Sequence[int]) -> tuple[int, ...]:
+        """Size of the crops that ``forward`` takes; the patch in their middle is what the collapse monitor looks at.
+
+        Args:
+            config: An instance of ``config_class``.
+            patch_size: Voxels per axis, what the encoder takes.
+
+        Returns:
+            Voxels per axis, at least ``patch_size``; by default equal to it.
+        """
+        return tuple(patch_size)
+
+    def after_step(self, state: dict[str, Tensor] | None) -> None:
+        """Change what the method remembers, after each step of the optimiser; by default nothing.
+
+        Args:
+            state: That of the step's :class:`MethodOutput`, on this rank; the result must be the same on all ranks.
+        """
+
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The random inputs of one sample.
 
@@ -88,6 +132,6 @@ class SSLMethod(nn.Module):
             generator: CPU generator of that sample.
 
         Returns:
-            CPU tensors with a leading axis of length 1; the trainer concatenates those of a batch along it.
+            Tensors with a leading axis of length 1; the trainer concatenates those of a batch along it.
         """
         raise NotImplementedError

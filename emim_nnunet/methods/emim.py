@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from emim_nnunet.config import require
 from emim_nnunet.losses import barlow_twins_loss
-from emim_nnunet.masking import foreground_cells, grid_size, hybrid_mask, voxels_to_cells
+from emim_nnunet.masking import choose_rows, foreground_cells, grid_size, hybrid_mask, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput
 from emim_nnunet.methods.mim import MIM, MIMConfig
 from emim_nnunet.networks import Projector, first_stages, stage_grids
@@ -184,17 +184,11 @@ class EMIM(MIM):
         losses = {}
         for level, grid, projector in zip(self.levels, self.level_grids, self.projectors, strict=True):
             usable_here = (voxels_to_cells(usable, grid) > 0).flatten(1)
-            chosen, weight = self._choose_rows(usable_here, draws[f"scores_{level}"])
-            rows = [_rows(voxels_to_cells(f[level], grid), chosen) for f in (features_a, features_b)]
+            chosen, weight = choose_rows(usable_here, draws[f"scores_{level}"], self.config.cells_per_sample)
+            rows = [take_rows(voxels_to_cells(f[level], grid), chosen) for f in (features_a, features_b)]
             z_a, z_b = (projector(r, weight) for r in rows)
             losses[f"barlow_stage{level}"] = barlow_twins_loss(z_a, z_b, weight, kappa=self.config.barlow_kappa)
         return losses
-
-    def _choose_rows(self, usable: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Cell numbers (B, K) and their weights (B * K,): usable cells first, in random order; others have weight 0."""
-        count = min(self.config.cells_per_sample, usable.shape[1])
-        chosen = (scores + usable.to(scores.dtype)).topk(count, dim=1).indices
-        return chosen, usable.gather(1, chosen).flatten().to(torch.float32)
 
 
 class PassThrough(nn.Module):
@@ -203,10 +197,3 @@ class PassThrough(nn.Module):
     def forward(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Return ``rows``."""
         return rows
-
-
-def _rows(cells: Tensor, chosen: Tensor) -> Tensor:
-    """Feature rows (B * K, D) of the chosen cells (B, K) of (B, D, *G)."""
-    flat = cells.flatten(2).transpose(1, 2)
-    index = chosen[:, :, None].expand(-1, -1, flat.shape[2])
-    return flat.gather(1, index).flatten(0, 1)

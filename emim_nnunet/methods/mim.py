@@ -13,18 +13,17 @@ from emim_nnunet.config import require
 from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.losses import masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, grid_size, masked_fraction, position_mask
-from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLMethod
+from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLConfig, SSLMethod
 from emim_nnunet.networks import ReconstructionDecoder
 
 FILLS = ("zero", "learned")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIMConfig:
+class MIMConfig(SSLConfig):
     """Settings of plain masked image modelling.
 
     Attributes:
-        cell_size: Voxels of a cell per axis.
         mask_ratio: Share of cells masked in all modalities; None = the masked fraction of E-MIM's hybrid mask, so that the
             two are compared at equal masked fraction.
         position_ratio: Of the hybrid mask; here it only sets the equal fraction.
@@ -36,7 +35,6 @@ class MIMConfig:
         norm_pix: Standardise the target in each cell; invites collapse (see :func:`normalise_cells`).
     """
 
-    cell_size: tuple[int, ...]
     mask_ratio: float | None = None
     position_ratio: float = 0.25
     patch_ratio: float = 0.5
@@ -116,10 +114,13 @@ class MIM(SSLMethod):
 
     def encode_masked(self, image: Tensor, masked: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The masked image (B, C, *P) and the stage outputs of the encoder for it."""
-        hidden = cells_to_voxels(masked, self.config.cell_size)
-        fill = self.fill.view(1, -1, *[1] * (image.ndim - 2)).to(image.dtype)
-        masked_image = torch.where(hidden, fill, image)
+        masked_image = self.fill_in(image, cells_to_voxels(masked, self.config.cell_size))
         return masked_image, self.encoder(masked_image)
+
+    def fill_in(self, image: Tensor, hidden: Tensor) -> Tensor:
+        """The image (B, C, *P) with the fill value in its ``hidden`` voxels, (B, C or 1, *P) bool."""
+        fill = self.fill.view(1, -1, *[1] * (image.ndim - 2)).to(image.dtype)
+        return torch.where(hidden, fill, image)
 
     def reconstruct(
         self, image: Tensor, foreground: Tensor, masked: Tensor, masked_image: Tensor, features: list[Tensor]
@@ -138,5 +139,5 @@ class MIM(SSLMethod):
             "masked_fraction": num_masked / num_cells,
             "fully_masked_fraction": num_everywhere / num_cells * self.num_modalities,
         }
-        reconstruction = Reconstruction(masked_image.detach(), prediction.detach(), target.detach(), hidden, counted)
-        return MethodOutput(loss, terms, [f.detach() for f in features], reconstruction=reconstruction)
+        parts = (image, foreground, masked_image.detach(), prediction.detach(), target.detach(), hidden, counted)
+        return MethodOutput(loss, terms, [f.detach() for f in features], reconstruction=Reconstruction(*parts))

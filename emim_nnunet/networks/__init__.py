@@ -3,14 +3,24 @@
 from emim_nnunet.networks.decoder import ReconstructionDecoder
 from emim_nnunet.networks.encoder import first_stages, materialise, own_norm_outputs
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
-from emim_nnunet.networks.projector import Projector
+from emim_nnunet.networks.masked_encoder import visible_only
+from emim_nnunet.networks.momentum import KeyQueue, momentum_copy, momentum_update_
+from emim_nnunet.networks.projector import MLP, Projector
+from emim_nnunet.networks.zca import ZCA, zca_matrix
 
 __all__ = [
+    "MLP",
+    "ZCA",
+    "KeyQueue",
     "Projector",
     "ReconstructionDecoder",
     "cumulative_strides",
     "first_stages",
     "materialise",
+    "momentum_copy",
+    "momentum_update_",
     "own_norm_outputs",
     "stage_grids",
+    "visible_only",
+    "zca_matrix",
 ]

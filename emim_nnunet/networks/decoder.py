@@ -68,6 +68,7 @@ class ReconstructionDecoder(nn.Module):
             )
             for s in stages
         )
+        self.width = widths[1]
         self.head = conv_op(widths[1], num_modalities * prod(self.block), 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -79,13 +80,26 @@ class ReconstructionDecoder(nn.Module):
         Returns:
             (B, C, *P).
         """
+        return self.predict(self.decode(features))
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """The last features before the prediction, (B, width, *grid_1).
+
+        Args:
+            features: As in :meth:`forward`.
+        """
         top: Tensor | None = None
         for index in reversed(range(len(self.lateral))):
             x = self.lateral[index](features[index + 1])
             if top is not None:
                 x = x + F.interpolate(self.top_down[index](top), size=x.shape[2:], mode="nearest")
             top = self.smooth[index](x)
-        return self._depth_to_space(self.head(top))
+        assert top is not None
+        return top
+
+    def predict(self, decoded: Tensor) -> Tensor:
+        """(B, C, *P) from what :meth:`decode` returns."""
+        return self._depth_to_space(self.head(decoded))
 
     def _depth_to_space(self, x: Tensor) -> Tensor:
         """(B, C * prod(block), *grid) -> (B, C, *grid * block)."""

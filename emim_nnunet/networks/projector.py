@@ -1,4 +1,4 @@
-"""Projectors on rows of cell features."""
+"""Projectors on rows of features."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ class Projector(nn.Module):
         for linear, norm in zip(self.linear, self.norm, strict=True):
             rows = torch.relu(norm(linear(rows), weight))
         return self.out(rows)
+
+
+class MLP(nn.Sequential):
+    """Linear, ReLU, Linear: the head of MoCo v2 (arXiv 2003.04297).
+
+    Args:
+        in_features: Columns of the input.
+        hidden: Columns of the hidden layer.
+        out_features: Columns of the output.
+    """
+
+    def __init__(self, in_features: int, hidden: int, out_features: int) -> None:
+        super().__init__(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, out_features))

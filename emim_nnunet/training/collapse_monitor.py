@@ -36,7 +36,7 @@ def update_probe(
     Args:
         probe: Gets it.
         indices: Number of each patch.
-        image: (B, C, *P).
+        image: (B, C, *P), the patch.
         foreground: (B, 1, *P) bool.
         output: Of the method in evaluation mode.
         encoder: Of the method; called when the output lacks the features of the unmasked image.
@@ -45,9 +45,10 @@ def update_probe(
     if original is None:
         original = encoder(image)
     parts = output.reconstruction
-    probe.update_features(indices, foreground, original, output.features, None if parts is None else parts.hidden)
+    hidden = None if parts is None or output.features is None else parts.hidden
+    probe.update_features(indices, foreground, original, output.features, hidden)
     if parts is not None:
-        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, foreground)
+        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, parts.foreground)
 
 
 class CollapseMonitor:

@@ -85,6 +85,10 @@ class FinetuneConfig:
         finetune_init: ``pretrained`` encoder, or ``scratch``: the control with the same schedule.
         finetune_ssl_fold: Which SSL stage to take: the ``same`` fold, or ``all``, which has seen the validation cases
             (their images, not their labels).
+        finetune_ssl_trainer: Class name of the trainer whose SSL stage to take; None = the one that the trainer belongs to.
+        finetune_seed: Seeds decoder, order of cases and augmentation; exact only without worker processes
+            (``nnUNet_n_proc_DA=0``). None = as nnU-Net, which is not seeded.
+        linear_probe_lr: Peak learning rate of AdamW in the linear probe.
     """
 
     finetune_num_epochs: int = 1000
@@ -94,6 +98,9 @@ class FinetuneConfig:
     finetune_warmup_epochs: int = 50
     finetune_init: str = "pretrained"
     finetune_ssl_fold: str = "same"
+    finetune_ssl_trainer: str | None = None
+    finetune_seed: int | None = None
+    linear_probe_lr: float = 1e-2
 
     def __post_init__(self) -> None:
         for name in (
@@ -102,7 +109,9 @@ class FinetuneConfig:
             "finetune_num_val_iterations_per_epoch",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        require(self.finetune_initial_lr > 0, f"finetune_initial_lr must be positive, not {self.finetune_initial_lr}")
+        for name in ("finetune_initial_lr", "linear_probe_lr"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        require(self.finetune_seed is None or self.finetune_seed >= 0, "finetune_seed must be null or at least 0")
         require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")
         require(self.finetune_init in FINETUNE_INITS, f"finetune_init must be one of {', '.join(FINETUNE_INITS)}")
         require(self.finetune_ssl_fold in SSL_FOLDS, f"finetune_ssl_fold must be one of {', '.join(SSL_FOLDS)}")

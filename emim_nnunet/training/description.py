@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks.decoder import forward_flops
@@ -28,11 +29,18 @@ def _listed(names: list[str]) -> str:
 
 
 def describe_cost(method: SSLMethod, image_shape: Sequence[int]) -> str:
-    """Size and floating point operations of the encoder, and what the decoder, which is thrown away, adds."""
+    """Size and floating point operations of the encoder, and what a decoder, which is thrown away, adds."""
     encoder_flops, features = forward_flops(method.encoder, torch.empty(image_shape, device="meta"))
-    decoder_flops, _ = forward_flops(method.decoder, features)
-    size, extra = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (method.encoder, method.decoder))
+    line = f"Encoder: {_millions(method.encoder):.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch"
+    decoder = getattr(method, "decoder", None)
+    if decoder is None:
+        return line
+    decoder_flops, _ = forward_flops(decoder, features)
     return (
-        f"Encoder: {size:.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch; reconstruction decoder (thrown away): "
-        f"{extra:.2f} M, {decoder_flops / 1e9:.1f} GFLOPs = {decoder_flops / encoder_flops:.1%}"
+        f"{line}; reconstruction decoder (thrown away): {_millions(decoder):.2f} M, {decoder_flops / 1e9:.1f} GFLOPs = "
+        f"{decoder_flops / encoder_flops:.1%}"
     )
+
+
+def _millions(module: nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6

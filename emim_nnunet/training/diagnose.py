@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from emim_nnunet.boxes import centre_box
 from emim_nnunet.checkpoints.encoder import load_encoder
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.config import config_from_block
@@ -96,6 +97,7 @@ class Diagnosis:
     Args:
         data: Cases.
         patch_size: Voxels per axis.
+        crop_size: Of the crops whose middle the patches are, for methods that take more than a patch.
         cell_size: Voxels of a mask cell per axis.
         num_patches: Patches.
         seed: Of crops and masks.
@@ -106,6 +108,7 @@ class Diagnosis:
         self,
         data: ProbeData,
         patch_size: Sequence[int],
+        crop_size: Sequence[int],
         cell_size: Sequence[int],
         *,
         num_patches: int,
@@ -114,13 +117,14 @@ class Diagnosis:
     ) -> None:
         self.data = data
         self.patch_size = tuple(patch_size)
+        self.crop_size = tuple(crop_size)
         self.cell_size = tuple(cell_size)
         self.seed = seed
         self.device = device
         self.num_patches = num_patches
 
     def _batches(self, cases: Sequence[Case], name: str) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-        crops = crops_of(cases, self.patch_size, self.seed)
+        crops = crops_of(cases, self.crop_size, self.seed)
         numbers = range(0, self.num_patches, BATCH)
         for start in tqdm(numbers, desc=f"Measuring {name}", disable=None, leave=False):
             items = [crops[i] for i in range(start, min(start + BATCH, self.num_patches))]
@@ -145,16 +149,18 @@ class Diagnosis:
         (subject.method or subject.encoder).to(self.device)
         for batch, image, foreground in self._batches(self.data.cases, subject.name):
             indices = batch["index"].tolist()
+            patch, inside = (centre_box(t, self.patch_size) for t in (image, foreground))
             if subject.method is None:
-                probe.update_features(indices, foreground, subject.encoder(image))
+                probe.update_features(indices, inside, subject.encoder(patch))
                 continue
-            output = self._run_method(subject.method, indices, image, foreground)
-            update_probe(probe, indices, image, foreground, output, subject.encoder)
+            output = self._run_method(subject.method, batch, image, foreground)
+            update_probe(probe, indices, patch, inside, output, subject.encoder)
         return {"epoch": epochs} | probe.measure()
 
-    def _run_method(self, method: SSLMethod, indices: Sequence[int], image: Tensor, foreground: Tensor) -> MethodOutput:
-        samples = [method.draw(seeded_generator(self.seed, Stream.MASK, i)) for i in indices]
-        return method(image, foreground, {k: torch.cat([s[k] for s in samples]).to(self.device) for k in samples[0]})
+    def _run_method(self, method: SSLMethod, batch: dict[str, Any], image: Tensor, foreground: Tensor) -> MethodOutput:
+        samples = [method.draw(seeded_generator(self.seed, Stream.MASK, i)) for i in batch["index"].tolist()]
+        draws = {k: torch.cat([s[k] for s in samples]) for k in samples[0]} | {"subject": batch["subject"]}
+        return method(image, foreground, {k: v.to(self.device) for k, v in draws.items()})
 
     @torch.no_grad()
     def dense_probe(self, subject: Subject) -> list[float]:
@@ -175,13 +181,14 @@ class Diagnosis:
         collected: list[list[tuple[Tensor, Tensor, str]]] = []
         subject.encoder.to(self.device)
         for batch, image, foreground in self._batches(cases, subject.name):
-            fractions = torch.cat([(batch["label"] == value).float() for value in self.data.labels], 1)
-            features = subject.encoder(image)
+            patch, inside, label = (centre_box(t, self.patch_size) for t in (image, foreground, batch["label"]))
+            fractions = torch.cat([(label == value).float() for value in self.data.labels], 1)
+            features = subject.encoder(patch)
             collected = collected or [[] for _ in features]
             for sample, case in enumerate(batch["case"]):
                 part, number = slice(sample, sample + 1), int(batch["index"][sample])
                 for stage, output in enumerate(features):
-                    rows = self._probe_rows(output[part], fractions[part], foreground[part], number)
+                    rows = self._probe_rows(output[part], fractions[part], inside[part], number)
                     collected[stage].append((*rows, case))
         return [_score(parts) for parts in collected]
 
@@ -235,13 +242,16 @@ def diagnose(
         UserError: The networks do not fit the data or each other; nothing has been written then.
     """
     channels = len(data.channel_names)
-    diagnosis = Diagnosis(
-        data, source.patch_size, _cell_size(source), num_patches=num_patches, seed=seed, device=device
-    )
     trained, untrained, lines = subjects(source, channels)
+    crop_size = _crop_size(trained, source.patch_size)
+    diagnosis = Diagnosis(
+        data, source.patch_size, crop_size, _cell_size(source), num_patches=num_patches, seed=seed, device=device
+    )
     networks = {"untrained": (untrained, 0), "now": (trained, max(1, source.epochs))}
     if compare is not None:
         other, _, adapted = subjects(compare, channels)
+        if _crop_size(other, compare.patch_size) != crop_size:  # then only the features are on equal patches
+            other.method = None
         networks["compared"] = (other, max(1, compare.epochs))
         lines += adapted
     measured = {name: diagnosis.measure(*network) for name, network in networks.items()}
@@ -267,6 +277,12 @@ def diagnose(
     write_report(report(history, verdict, ONE_LOOK, about), output)
     write_picture(history, verdict, output, {name: measured[name] for name in measured if name == "compared"})
     return verdict, [*lines, *table(measured)]
+
+
+def _crop_size(subject: Subject, patch_size: Sequence[int]) -> tuple[int, ...]:
+    if subject.method is None:
+        return tuple(patch_size)
+    return subject.method.crop_size(subject.method.config, subject.method.patch_size)
 
 
 def _cell_size(source: EncoderSource) -> tuple[int, ...]:

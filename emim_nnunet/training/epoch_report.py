@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from emim_nnunet.methods.base import Reconstruction
 from emim_nnunet.training.plots import plot_reconstruction
@@ -48,8 +47,6 @@ def save_reconstructions(
     folder: Path,
     epoch: int,
     cases: Sequence[str],
-    image: Tensor,
-    foreground: Tensor,
     reconstruction: Reconstruction,
     channel_names: Sequence[str],
     limit: int = 3,
@@ -60,8 +57,6 @@ def save_reconstructions(
         folder: Where to write.
         epoch: Number of the epoch.
         cases: B case ids.
-        image: (B, C, *P).
-        foreground: (B, 1, *P) bool.
         reconstruction: The method's, for them.
         channel_names: C names.
         limit: Most pictures.
@@ -69,12 +64,12 @@ def save_reconstructions(
     folder.mkdir(exist_ok=True)
     first_of_case = {case: sample for sample, case in reversed(list(enumerate(cases)))}
     for case, sample in sorted(first_of_case.items(), key=lambda item: item[1])[:limit]:
-        arrays = (image, reconstruction.masked_image, reconstruction.prediction)
+        arrays = (reconstruction.image, reconstruction.masked_image, reconstruction.prediction)
         plot_reconstruction(
             *(array[sample].cpu().float().numpy() for array in arrays),
             reconstruction.hidden[sample].cpu().numpy(),
             folder / f"epoch_{epoch:04d}_{case}.png",
             channel_names=channel_names,
-            foreground=foreground[sample, 0].cpu().numpy(),
+            foreground=reconstruction.foreground[sample, 0].cpu().numpy(),
             title=f"{case}, epoch {epoch}",
         )

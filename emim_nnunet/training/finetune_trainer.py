@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import atomic_write
-from emim_nnunet.config import config_from_block
+from emim_nnunet.config import config_from_block, require
 from emim_nnunet.errors import UserError
 from emim_nnunet.training import stage
 from emim_nnunet.training.config import FinetuneConfig
@@ -44,6 +46,7 @@ class FinetuneTrainer(nnUNetTrainer):
 
     ssl_trainer_class: ClassVar[type[SSLTrainer]]
     runs_ssl_stage: ClassVar[bool] = False
+    stored_trainer_name: ClassVar[str] = STOCK_TRAINER
 
     def __init__(
         self,
@@ -55,6 +58,12 @@ class FinetuneTrainer(nnUNetTrainer):
     ) -> None:
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(FinetuneConfig, self.block)
+        self.ssl_trainer_name = self.config.finetune_ssl_trainer or self.ssl_trainer_class.__name__
+        require(
+            not self.runs_ssl_stage or self.ssl_trainer_name == self.ssl_trainer_class.__name__,
+            f"finetune_ssl_trainer is {self.ssl_trainer_name}, but {type(self).__name__} runs the SSL stage of "
+            f"{self.ssl_trainer_class.__name__}: use nnUNetTrainerEMIMFinetune",
+        )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.config.finetune_num_epochs
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
@@ -65,6 +74,7 @@ class FinetuneTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
+        self._seed()
         super().initialize()
         self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
 
@@ -90,7 +100,16 @@ class FinetuneTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         self._prepare_encoder()
+        self._seed()
         super().run_training()
+
+    def _seed(self) -> None:
+        """Seed the generators that nnU-Net's training draws from, if asked to."""
+        seed = self.config.finetune_seed
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
 
     def _prepare_encoder(self) -> None:
         if self._resumed:
@@ -112,8 +131,7 @@ class FinetuneTrainer(nnUNetTrainer):
             checkpoint = stage.finished_stage(folder, self.block)
         if checkpoint is None:
             raise UserError(
-                f"no finished SSL stage in {folder}: train {self.ssl_trainer_class.__name__} first, or give "
-                f"-pretrained_weights"
+                f"no finished SSL stage in {folder}: train {self.ssl_trainer_name} first, or give -pretrained_weights"
             )
         self._check_leakage(checkpoint["training_cases"], ssl_fold)
         adapted = load_encoder(self.encoder, encoder_state(checkpoint), source=str(folder / stage.FINAL))
@@ -122,8 +140,9 @@ class FinetuneTrainer(nnUNetTrainer):
 
     def _ssl_folder(self, fold: int | str) -> Path:
         plans = self.plans_manager
-        name = self.ssl_trainer_class.__name__
-        return stage.stage_folder(name, plans.dataset_name, plans.plans_name, self.configuration_name, fold)
+        return stage.stage_folder(
+            self.ssl_trainer_name, plans.dataset_name, plans.plans_name, self.configuration_name, fold
+        )
 
     def _check_leakage(self, ssl_cases: list[str], ssl_fold: int | str) -> None:
         """Whether the SSL stage has seen validation cases of this fold without being asked to."""
@@ -159,7 +178,7 @@ class FinetuneTrainer(nnUNetTrainer):
         self._resumed = True
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint under nnU-Net's own trainer name, written atomically.
+        """nnU-Net's checkpoint under the name of the trainer that prediction needs, written atomically.
 
         Args:
             filename: Path of the checkpoint.
@@ -171,5 +190,5 @@ class FinetuneTrainer(nnUNetTrainer):
         super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written by ourselves
-        checkpoint["trainer_name"] = STOCK_TRAINER
+        checkpoint["trainer_name"] = self.stored_trainer_name
         atomic_write(Path(filename), lambda file: torch.save(checkpoint, file))

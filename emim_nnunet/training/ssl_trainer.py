@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from emim_nnunet.boxes import centre_box
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
@@ -201,7 +202,8 @@ class SSLTrainer(nnUNetTrainer):
     def _loader(self, cases: list, seed: int, workers: int, **numbers: int) -> DataLoader:
         world_size = dist.get_world_size() if self.is_ddp else 1
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
-        dataset = CropDataset(cases, self.dataset_class, self.configuration_manager.patch_size, seed)
+        crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
+        dataset = CropDataset(cases, self.dataset_class, crop_size, seed)
         return crop_loader(dataset, batches, num_workers=workers, pin_memory=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------------------------------- the loop
@@ -279,6 +281,7 @@ class SSLTrainer(nnUNetTrainer):
         with self._autocast():
             output = self.network(*inputs)
         self._optimise(output.loss)
+        self.method.after_step(output.state)
         self._iteration += 1
         self._bar.update()
         return step_record(output)
@@ -319,8 +322,8 @@ class SSLTrainer(nnUNetTrainer):
             self._augment(image, foreground, indices)
         clear_outside_(image, foreground, self.configuration_manager.use_mask_for_norm)
         samples = [self.method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
-        draws = {key: torch.cat([s[key] for s in samples]).to(self.device, non_blocking=True) for key in samples[0]}
-        return image, foreground, draws
+        draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]} | {"subject": batch["subject"]}
+        return image, foreground, {key: value.to(self.device, non_blocking=True) for key, value in draws.items()}
 
     def _augment(self, image: Tensor, foreground: Tensor, indices: list[int]) -> None:
         config = self.config
@@ -353,23 +356,22 @@ class SSLTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
-        image, foreground, output = self._probe(batch, self.network, self.method.encoder)
+        output = self._probe(batch, self.network, self.method.encoder)
         reconstruction = output.reconstruction
         if self._iteration == 0 and self.local_rank == 0 and self._is_picture_epoch() and reconstruction is not None:
             folder = Path(self.output_folder) / "reconstructions"
-            save_reconstructions(
-                folder, self.current_epoch, batch["case"], image, foreground, reconstruction, self.channel_names
-            )
+            save_reconstructions(folder, self.current_epoch, batch["case"], reconstruction, self.channel_names)
         self._iteration += 1
         return step_record(output)
 
     @torch.no_grad()
-    def _probe(self, batch: dict, network: nn.Module, encoder: nn.Module) -> tuple[Tensor, Tensor, MethodOutput]:
+    def _probe(self, batch: dict, network: nn.Module, encoder: nn.Module) -> MethodOutput:
         image, foreground, draws = self._prepare(batch, self.config.seed + PROBE_SEED_OFFSET, augment=False)
         with self._autocast():
             output = network(image, foreground, draws)
-            self.monitor.update(batch["index"].tolist(), image, foreground, output, encoder)
-        return image, foreground, output
+            patch, inside = (centre_box(t, self.configuration_manager.patch_size) for t in (image, foreground))
+            self.monitor.update(batch["index"].tolist(), patch, inside, output, encoder)
+        return output
 
     def _is_picture_epoch(self) -> bool:
         return self.current_epoch % self.config.reconstruction_every == 0 or self.current_epoch == self.num_epochs - 1

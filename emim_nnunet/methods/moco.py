@@ -1,0 +1,251 @@
+"""med-moco (arXiv 2402.14611): MoCo v2 + a contrastive loss on local features + ZCA whitening behind the backbone.
+
+Medical images are so similar to each other that MoCo's features collapse to few dimensions. Two remedies: a second contrast
+between *regions* in the first stage of the network, and whitening of the feature vector before the projector. Without both
+(``local_weight`` 0, ``zca`` false) this is MoCo v2 (arXiv 2003.04297).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emim_nnunet.boxes import pool_boxes, take_boxes
+from emim_nnunet.config import require
+from emim_nnunet.dataloading.intensity import change_intensity, draw_intensity, draw_noise
+from emim_nnunet.distributed import all_reduce_sum, gather_rows
+from emim_nnunet.losses import info_nce, info_nce_rows
+from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
+from emim_nnunet.networks import MLP, ZCA, KeyQueue, momentum_copy, momentum_update_, stage_grids
+
+LOCAL_MODES = ("region", "gap")
+VIEWS = ("query", "key")
+MIN_FOREGROUND = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoZCAConfig(SSLConfig):
+    """Settings of MoCo v2 with local features and ZCA whitening.
+
+    Attributes:
+        temperature: Of both InfoNCE losses.
+        key_momentum: Of the momentum encoder, per step. 0.999 belongs to runs of many thousand steps.
+        queue_size: Keys that are remembered; fewer than the different crops of the data set.
+        projection_width: Columns of the embedding.
+        local_weight: Weight of the local loss; 0 leaves it out.
+        local_mode: ``region``: every region of the first view's overlap with the second one is to find its own place there;
+            ``gap``: the whole first-stage output, averaged, against a queue of such averages.
+        local_regions: Regions per axis.
+        zca: Whiten the feature vector before the projector.
+        zca_group: Most channels that are whitened together.
+        zca_eps: Shrinkage of the covariance towards a multiple of the identity.
+        zca_rows: Newest feature vectors that the covariance is taken of.
+        view_overlap: Least share of a view that the other one covers too.
+        p_drop_modality: Probability that a view lacks one of its modalities (never the only one).
+    """
+
+    temperature: float = 0.2
+    key_momentum: float = 0.999
+    queue_size: int = 2048
+    projection_width: int = 128
+    local_weight: float = 1.0
+    local_mode: str = "region"
+    local_regions: int = 4
+    zca: bool = True
+    zca_group: int = 32
+    zca_eps: float = 0.01
+    zca_rows: int = 512
+    view_overlap: float = 0.5
+    p_drop_modality: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("queue_size", "projection_width", "local_regions", "zca_group", "zca_rows"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        require(self.temperature > 0, f"temperature must be positive, not {self.temperature}")
+        require(0 <= self.key_momentum <= 1, f"key_momentum must be in [0, 1], not {self.key_momentum}")
+        require(self.local_weight >= 0, f"local_weight must be at least 0, not {self.local_weight}")
+        require(self.local_mode in LOCAL_MODES, f"local_mode must be one of {', '.join(LOCAL_MODES)}")
+        require(0 < self.zca_eps <= 1, f"zca_eps must be in (0, 1], not {self.zca_eps}")
+        require(
+            not self.zca or self.zca_rows >= 2 * self.zca_group,
+            f"zca_rows {self.zca_rows} must be at least twice zca_group {self.zca_group}: fewer rows have no covariance",
+        )
+        require(0 < self.view_overlap <= 1, f"view_overlap must be in (0, 1], not {self.view_overlap}")
+        require(0 <= self.p_drop_modality <= 1, f"p_drop_modality must be in [0, 1], not {self.p_drop_modality}")
+
+
+class Branch(nn.Module):
+    """Encoder with its heads: of the queries, and, following slowly, of the keys.
+
+    Args:
+        encoder: Planned encoder.
+        config: Settings.
+    """
+
+    def __init__(self, encoder: nn.Module, config: MoCoZCAConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        first, last = encoder.output_channels[0], encoder.output_channels[-1]
+        self.head = MLP(last, last, config.projection_width)
+        self.local_head = MLP(first, first, config.projection_width) if config.local_weight > 0 else None
+
+
+class MoCoZCA(SSLMethod):
+    """MoCo v2 with local features and ZCA whitening on a planned encoder.
+
+    Args:
+        encoder: Planned encoder that returns all stage outputs.
+        num_modalities: C.
+        patch_size: Voxels per axis.
+        config: Settings.
+    """
+
+    config_class: ClassVar[type] = MoCoZCAConfig
+    config: MoCoZCAConfig
+
+    def __init__(
+        self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: MoCoZCAConfig
+    ) -> None:
+        self.check(config, patch_size, encoder.strides)
+        super().__init__(encoder, num_modalities, patch_size, config)
+        query = Branch(encoder, config)
+        self.head, self.local_head = query.head, query.local_head
+        self.momentum = momentum_copy(query)
+        self.queue = KeyQueue(config.queue_size, config.projection_width)
+        by_average = config.local_weight > 0 and config.local_mode == "gap"
+        self.local_queue = KeyQueue(config.queue_size, config.projection_width) if by_average else None
+        self.whitening = nn.ModuleDict({view: _whitening(encoder.output_channels[-1], config) for view in VIEWS})
+
+    @classmethod
+    def check(cls, config: MoCoZCAConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
+        """See :meth:`SSLMethod.check`."""
+        grid = stage_grids(strides, patch_size)[0]
+        require(
+            config.local_regions <= min(grid),
+            f"local_regions {config.local_regions} are more than the first stage has positions, {list(grid)}",
+        )
+
+    @classmethod
+    def crop_size(cls, config: MoCoZCAConfig, patch_size: Sequence[int]) -> tuple[int, ...]:
+        """The patch and room to shift two views in, so that ``view_overlap`` of them is shared whatever the shift."""
+        share = 1.0 - config.view_overlap ** (1.0 / len(patch_size))
+        return tuple(p + floor(p * share) for p in patch_size)
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Per view: ``VIEW_lower`` (1, axes) int64, ``VIEW_intensity`` (1, C, 5), ``VIEW_noise``, ``VIEW_kept`` (1, C) bool."""
+        room = [c - p for c, p in zip(self.crop_size(self.config, self.patch_size), self.patch_size, strict=True)]
+        draws = {}
+        for view in VIEWS:
+            lower = [torch.randint(r + 1, (1,), generator=generator) for r in room]
+            intensity = draw_intensity(self.num_modalities, generator)
+            shape = (1, self.num_modalities, *self.patch_size)
+            draws |= {
+                f"{view}_lower": torch.stack(lower, dim=1),
+                f"{view}_intensity": intensity,
+                f"{view}_noise": draw_noise(shape, intensity, generator, self.queue.keys.device),
+                f"{view}_kept": self._draw_kept(generator),
+            }
+        return draws
+
+    def _draw_kept(self, generator: torch.Generator) -> Tensor:
+        kept = torch.ones((1, self.num_modalities), dtype=torch.bool)
+        dropped = torch.randint(self.num_modalities, (), generator=generator)
+        if torch.rand((), generator=generator) < self.config.p_drop_modality and self.num_modalities > 1:
+            kept[0, dropped] = False
+        return kept
+
+    def forward(self, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> MethodOutput:
+        """Contrast of each view with the other one's key against the queue, and of the regions that they share."""
+        config, subject = self.config, draws["subject"]
+        with torch.no_grad():
+            key_features = self.momentum.encoder(self._view("key", image, foreground, draws))
+            key_vector = _average(key_features[-1])
+            key = _embed(self.momentum.head, self.whitening["key"](key_vector))
+            local_key = self._local("key", self.momentum.local_head, key_features[0], draws)
+        features = self.encoder(self._view("query", image, foreground, draws))
+        vector = _average(features[-1])
+        query = _embed(self.head, self.whitening["query"](vector))
+        positive, negatives = (query * key).sum(1), self.queue.similarities(query, subject)
+        loss = info_nce(positive, negatives, config.temperature)
+        hit = (positive > negatives.amax(1)).float()
+        hits, count = all_reduce_sum(torch.stack([hit.sum(), hit.new_tensor(float(len(hit)))])).unbind()
+        terms = {"contrast": loss.detach(), "top1": hits / count.clamp_min(1.0)}
+        state = {"subject": subject, "key": key, "key_vector": key_vector, "query_vector": vector.detach()}
+        if self.local_head is not None:
+            local_query = self._local("query", self.local_head, features[0], draws)
+            local = self._local_loss(local_query, local_key, foreground, draws)
+            terms["local"] = local.detach()
+            loss = loss + config.local_weight * local
+            if self.local_queue is not None:
+                state["local_key"] = local_key
+        return MethodOutput(loss, terms, state=state)
+
+    def _view(self, view: str, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        lower = draws[f"{view}_lower"]
+        patch, inside = (take_boxes(t, lower, self.patch_size) for t in (image, foreground))
+        patch = change_intensity(patch, inside, draws[f"{view}_intensity"], draws[f"{view}_noise"])
+        kept = draws[f"{view}_kept"]
+        return patch * kept.view(*kept.shape, *[1] * len(self.patch_size))
+
+    def _local(self, view: str, head: nn.Module | None, features: Tensor, draws: dict[str, Tensor]) -> Tensor | None:
+        """Embeddings of regions (B * r^axes, width), or of the whole view (B, width)."""
+        if head is None:
+            return None
+        if self.config.local_mode == "gap":
+            return _embed(head, _average(features))
+        regions = pool_boxes(features, *self._shared_box(view, features.shape[2:], draws), self.config.local_regions)
+        return _embed(head, regions.flatten(2).transpose(1, 2).flatten(0, 1))
+
+    def _shared_box(self, view: str, grid: Sequence[int], draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Where, in positions of a stage's output for a view, the part begins and ends that both views show."""
+        lowers = [draws[f"{v}_lower"] for v in VIEWS]
+        patch, scale = (lowers[0].new_tensor(s).float() for s in (self.patch_size, grid))
+        lower, upper = torch.maximum(*lowers), torch.minimum(*lowers) + patch
+        own = draws[f"{view}_lower"]
+        return (lower - own) * scale / patch, (upper - own) * scale / patch
+
+    def _local_loss(self, query: Tensor, key: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        temperature = self.config.temperature
+        if self.local_queue is not None:
+            negatives = self.local_queue.similarities(query, draws["subject"])
+            return info_nce((query * key).sum(1), negatives, temperature)
+        inside = take_boxes(foreground, draws["query_lower"], self.patch_size)
+        box = self._shared_box("query", self.patch_size, draws)
+        share = pool_boxes(inside, *box, self.config.local_regions).flatten()
+        return info_nce_rows(query, key, (share >= MIN_FOREGROUND).float(), temperature)
+
+    @torch.no_grad()
+    def after_step(self, state: dict[str, Tensor]) -> None:
+        """The momentum branch follows, the queue takes the new keys, whitening the new vectors; alike on all ranks."""
+        online = [m for m in (self.encoder, self.head, self.local_head) if m is not None]
+        following = [m for m in (self.momentum.encoder, self.momentum.head, self.momentum.local_head) if m is not None]
+        for target, source in zip(following, online, strict=True):
+            momentum_update_(target, source, self.config.key_momentum)
+        rows = {name: gather_rows(value)[0] for name, value in state.items()}
+        self.queue.push(rows["key"], rows["subject"])
+        if self.local_queue is not None:
+            self.local_queue.push(rows["local_key"], rows["subject"])
+        for view in VIEWS if self.config.zca else ():
+            self.whitening[view].update(rows[f"{view}_vector"])
+
+
+def _whitening(width: int, config: MoCoZCAConfig) -> nn.Module:
+    if not config.zca:
+        return nn.Identity()
+    return ZCA(width, group=config.zca_group, eps=config.zca_eps, num_rows=config.zca_rows)
+
+
+def _average(features: Tensor) -> Tensor:
+    """(B, D, *S) -> (B, D) float32."""
+    return features.float().flatten(2).mean(2)
+
+
+def _embed(head: nn.Module, rows: Tensor) -> Tensor:
+    """Rows of length 1, float32."""
+    return F.normalize(head(rows).float(), dim=1)

@@ -1,0 +1,107 @@
+"""Linear evaluation for segmentation: what can be read off a frozen encoder by one linear map per voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from emim_nnunet.boxes import resize
+from emim_nnunet.training.finetune_trainer import FinetuneTrainer
+from emim_nnunet.training.schedule import WarmupPolyLRScheduler
+
+
+class LinearDecoder(nn.Module):
+    """A 1x1x1 convolution on every stage output, enlarged to the patch and summed.
+
+    The same as one convolution on the concatenated, enlarged outputs, because a 1x1x1 convolution and linear interpolation can
+    change places; but without tensors of all channels at full size.
+
+    Args:
+        features_per_stage: Channels of each encoder stage.
+        num_classes: Output channels.
+        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
+    """
+
+    deep_supervision = False  # nnU-Net sets it
+
+    def __init__(self, features_per_stage: Sequence[int], num_classes: int, conv_op: type[nn.Module]) -> None:
+        super().__init__()
+        # nnU-Net's name for layers that -pretrained_weights need not hold
+        self.seg_layers = nn.ModuleList(
+            conv_op(features, num_classes, 1, bias=stage == 0) for stage, features in enumerate(features_per_stage)
+        )
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """(B, num_classes, *size) logits from the stage outputs (B, features_s, *grid_s)."""
+        logits = [layer(output) for layer, output in zip(self.seg_layers, features, strict=True)]
+        return torch.stack([x if x.shape[2:] == torch.Size(size) else resize(x, size) for x in logits]).sum(0)
+
+
+class LinearProbeNetwork(nn.Module):
+    """A frozen encoder, always in evaluation mode, and a :class:`LinearDecoder`.
+
+    Args:
+        encoder: Of nnU-Net, returns all stage outputs.
+        num_classes: Output channels.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(False)
+        self.decoder = LinearDecoder(encoder.output_channels, num_classes, encoder.conv_op)
+        self.train()
+
+    def train(self, mode: bool = True) -> LinearProbeNetwork:
+        """As in torch, but the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *P) -> (B, num_classes, *P) logits."""
+        with torch.no_grad():
+            features = self.encoder(image)
+        return self.decoder(features, image.shape[2:])
+
+
+class LinearProbeTrainer(FinetuneTrainer):
+    """nnU-Net's training of a :class:`LinearProbeNetwork`; the encoder comes from where :class:`FinetuneTrainer` gets it."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.stored_trainer_name = type(self).__name__  # prediction needs this network
+        self.initial_lr = self.config.linear_probe_lr
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The encoder of the plans with linear layers; there is no deep supervision."""
+        unet = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, False
+        )
+        return LinearProbeNetwork(unet.encoder, num_output_channels)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
+        """AdamW on the linear layers, nnU-Net's polynomial decay."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0)
