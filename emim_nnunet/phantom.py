@@ -24,12 +24,15 @@ CONTRAST = {
 NOISE = 45.0
 
 
-def make_phantom(seed: int, shape: tuple[int, int, int] = (48, 48, 48)) -> tuple[np.ndarray, np.ndarray]:
+def make_phantom(
+    seed: int, shape: tuple[int, int, int] = (48, 48, 48), noise: float = NOISE
+) -> tuple[np.ndarray, np.ndarray]:
     """One phantom: folded grey and white matter, ventricles, one or two tumours, vessels, bias field, noise, gain.
 
     Args:
         seed: Everything follows from it.
         shape: Voxels (D, H, W), at least 24 each.
+        noise: Standard deviation of the noise; about 200 is as strong as the signal.
 
     Returns:
         Images (4, D, H, W) float32, order :data:`MODALITIES`, >= 1 in the brain and 0 outside; label (D, H, W) uint8:
@@ -55,7 +58,7 @@ def make_phantom(seed: int, shape: tuple[int, int, int] = (48, 48, 48)) -> tuple
     tissue = np.where(vessel, 6, tissue)
     for value, kind in ((NECROSIS, 3), (OEDEMA, 4), (ENHANCING, 5)):
         tissue = np.where(label == value, kind, tissue)
-    images = [_image(rng, CONTRAST[m], tissue, brain, size) for m in MODALITIES]
+    images = [_image(rng, CONTRAST[m], tissue, brain, size, noise) for m in MODALITIES]
     return np.stack(images), label
 
 
@@ -82,11 +85,16 @@ def _tumours(rng: np.random.Generator, grid: np.ndarray, depth: np.ndarray, size
 
 
 def _image(
-    rng: np.random.Generator, contrast: tuple[int, ...], tissue: np.ndarray, brain: np.ndarray, size: np.ndarray
+    rng: np.random.Generator,
+    contrast: tuple[int, ...],
+    tissue: np.ndarray,
+    brain: np.ndarray,
+    size: np.ndarray,
+    noise: float,
 ) -> np.ndarray:
     means = np.array(contrast) * rng.normal(1, 0.05, len(contrast))
     image = gaussian_filter(means[tissue], 0.55)  # partial volume
-    image = image * (1 + 0.07 * _smooth_noise(rng, size, 2.0)) + NOISE * rng.standard_normal(tuple(size))
+    image = image * (1 + 0.07 * _smooth_noise(rng, size, 2.0)) + noise * rng.standard_normal(tuple(size))
     image = image * np.exp(0.12 * _smooth_noise(rng, size, 14)) * rng.uniform(0.7, 1.5)
     return np.where(brain, np.maximum(image, 1), 0).astype(np.float32)
 
@@ -99,6 +107,7 @@ def write_brats2023(
     seed: int,
     shape: tuple[int, int, int] = (48, 48, 48),
     first_case: int = 1,
+    noise: float = NOISE,
 ) -> list[str]:
     """Write phantoms in the layout of BraTS 2023 GLI: labelled ones as training data, the others as validation data.
 
@@ -109,6 +118,7 @@ def write_brats2023(
         seed: Of the first phantom; the following ones count up.
         shape: Voxels (D, H, W).
         first_case: Number in the first case id.
+        noise: As in :func:`make_phantom`.
 
     Returns:
         Case ids, labelled ones first.
@@ -119,7 +129,7 @@ def write_brats2023(
         case = f"BraTS-GLI-{first_case + number:05d}-000"
         target = folder / (TRAINING_FOLDER if labelled else VALIDATION_FOLDER) / case
         target.mkdir(parents=True)
-        images, label = make_phantom(seed + number, shape)
+        images, label = make_phantom(seed + number, shape, noise)
         for modality, image in zip(MODALITIES, images, strict=True):
             _write(image.round().astype(np.int16), target / f"{case}-{modality}.nii.gz")
         if labelled:

@@ -1,0 +1,88 @@
+"""``emim_compare``: several SSL methods under one protocol."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emim_nnunet.cli._run import run
+
+EPILOG = """
+Example:
+  emim_compare 137 3d_fullres -o comparison --labelled 2 4 --seeds 0 1 2 --arms scratch mim emim moco moco_zca
+  emim_compare 137 3d_fullres -o comparison --arms scratch emim 'no_pbt=EMIM,barlow_weight=0'
+
+Every arm pretrains on the same cases (all without label, and the labelled ones that are not for the test) with as many
+floating point operations as the reference arm would spend by the plans, is fine-tuned with the same budget on the same few
+labelled cases, and is tested on the same cases. The emim block of the configuration sets the budgets. A comparison that was
+interrupted goes on where it was when the command is repeated. With nnUNet_n_proc_DA=0 the fine-tuning is exactly seeded.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments and run the comparison."""
+    parser = argparse.ArgumentParser(
+        prog="emim_compare",
+        description="Compare SSL methods and training from scratch under one protocol.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", type=int, help="id of a preprocessed data set")
+    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--json", type=Path, help="another place for the results; a .md is written beside it")
+    parser.add_argument(
+        "--arms", nargs="+", help="names, or NAME=METHOD,KEY=VALUE,... (default: the six of the papers)"
+    )
+    parser.add_argument(
+        "--labelled", type=int, nargs="+", default=[2, 4], help="labelled cases to learn from (default: 2 4)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--evaluate", nargs="*", default=["finetune"], choices=["finetune", "linear"], help="default: finetune"
+    )
+    parser.add_argument(
+        "--num_test", type=int, help="labelled cases for the test (default: validation cases of fold 0)"
+    )
+    parser.add_argument("--reference", help="arm whose planned schedule is the compute budget (default: the first)")
+    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="commands at the same time (default: 1)")
+    arguments = parser.parse_args(argv)
+    for name in ("labelled", "seeds"):
+        values = getattr(arguments, name)
+        if min(values) < (name == "labelled") or len(set(values)) < len(values):
+            parser.error(f"--{name}: different whole numbers, at least {int(name == 'labelled')}")
+    if arguments.jobs < 1:
+        parser.error("--jobs must be at least 1")
+
+    from emim_nnunet.compare import Protocol, compare
+    from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
+
+    protocol = Protocol(
+        dataset_id=arguments.dataset,
+        configuration=arguments.configuration,
+        plans_name=arguments.p,
+        arms=parse_arms(arguments.arms or DEFAULT_ARMS),
+        counts=sorted(arguments.labelled),
+        seeds=arguments.seeds,
+        evaluations=arguments.evaluate,
+        num_test=arguments.num_test,
+        reference=arguments.reference,
+        device=arguments.device,
+        jobs=arguments.jobs,
+    )
+    page = compare(protocol, arguments.output, arguments.json)
+    print(page.read_text())
+    print(f"Written to {arguments.output}")
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,5 @@
+"""One protocol for all SSL methods: same data, same compute, same fine-tuning, several seeds, paired differences."""
+
+from emim_nnunet.compare.protocol import Protocol, compare
+
+__all__ = ["Protocol", "compare"]

@@ -1,0 +1,140 @@
+"""The folders of a comparison: the user's preprocessed data linked, plans and splits of its own, results beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.compare.arms import Arm
+from emim_nnunet.errors import UserError
+from emim_nnunet.training.stage import unlabelled_folder
+
+SSL_FOLD = 0
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+class Workspace:
+    """Where a comparison runs; nothing outside it is written.
+
+    Args:
+        output: Folder of the comparison.
+        dataset_folder: Preprocessed data set of the user.
+        plans: Plans JSON of the user.
+        configuration: That is compared.
+    """
+
+    def __init__(self, output: Path, dataset_folder: Path, plans: dict[str, Any], configuration: str) -> None:
+        self.output = output
+        self.dataset_folder = dataset_folder
+        self.dataset = dataset_folder.name
+        self.plans = plans
+        self.configuration = configuration
+        manager = PlansManager(plans).get_configuration(configuration)
+        self.labelled_folder = dataset_folder / manager.data_identifier
+
+    @property
+    def preprocessed(self) -> Path:
+        """The linked data set."""
+        return self.output / "nnUNet_preprocessed" / self.dataset
+
+    @property
+    def plans_name(self) -> str:
+        """Name of the plans."""
+        return self.plans["plans_name"]
+
+    def environment(self) -> dict[str, str]:
+        """Variables for nnU-Net's commands."""
+        return os.environ | {name: str(self.output / name) for name in FOLDERS}
+
+    def results(self, trainer: str, configuration: str, fold: int) -> Path:
+        """Where nnU-Net writes."""
+        name = f"{trainer}__{self.plans_name}__{configuration}"
+        return self.output / "nnUNet_results" / self.dataset / name / f"fold_{fold}"
+
+    def labelled_cases(self) -> list[str]:
+        """Ids of the preprocessed labelled cases."""
+        if not self.labelled_folder.is_dir():
+            raise UserError(f"no preprocessed case in {self.labelled_folder}: preprocess {self.configuration} first")
+        return sorted(infer_dataset_class(str(self.labelled_folder)).get_identifiers(str(self.labelled_folder)))
+
+    def unlabelled_cases(self) -> list[str]:
+        """Ids of the preprocessed cases without label."""
+        folder = unlabelled_folder(self.labelled_folder)
+        if not folder.is_dir() or not any(folder.glob("*.pkl")):
+            return []
+        return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+    def write(self, splits: list[dict[str, list[str]]], configurations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Link the data and write plans and splits.
+
+        Args:
+            splits: nnU-Net's folds.
+            configurations: To add to the plans.
+
+        Returns:
+            The plans.
+
+        Raises:
+            UserError: The folder holds a comparison of other cases.
+        """
+        for name in FOLDERS:
+            (self.output / name).mkdir(parents=True, exist_ok=True)
+        self.preprocessed.mkdir(exist_ok=True)
+        file = self.preprocessed / "splits_final.json"
+        if file.is_file() and json.loads(file.read_text()) != splits:
+            raise UserError(
+                f"{self.output} holds a comparison with other cases, seeds or numbers of labelled cases: choose another folder "
+                f"with -o"
+            )
+        for entry in self.dataset_folder.iterdir():
+            link = self.preprocessed / entry.name
+            written_here = entry.name in ("splits_final.json", f"{self.plans_name}.json")
+            if not written_here and not link.is_symlink():
+                link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+        plans = self.plans | {"configurations": self.plans["configurations"] | configurations}
+        _write_json(file, splits)
+        _write_json(self.preprocessed / f"{self.plans_name}.json", plans)
+        return plans
+
+
+def make_splits(
+    labelled: Sequence[str], test: Sequence[str], counts: Sequence[int], seeds: Sequence[int]
+) -> list[dict[str, list[str]]]:
+    """Fold 0 for the SSL stages: all labelled cases but the test cases. Then, per seed and count, that many of them.
+
+    Args:
+        labelled: All labelled cases.
+        test: Test cases.
+        counts: Numbers of labelled training cases; a smaller set is part of the larger ones of the same seed.
+        seeds: They choose.
+
+    Raises:
+        UserError: Fewer training cases than asked for.
+    """
+    pool = sorted(set(labelled) - set(test))
+    if max(counts) > len(pool):
+        raise UserError(
+            f"--labelled {max(counts)}: there are {len(labelled)} labelled cases, of which {len(test)} are for the test"
+        )
+    splits = [{"train": pool, "val": sorted(test)}]
+    for seed in seeds:
+        order = np.random.default_rng(seed).permutation(len(pool))
+        splits += [{"train": sorted(pool[i] for i in order[:count]), "val": sorted(test)} for count in counts]
+    return splits
+
+
+def configuration_name(base: str, arm: Arm, seed: int) -> str:
+    """Name of the configuration of an arm and seed."""
+    return f"{base}_{arm.name}_seed{seed}"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
