@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 SIBLINGS = ("planners", "trainers", "dataset_conversion")
 COMMANDS = (
+    "classify",
     "compare",
     "convert",
     "demo",

@@ -32,6 +32,7 @@ TIERS = {
     "emim_nnunet.imageio": 2,
     "emim_nnunet.methods": 2,
     "emim_nnunet.phantom": 2,
+    "emim_nnunet.classification": 3,
     "emim_nnunet.dataset_conversion": 3,
     "emim_nnunet.planners": 3,
     "emim_nnunet.trainers": 3,

@@ -35,6 +35,20 @@ class Case:
     identifier: str
 
 
+def crop_box(volume: Any, box: Sequence[Sequence[int]], outside: float) -> np.ndarray:
+    """A box of a volume, read from the disk only where it is needed.
+
+    Args:
+        volume: (C, *shape), an array or an open file of nnU-Net's.
+        box: [lower, upper) per axis; may reach beyond the volume.
+        outside: Value there.
+
+    Returns:
+        (C, *box).
+    """
+    return np.asarray(crop_and_pad_nd(volume, box, outside))
+
+
 def subject_number(identifier: str) -> int:
     """A number >= 0 that stands for a subject in every run on every machine: 62 bits of a digest of the identifier."""
     return int.from_bytes(sha256(identifier.encode()).digest()[:8], "big") >> 2
@@ -89,10 +103,10 @@ class CropDataset(Dataset):
         data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
         generator = seeded_generator(self.seed, Stream.CROP, index)
         box, foreground = self._choose_box(seg, generator)
-        image = torch.from_numpy(np.asarray(crop_and_pad_nd(data, box, 0), dtype=np.float32))
+        image = torch.from_numpy(crop_box(data, box, 0).astype(np.float32, copy=False))
         item = {"image": image, "foreground": foreground}
         if self.with_label:
-            item["label"] = torch.from_numpy(np.asarray(crop_and_pad_nd(seg, box, OUTSIDE), dtype=np.int16))[:1]
+            item["label"] = torch.from_numpy(crop_box(seg, box, OUTSIDE).astype(np.int16, copy=False))[:1]
         if self.is_2d:
             item = {key: value[:, 0] for key, value in item.items()}
         return item | {"index": index, "case": case.identifier, "subject": subject_number(case.identifier)}
@@ -110,7 +124,7 @@ class CropDataset(Dataset):
         best_share, best = -1.0, None
         for _ in range(MAX_TRIES):
             box = self._random_box(seg.shape[1:], generator)
-            foreground = torch.from_numpy(np.asarray(crop_and_pad_nd(seg, box, OUTSIDE)) != OUTSIDE)[:1]
+            foreground = torch.from_numpy(crop_box(seg, box, OUTSIDE) != OUTSIDE)[:1]
             share = int(foreground.count_nonzero()) / foreground.numel()
             if share > best_share:
                 best_share, best = share, (box, foreground)

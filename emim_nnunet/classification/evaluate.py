@@ -1,0 +1,251 @@
+"""How good predicted classes are: AUROC, balanced accuracy and F1 with bootstrap intervals over patients."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+
+from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.classification.table import CASE, LabelTable
+from emim_nnunet.errors import UserError
+from emim_nnunet.training.collapse_report import plain_json
+from emim_nnunet.training.plots import TITLE, save_figure
+
+RESAMPLES, LEVEL = 2000, 0.95
+
+
+def probability_column(target: str, name: str) -> str:
+    """Head of the column with the probability of a class."""
+    return f"p({target}={name})"
+
+
+def write_predictions(
+    path: Path, cases: Sequence[str], classes: dict[str, list[str]], predicted: dict[str, np.ndarray]
+) -> None:
+    """A row per case: per target the predicted class, and the probability of each class.
+
+    Args:
+        path: CSV to write.
+        cases: N ids.
+        classes: Per target.
+        predicted: (N, classes) per target.
+    """
+    text = io.StringIO()
+    head = [CASE]
+    for target, names in classes.items():
+        head += [target, *(probability_column(target, name) for name in names)]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for number, case in enumerate(cases):
+        row: list[Any] = [case]
+        for target, names in classes.items():
+            values = predicted[target][number]
+            row += [names[int(values.argmax())], *(f"{value:.6g}" for value in values)]
+        writer.writerow(row)
+    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Predictions of one or several files (folds).
+
+    Args:
+        paths: Of :func:`write_predictions`.
+        classes: Per target.
+
+    Returns:
+        N ids and (N, classes) per target.
+
+    Raises:
+        UserError: Unreadable, a column missing, or a case twice.
+    """
+    cases: list[str] = []
+    values: dict[str, list[list[float]]] = {target: [] for target in classes}
+    for path in paths:
+        try:
+            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            for row in rows:
+                cases.append(row[CASE])
+                for target, names in classes.items():
+                    values[target].append([float(row[probability_column(target, name)]) for name in names])
+        except KeyError as error:
+            raise UserError(f"{path} has no column {error}: was it predicted with these classes?") from error
+        except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read as predictions of emim_classify ({error})") from error
+    twice = sorted({case for case in cases if cases.count(case) > 1})
+    if twice:
+        raise UserError(
+            f"case {twice[0]} is predicted twice: were some of {', '.join(map(str, paths))} of the same fold?"
+        )
+    return cases, {target: np.array(rows).reshape(len(cases), -1) for target, rows in values.items()}
+
+
+def scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The three scores.
+
+    Args:
+        true: (N,) class numbers.
+        predicted: (N, classes) probabilities.
+
+    Returns:
+        ``auroc`` (of the second class of two; otherwise the mean over the classes that occur, each against the rest; NaN where
+        undefined), ``balanced_accuracy``, ``f1`` (mean over classes).
+    """
+    chosen = predicted.argmax(1)
+    columns = [k for k in range(predicted.shape[1]) if 0 < (true == k).sum() < len(true)]
+    columns = columns[-1:] if predicted.shape[1] == 2 else columns
+    areas = [roc_auc_score(true == k, predicted[:, k]) for k in columns]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that is predicted but does not occur in a bootstrap sample
+        return {
+            "auroc": float(np.mean(areas)) if areas else float("nan"),
+            "balanced_accuracy": float(balanced_accuracy_score(true, chosen)),
+            "f1": float(f1_score(true, chosen, average="macro", labels=np.unique(true))),
+        }
+
+
+def bootstrap(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    patients: Sequence[str],
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]] = scores,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals: patients are drawn with replacement, all their cases with them.
+
+    Args:
+        true: (N,) class numbers.
+        predicted: (N, classes) probabilities.
+        patients: N names.
+        score: As :func:`scores`.
+        seed: Of the draws.
+
+    Returns:
+        Lower and upper end per score; undefined samples (a single class) are left out.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.array(patients)
+    groups = [np.flatnonzero(names == name) for name in np.unique(names)]
+    samples = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        if len(np.unique(true[rows])) > 1:
+            samples.append(score(true[rows], predicted[rows]))
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    if not samples:
+        return {key: (float("nan"), float("nan")) for key in score(true, predicted)}
+    return {key: tuple(map(float, np.nanquantile([s[key] for s in samples], tails))) for key in samples[0]}
+
+
+def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> list[str]:
+    """Score predictions and write ``metrics.json``, ``metrics.md``, ``per_case.csv`` and ``confusion_TARGET.png``.
+
+    Args:
+        table: True classes.
+        predictions: Files of one or several folds.
+        output: Folder.
+
+    Returns:
+        Lines of a table.
+
+    Raises:
+        UserError: Cases without a true class, or a single class.
+    """
+    cases, predicted = read_predictions(predictions, table.classes)
+    unknown = sorted(set(cases) - set(table.rows))
+    if unknown:
+        raise UserError(
+            f"{table.path} has no row for case {unknown[0]} ({len(unknown)} predicted cases are missing there)"
+        )
+    numbers = np.array([table.numbers(case) for case in cases])
+    results = {}
+    for number, target in enumerate(table.targets):
+        known = numbers[:, number] >= 0
+        true, probability = numbers[known, number], predicted[target][known]
+        if len(np.unique(true)) < 2:
+            name = table.classes[target][true[0]] if len(true) else "none"
+            raise UserError(
+                f"'{target}': all {len(true)} predicted cases are of the class {name}, so no score is defined: evaluate the "
+                f"predictions of several folds together"
+            )
+        patients = [table.patients[case] for case, there in zip(cases, known, strict=True) if there]
+        intervals = bootstrap(true, probability, patients)
+        results[target] = {
+            "num_cases": int(known.sum()),
+            "num_patients": len(set(patients)),
+            "classes": table.classes[target],
+            "cases_per_class": np.bincount(true, minlength=len(table.classes[target])).tolist(),
+            "scores": {
+                key: {"value": value, "low": intervals[key][0], "high": intervals[key][1]}
+                for key, value in scores(true, probability).items()
+            },
+            "confusion": confusion_matrix(
+                true, probability.argmax(1), labels=range(len(table.classes[target]))
+            ).tolist(),
+        }
+    output.mkdir(parents=True, exist_ok=True)
+    lines = _table(results)
+    text = json.dumps(plain_json(results), indent=1, allow_nan=False)
+    atomic_write(output / "metrics.json", lambda file: file.write(text.encode()))
+    atomic_write(output / "metrics.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    _write_per_case(output / "per_case.csv", table, cases, predicted)
+    for target, result in results.items():
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in target)
+        _plot_confusion(result, target, output / f"confusion_{safe}.png")
+    return lines
+
+
+def _table(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| target | AUROC (95 %) | balanced accuracy (95 %) | F1 (95 %) | cases | patients |",
+        "|---|---|---|---|---|---|",
+    ]
+    for target, result in results.items():
+        cells = [f"{s['value']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for s in result["scores"].values()]
+        lines.append(f"| {target} | {' | '.join(cells)} | {result['num_cases']} | {result['num_patients']} |")
+    return lines
+
+
+def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predicted: dict[str, np.ndarray]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([CASE, "patient", "target", "true", "predicted", "probability_of_true", "right"])
+    for number, case in enumerate(cases):
+        for target in table.targets:
+            names, values = table.classes[target], predicted[target][number]
+            true, chosen = table.rows[case][target], names[int(values.argmax())]
+            share = "" if true is None else f"{values[names.index(true)]:.6g}"
+            right = "" if true is None else str(true == chosen)
+            writer.writerow([case, table.patients[case], target, true or "", chosen, share, right])
+    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _plot_confusion(result: dict[str, Any], target: str, path: Path) -> None:
+    """Counts, coloured by the share of the true class."""
+    counts = np.array(result["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = result["classes"]
+    size = 2.6 + 0.6 * len(names)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(names)):
+        for column in range(len(names)):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            ax.text(
+                column, row, f"{counts[row, column]}\n{shares[row, column]:.0%}", ha="center", va="center", color=colour
+            )
+    ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    ax.set_title(f"{target}, {result['num_cases']} cases", **TITLE)
+    save_figure(figure, path)

@@ -1,0 +1,253 @@
+"""A classifier of whole cases: the encoder's features, averaged over the body, and one linear layer per target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from emim_nnunet.boxes import adaptive_pool
+from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
+from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
+from emim_nnunet.checkpoints.source import read_source
+from emim_nnunet.dataloading.augmentation import clear_outside_
+from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
+from emim_nnunet.errors import UserError
+from emim_nnunet.training.stage import unlabelled_folder
+
+CLASSIFIER_FORMAT = "emim_nnunet.classifier"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Preprocessed cases of a configuration.
+
+    Attributes:
+        folder: Of the data set.
+        plans: Plans JSON.
+        dataset_json: ``dataset.json``.
+        configuration: Name.
+        cases: By id, with and without segmentation.
+    """
+
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    cases: dict[str, Case]
+
+    @property
+    def manager(self) -> ConfigurationManager:
+        """nnU-Net's view of the configuration."""
+        return PlansManager(self.plans).get_configuration(self.configuration)
+
+
+def find_data(dataset_id: int, plans_name: str, configuration: str) -> Data:
+    """The preprocessed cases of a data set.
+
+    Raises:
+        UserError: Data set, plans, configuration or cases are missing.
+    """
+    plans, dataset_json = read_target(dataset_id, plans_name)
+    if configuration not in plans["configurations"]:
+        raise UserError(f"-c {configuration}: the plans '{plans_name}' have {', '.join(plans['configurations'])}")
+    folder = preprocessed_folder(dataset_id)
+    labelled = folder / PlansManager(plans).get_configuration(configuration).data_identifier
+    cases = {}
+    for place in (labelled, unlabelled_folder(labelled)):
+        if place.is_dir() and any(place.glob("*.pkl")):
+            cases |= {i: Case(place, i) for i in infer_dataset_class(str(place)).get_identifiers(str(place))}
+    if not cases:
+        raise UserError(f"no preprocessed case in {labelled}: preprocess configuration {configuration} first")
+    return Data(folder, plans, dataset_json, configuration, cases)
+
+
+class CaseClassifier(nn.Module):
+    """Linear classifiers on standardised features of an encoder.
+
+    The features of a case are the averages over its body of the outputs of *all* stages. (The average over everything of a
+    single stage would say little: instance normalisation has fixed it.)
+
+    Args:
+        encoder: Of nnU-Net, returns all stage outputs.
+        num_classes: Per target.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        width = sum(encoder.output_channels)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.heads = nn.ModuleList(nn.Linear(width, number) for number in num_classes)
+
+    def sums(self, image: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
+        """Features summed over the body, and what they must be divided by.
+
+        Args:
+            image: (B, C, *P).
+            foreground: (B, 1, *P) bool.
+
+        Returns:
+            (B, width) float32 and (B, width) float32; the sums of several patches of a case may be added.
+        """
+        totals, counts = [], []
+        for output in self.encoder(image):
+            share = adaptive_pool(foreground.float(), output.shape[2:])
+            totals.append((output.float() * share).flatten(2).sum(2))
+            counts.append(share.flatten(2).sum(2).expand_as(totals[-1]))
+        return torch.cat(totals, 1), torch.cat(counts, 1)
+
+    def classify(self, vectors: Tensor) -> list[Tensor]:
+        """Logits (N, classes) per target of feature vectors (N, width)."""
+        rows = (vectors - self.mean) / self.std
+        return [head(rows) for head in self.heads]
+
+    def forward(self, image: Tensor, foreground: Tensor) -> list[Tensor]:
+        """Logits (B, classes) per target, of patches."""
+        totals, counts = self.sums(image, foreground)
+        return self.classify(totals / counts.clamp_min(1e-6))
+
+
+def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[nn.Module, list[str]]:
+    """The planned encoder with the weights of a checkpoint, or from scratch.
+
+    Args:
+        data: Whose plans describe the network.
+        checkpoint: Any that :func:`read_source` knows; None = from scratch.
+        seed: Of the initialisation.
+
+    Returns:
+        The encoder and a line of text for each adaptation.
+
+    Raises:
+        UserError: The weights do not fit the plans.
+    """
+    manager = data.manager
+    channels = determine_num_input_channels(PlansManager(data.plans), manager, data.dataset_json)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = get_network_from_plans(
+            manager.network_arch_class_name,
+            manager.network_arch_init_kwargs,
+            manager.network_arch_init_kwargs_req_import,
+            channels,
+            2,
+            allow_init=True,
+            deep_supervision=False,
+        ).encoder
+    if checkpoint is None:
+        return encoder, []
+    source = read_source(checkpoint)
+    return encoder, load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint))
+
+
+def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
+    """Patches that cover a whole case, those without body left out.
+
+    Args:
+        data: Where it is.
+        case: Which.
+
+    Yields:
+        ``image`` (1, C, *P) float32 and ``foreground`` (1, 1, *P) bool.
+    """
+    manager = data.manager
+    patch = tuple(manager.patch_size)
+    size = (1, *patch) if len(patch) == 2 else patch
+    image, seg, _, _ = infer_dataset_class(str(case.folder))(str(case.folder), []).load_case(case.identifier)
+    body = np.asarray(seg)[:1] != OUTSIDE
+    for lower in product(*(_starts(n, p) for n, p in zip(image.shape[1:], size, strict=True))):
+        box = [[start, start + p] for start, p in zip(lower, size, strict=True)]
+        inside = torch.from_numpy(crop_box(body, box, False))
+        if not inside.any():
+            continue
+        voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
+        if len(patch) == 2:
+            voxels, inside = voxels[:, 0], inside[:, 0]
+        voxels, inside = voxels[None], inside[None]
+        clear_outside_(voxels, inside, manager.use_mask_for_norm)
+        yield voxels, inside
+
+
+def _starts(length: int, patch: int) -> list[int]:
+    """First voxels of the fewest equally spaced patches that cover an axis; a short axis is centred in its patch."""
+    if length <= patch:
+        return [-((patch - length) // 2)]
+    number = -(-length // patch)
+    return [round(i * (length - patch) / (number - 1)) for i in range(number)]
+
+
+@torch.no_grad()
+def case_vector(model: CaseClassifier, data: Data, case: Case, device: torch.device) -> Tensor:
+    """Features of a whole case, (width,) float32 on the CPU: all its tiles together, each voxel counting once a tile.
+
+    Args:
+        model: In evaluation mode.
+        data: Where the case is.
+        case: Which.
+        device: Where to compute.
+
+    Raises:
+        UserError: The case has no body.
+    """
+    total = count = None
+    for image, foreground in tiles(data, case):
+        sums, weights = model.sums(image.to(device), foreground.to(device))
+        total, count = (sums, weights) if total is None else (total + sums, count + weights)
+    if total is None:
+        raise UserError(f"case {case.identifier} holds nothing but background")
+    return (total / count.clamp_min(1e-6))[0].cpu()
+
+
+def probabilities(model: CaseClassifier, vectors: Tensor) -> list[np.ndarray]:
+    """(N, classes) per target, of feature vectors (N, width) on the CPU."""
+    with torch.no_grad():
+        logits = model.cpu().classify(vectors)
+    return [F.softmax(values.double(), 1).numpy() for values in logits]
+
+
+def save_classifier(model: CaseClassifier, data: Data, about: dict[str, Any], path: Path) -> None:
+    """Write a classifier that :func:`load_classifier` reads.
+
+    Args:
+        model: The classifier.
+        data: What it was trained on.
+        about: ``targets``, ``classes`` and whatever else is worth knowing, plain values.
+        path: File.
+    """
+    content = {
+        "format": CLASSIFIER_FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network_weights": model.state_dict(),
+        "plans": data.plans,
+        "dataset_json": data.dataset_json,
+        "configuration": data.configuration,
+    }
+    save_checkpoint(content | about, path)
+
+
+def load_classifier(path: Path) -> tuple[CaseClassifier, dict[str, Any]]:
+    """A classifier in evaluation mode, and the content of its file.
+
+    Raises:
+        UserError: Not a classifier of ours.
+    """
+    checkpoint = load_checkpoint(path, formats=(CLASSIFIER_FORMAT,))
+    data = Data(path.parent, checkpoint["plans"], checkpoint["dataset_json"], checkpoint["configuration"], {})
+    encoder, _ = build_encoder(data, None, seed=0)
+    model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])
+    model.load_state_dict(checkpoint["network_weights"])
+    return model.eval(), checkpoint

@@ -1,0 +1,155 @@
+"""Labels of cases from a CSV file, and folds that never part a patient."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
+from emim_nnunet.errors import UserError
+
+CASE, PATIENT = "case", "patient"
+MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Classes of cases.
+
+    Attributes:
+        path: The CSV file.
+        targets: Names of the columns that are to be predicted.
+        classes: Per target, its different values, sorted.
+        rows: Per case, its class per target; None where the cell is empty.
+        patients: Per case, whose it is.
+    """
+
+    path: Path
+    targets: list[str]
+    classes: dict[str, list[str]]
+    rows: dict[str, dict[str, str | None]]
+    patients: dict[str, str]
+
+    def numbers(self, case: str) -> list[int]:
+        """Class number per target, -1 where there is none."""
+        values = self.rows[case]
+        return [-1 if values[t] is None else self.classes[t].index(str(values[t])) for t in self.targets]
+
+
+def read_table(path: Path, targets: Sequence[str] | None = None) -> LabelTable:
+    """Read a CSV file with a column ``case``, perhaps ``patient``, and one or several columns of classes.
+
+    Args:
+        path: Comma- or semicolon-separated, UTF-8, with a head line.
+        targets: Columns to predict; None = all but ``case`` and ``patient``.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: Unreadable, columns missing, a case twice or without name, or a target with a single class.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a CSV file in UTF-8 ({error})") from error
+    lines = text.splitlines()
+    if len(lines) < 2:
+        raise UserError(
+            f"{path} is empty: expected a head line with '{CASE}' and at least one column of classes, and rows"
+        )
+    delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
+    reader = csv.DictReader(lines, delimiter=delimiter)
+    columns = [name.strip() for name in reader.fieldnames or []]
+    if CASE not in columns:
+        raise UserError(f"{path} has no column '{CASE}'; it has {', '.join(columns)}")
+    reader.fieldnames = columns
+    chosen = list(targets) if targets else [c for c in columns if c not in (CASE, PATIENT)]
+    missing = [name for name in chosen if name not in columns]
+    if missing or not chosen:
+        raise UserError(f"{path} has no column {', '.join(missing) or 'of classes'}; it has {', '.join(columns)}")
+    rows: dict[str, dict[str, str | None]] = {}
+    patients = {}
+    for number, row in enumerate(reader, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}, line {number}: expected {len(columns)} cells")
+        case = row[CASE].strip()
+        if not case or case in rows:
+            raise UserError(
+                f"{path}, line {number}: {f'case {case} is there twice' if case else 'the case has no name'}"
+            )
+        rows[case] = {name: row[name].strip() or None for name in chosen}
+        patients[case] = (row.get(PATIENT) or "").strip() or case
+    classes = {name: sorted({str(r[name]) for r in rows.values() if r[name] is not None}) for name in chosen}
+    for name, values in classes.items():
+        if len(values) < 2:
+            raise UserError(
+                f"{path}: column '{name}' has {len(values)} class ({', '.join(values)}), at least 2 are needed"
+            )
+    return LabelTable(path, chosen, classes, rows, patients)
+
+
+def check_cases(table: LabelTable, present: Sequence[str], where: str) -> None:
+    """Whether all cases of a table are there.
+
+    Raises:
+        UserError: Naming some that are not.
+    """
+    unknown = sorted(set(table.rows) - set(present))
+    if unknown:
+        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
+        raise UserError(
+            f"{table.path} names cases that are not preprocessed in {where}: {', '.join(unknown[:MAX_LISTED])}{more}"
+        )
+
+
+def split(table: LabelTable, splits_file: Path, fold: int | str) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a fold of nnU-Net's split; no patient is in both.
+
+    Cases that nnU-Net does not split (those without segmentation) are split like it does, by patient. A patient who has a case
+    in the validation set has none in the training set.
+
+    Args:
+        table: Labels.
+        splits_file: nnU-Net's ``splits_final.json``; may be missing.
+        fold: Number, or ``all`` for training on everything.
+
+    Returns:
+        Sorted ids.
+
+    Raises:
+        UserError: No such fold, or one of the two sets has fewer than two classes of a target, or no case.
+    """
+    if fold == "all":
+        return sorted(table.rows), []
+    folds = json.loads(splits_file.read_text()) if splits_file.is_file() else []
+    known = {case for part in folds for case in (*part["train"], *part["val"])}
+    rest = sorted({table.patients[case] for case in set(table.rows) - known})
+    num_folds = len(folds) or min(NUM_FOLDS, len(rest))
+    if not 0 <= int(fold) < num_folds:
+        raise UserError(f"-f {fold}: the split has {num_folds} folds (0 to {num_folds - 1}), or use 'all'")
+    held_out = set(folds[int(fold)]["val"]) if folds else set()
+    if len(rest) >= num_folds > 1:
+        own = generate_crossval_split(rest, seed=NNUNET_SEED, n_splits=num_folds)[int(fold)]["val"]
+        held_out |= {case for case in table.rows if case not in known and table.patients[case] in set(map(str, own))}
+    validation = sorted(held_out & set(table.rows))
+    patients = {table.patients[case] for case in validation}
+    training = sorted(case for case in table.rows if table.patients[case] not in patients)
+    for name, cases in (("training", training), ("validation", validation)):
+        _check_classes(table, cases, f"{name} set of fold {fold}")
+    return training, validation
+
+
+def _check_classes(table: LabelTable, cases: Sequence[str], where: str) -> None:
+    for target in table.targets:
+        present = sorted({str(table.rows[c][target]) for c in cases if table.rows[c][target] is not None})
+        if len(present) < 2:
+            raise UserError(
+                f"the {where} ({len(cases)} cases) has {'only the class ' + present[0] if present else 'no class'} of "
+                f"'{target}': choose another fold with -f, or 'all' and evaluate on other data"
+            )

@@ -1,0 +1,154 @@
+"""``emim_classify``: train, predict and evaluate classifiers of whole cases."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
+
+EPILOG = """
+Example:
+  emim_classify train 137 3d_fullres 0 labels.csv --checkpoint RESULTS/fold_0/checkpoint_final.pth -o classifier/fold_0
+  emim_classify predict classifier/fold_0/classifier.pth 138 -o predictions.csv
+  emim_classify evaluate classifier/fold_*/validation_predictions.csv --labels labels.csv -o classifier/evaluation
+
+labels.csv has a column 'case', perhaps 'patient', and one or several columns of classes; an empty cell is an unknown class.
+Folds are those of nnU-Net's splits_final.json; no patient is in two parts. Cases must have been preprocessed with the plans.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments and do one of the three."""
+    parser = argparse.ArgumentParser(
+        prog="emim_classify",
+        description="Classify whole cases with a pretrained encoder.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = parser.add_subparsers(dest="what", required=True)
+    _add_train(
+        parts.add_parser("train", help="train on the training cases of a fold, predict and score its validation cases")
+    )
+    _add_predict(parts.add_parser("predict", help="predict preprocessed cases"))
+    _add_evaluate(parts.add_parser("evaluate", help="score predictions"))
+    arguments = parser.parse_args(argv)
+    {"train": _train, "predict": _predict, "evaluate": _evaluate}[arguments.what](arguments)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=int, help="id of a preprocessed data set")
+    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("labels", type=Path, help="CSV file")
+    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
+    encoder = parser.add_mutually_exclusive_group(required=True)
+    encoder.add_argument("--checkpoint", type=Path, help="encoder: of an SSL stage, an export, nnU-Net's or nnssl's")
+    encoder.add_argument("--scratch", action="store_true", help="an untrained encoder: the control")
+    parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
+    parser.add_argument("--frozen", action="store_true", help="fit linear layers only")
+    parser.add_argument("--no_class_weights", action="store_true", help="let frequent classes count more")
+    parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning (default: 1000)")
+    parser.add_argument("--batch_size", type=int, default=2, help="crops per step (default: 2)")
+    parser.add_argument("--lr", type=float, default=1e-4, help="peak rate for the encoder (default: 1e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--c", action="store_true", help="continue an interrupted training")
+    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="classifier.pth")
+    parser.add_argument("dataset", type=int, help="id of a data set that was preprocessed with the plans of the model")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "predictions", type=Path, nargs="+", help="CSV files of emim_classify, for example of all folds"
+    )
+    parser.add_argument("--labels", type=Path, required=True, help="CSV file with the true classes")
+    parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from emim_nnunet.classification.evaluate import evaluate, write_predictions
+    from emim_nnunet.classification.model import find_data
+    from emim_nnunet.classification.table import check_cases, read_table, split
+    from emim_nnunet.classification.train import Settings, predict, train
+
+    if arguments.fold != "all" and not arguments.fold.isdecimal():
+        raise UserError(f"fold {arguments.fold}: must be a number or 'all'")
+    for name in ("steps", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1")
+    table = read_table(arguments.labels, arguments.column)
+    data = find_data(arguments.dataset, arguments.p, arguments.configuration)
+    check_cases(table, list(data.cases), data.folder.name)
+    fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
+    training, validation = split(table, data.folder / "splits_final.json", fold)
+    settings = Settings(
+        frozen=arguments.frozen,
+        class_weights=not arguments.no_class_weights,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        initial_lr=arguments.lr,
+        seed=arguments.seed,
+    )
+    print(f"Learning from {len(training)} cases, validating on {len(validation)}; targets: {', '.join(table.targets)}")
+    device = torch.device(arguments.device)
+    model = train(
+        data,
+        table,
+        training,
+        arguments.output,
+        settings,
+        checkpoint=arguments.checkpoint,
+        device=device,
+        fold=fold,
+        resume=arguments.c,
+    )
+    if not validation:
+        return
+    predictions = arguments.output / "validation_predictions.csv"
+    write_predictions(predictions, validation, table.classes, predict(model, data, validation, table.targets, device))
+    print("\n".join(evaluate(table, [predictions], arguments.output)))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from emim_nnunet.classification.evaluate import write_predictions
+    from emim_nnunet.classification.model import find_data, load_classifier
+    from emim_nnunet.classification.train import predict
+
+    model, about = load_classifier(arguments.model)
+    data = find_data(arguments.dataset, about["plans"]["plans_name"], about["configuration"])
+    cases = sorted(data.cases)
+    predicted = predict(model, data, cases, about["targets"], torch.device(arguments.device))
+    write_predictions(arguments.output, cases, about["classes"], predicted)
+    print(f"{len(cases)} cases predicted: {arguments.output}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from emim_nnunet.classification.evaluate import evaluate
+    from emim_nnunet.classification.table import read_table
+
+    table = read_table(arguments.labels, arguments.column)
+    print("\n".join(evaluate(table, arguments.predictions, arguments.output)))
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()
