@@ -192,10 +192,7 @@ def test_scores_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     for classes in (2, 3):
         true, predicted = rng.integers(classes, size=50), rng.dirichlet(np.ones(classes), size=50)
-        if classes == 2:
-            area = roc_auc_score(true, predicted[:, 1])
-        else:
-            area = roc_auc_score(true, predicted, multi_class="ovr")
+        area = roc_auc_score(true, predicted[:, 1] if classes == 2 else predicted, multi_class="ovr")
         chosen = predicted.argmax(1)
         expected = [area, balanced_accuracy_score(true, chosen), f1_score(true, chosen, average="macro")]
         assert list(scores(true, predicted).values()) == pytest.approx(expected)
@@ -303,9 +300,8 @@ def test_an_interrupted_training_continues_bit_for_bit(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(
-        module, "time", lambda counter=iter(range(0, 10**6, 10**4)): next(counter)
-    )  # a state after every step
+    clock = iter(range(0, 10**6, 10**4))
+    monkeypatch.setattr(module, "time", lambda: next(clock))  # a state after every step
     monkeypatch.setattr(module.nn.utils, "clip_grad_norm_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(classify.main, [*command, "-o", str(tmp_path / "parts")])
