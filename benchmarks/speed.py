@@ -25,6 +25,7 @@ from measure import data
 from measure.common import markdown_table, run_task, show, spread, threads_env, write_results
 
 TRAINERS = ("nnUNetTrainerMIMPretrain", "nnUNetTrainerEMIMPretrain")
+OTHERS = ("nnUNetTrainerMoCoZCAPretrain", "nnUNetTrainerMaskInMaskPretrain", "nnUNetTrainerVICRegPretrain")
 VARIANTS = ("default", "channels_last", "bfloat16", "channels_last+bfloat16", "compile", "compile+bfloat16")
 TITLES = {
     "step": "Parts of a training step",
@@ -68,7 +69,7 @@ def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, 
     """Parts of a step and the peak of memory, for every method."""
     result: dict[str, Any] = {}
     rows = []
-    for trainer in TRAINERS:
+    for trainer in (*TRAINERS, *OTHERS):
         common = task_of(a, trainer=trainer, device=a.device, steps=a.steps, threads=a.threads)
         runs = [run_task("own.py", "parts", common, env=env)["parts"] for _ in range(a.rounds)]
         whole = [run_task("own.py", "step", common | {"warmup": 1}, env=env) for _ in range(a.rounds)]

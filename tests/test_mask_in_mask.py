@@ -187,6 +187,19 @@ def test_a_floor_keeps_noise_in_flat_cells_small() -> None:
     assert torch.allclose(without[..., 4:], with_floor[..., 4:])
 
 
+def test_targets_have_unit_variance_inside_the_body_however_much_background_a_cell_holds() -> None:
+    method = mim()
+    image, _, draws = toy_batch(method)
+    foreground = torch.zeros((2, 1, 32, 32, 32), dtype=torch.bool)
+    foreground[:, :, 8:24, 8:24, 8:24] = True  # an eighth of every octant
+    wide, *_ = levels_of(method, image * foreground, foreground, draws)
+    target = method._target(wide)
+    for sample in range(2):
+        inside = target[sample, :, 4:8, 4:8, 4:8]  # the body of the first octant at level 1
+        assert torch.allclose(inside.flatten(1).mean(1), torch.zeros(4), atol=1e-4)
+        assert torch.allclose(inside.flatten(1).var(1, correction=0), torch.ones(4), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

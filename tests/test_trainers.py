@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
 from emim_nnunet.checkpoints.io import load_checkpoint
-from emim_nnunet.cli import estimate
+from emim_nnunet.cli import diagnose, estimate
+from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
 from emim_nnunet.registration import trainers_path
@@ -66,8 +68,15 @@ def test_flat_and_plain_networks(configuration: str, nnunet: Path) -> None:
     assert load_checkpoint(train(PRETRAIN, configuration) / "checkpoint_final.pth")["finished"]
 
 
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = train(PRETRAIN)
+METHODS = ("EMIM", "MoCoZCA", "MaskInMask", "VICReg")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    method: str, nnunet: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer = f"nnUNetTrainer{method}Pretrain"
+    folder = train(trainer)
     whole = load_checkpoint(folder / "checkpoint_final.pth")
     shutil.rmtree(folder)
     steps = iter(range(100))
@@ -80,15 +89,28 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(nnunet: Path, monk
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SSLTrainer, "train_step", interrupted)
-        train(PRETRAIN)
+        train(trainer)
     assert load_checkpoint(folder / "checkpoint_latest.pth")["current_epoch"] == 2
-    train(PRETRAIN, continue_training=True)
+    train(trainer, continue_training=True)
     resumed = load_checkpoint(folder / "checkpoint_final.pth")
     for key, value in whole["network_weights"].items():
         assert torch.equal(value, resumed["network_weights"][key]), key
     timing = ("seconds", "patches_per_second")
     rows = [[{k: v for k, v in r.items() if k not in timing} for r in c["history"]] for c in (whole, resumed)]
     assert rows[0] == rows[1]
+    if method == "EMIM":
+        return  # the rest is tested elsewhere
+    weights = tmp_path / "weights.pth"
+    assert run(export_command.main, [str(folder), "-d", "1", "-p", PLANS, "-c", "toy", "-o", str(weights)]) == 0
+    stock = trainer_of("nnUNetTrainer")
+    stock.initialize()
+    load_pretrained_weights(stock.network, str(weights))
+    expected = {k: v for k, v in resumed["network_weights"].items() if k.startswith("encoder.")}
+    assert all(torch.equal(v, stock.network.state_dict()[k]) for k, v in expected.items())
+    report = tmp_path / "report"
+    assert run(diagnose.main, [str(folder), "-d", "1", "-o", str(report), "--patches", "4", "-device", "cpu"]) == 0
+    measured = json.loads((report / "collapse_report.json").read_text())
+    assert (measured["now"]["reconstruction"] is None) == (method != "MaskInMask")
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(nnunet: Path) -> None:

@@ -17,12 +17,10 @@ from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, loa
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods import papers_of
 
 DECODER_SEED = 0
-CITATIONS = [
-    "E-MIM: arXiv 2407.10377",
-    "Isensee et al., nnU-Net, Nature Methods 2021, doi:10.1038/s41592-020-01008-z",
-]
+NNUNET_PAPER = "Isensee et al., nnU-Net, Nature Methods 2021, doi:10.1038/s41592-020-01008-z"
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _content(weights: dict[str, Tensor], plan: dict[str, Any], provenance: dict[
         "format_version": FORMAT_VERSION,
         "network_weights": weights,
         "nnssl_adaptation_plan": plan,
-        "citations": CITATIONS,
+        "citations": [*papers_of(provenance["method"]), NNUNET_PAPER],
         "provenance": provenance,
     }
 

@@ -32,7 +32,9 @@ def masked_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return total / count.clamp_min(1.0)
 
 
-def normalise_cells(target: Tensor, cell_size: Sequence[int], eps: float = 1e-6, *, floor: float = 0.0) -> Tensor:
+def normalise_cells(
+    target: Tensor, cell_size: Sequence[int], foreground: Tensor | None = None, *, eps: float = 1e-6, floor: float = 0.0
+) -> Tensor:
     """Per-cell standardised targets ("norm_pix" of masked autoencoders, arXiv 2111.06377).
 
     Makes the loss of a constant prediction about 1 in every non-flat cell, which invites collapse: off by default.
@@ -40,17 +42,29 @@ def normalise_cells(target: Tensor, cell_size: Sequence[int], eps: float = 1e-6,
     Args:
         target: (B, C, *P) float.
         cell_size: Voxels of a cell per axis.
+        foreground: (B, 1, *P) bool, the voxels that mean and variance are taken of; None = all. A loss that counts the body
+            only needs those of the body: background in a cell would shrink its variance and blow up the rest.
         eps: Added to the variance.
         floor: Least variance of a cell, as a share of the variance of its patch and modality: noise in flat cells is then not
             enlarged to the size of anatomy.
 
     Returns:
-        (B, C, *P) float.
+        (B, C, *P) float; 0 outside the foreground, where one is given.
     """
     grid = [p // c for p, c in zip(target.shape[2:], cell_size, strict=True)]
-    mean = voxels_to_cells(target, grid)
-    variance = (voxels_to_cells(target.square(), grid) - mean.square()).clamp_min(0.0)
+    weight = target.new_ones(()).expand(target.shape) if foreground is None else foreground.to(target.dtype)
+    share = voxels_to_cells(weight, grid).clamp_min(torch.finfo(target.dtype).tiny)
+    mean = voxels_to_cells(target * weight, grid) / share
+    centred = (target - cells_to_voxels(mean, cell_size)) * weight
+    variance = voxels_to_cells(centred.square(), grid) / share
     if floor > 0:
-        whole = target.flatten(2).var(2, correction=0).view(*target.shape[:2], *[1] * len(grid))
-        variance = torch.maximum(variance, floor * whole)
-    return (target - cells_to_voxels(mean, cell_size)) * cells_to_voxels(torch.rsqrt(variance + eps), cell_size)
+        variance = torch.maximum(variance, floor * _patch_variance(target, weight))
+    return centred * cells_to_voxels(torch.rsqrt(variance + eps), cell_size)
+
+
+def _patch_variance(target: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, 1, ...) variance of each patch and modality over the weighted voxels."""
+    axes = tuple(range(2, target.ndim))
+    count = weight.sum(axes, keepdim=True).clamp_min(1.0)
+    mean = (target * weight).sum(axes, keepdim=True) / count
+    return ((target - mean).square() * weight).sum(axes, keepdim=True) / count

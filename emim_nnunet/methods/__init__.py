@@ -43,3 +43,12 @@ def method_class(name: str) -> type:
     if name not in found:
         raise UserError(f"this version knows no SSL method '{name}'; it knows {', '.join(sorted(found))}")
     return found[name]
+
+
+def papers_of(name: str) -> list[str]:
+    """What to cite for a method; nothing for an encoder that is not of one of ours.
+
+    Args:
+        name: Class name, or what else an encoder says about its origin.
+    """
+    return [method.paper for method in method_classes() if method.__name__ == name]

@@ -79,9 +79,11 @@ class SSLMethod(nn.Module):
     Attributes:
         encoder: The part that is transferred; its keys in the state dict start with ``encoder.``.
         config_class: The frozen dataclass of the method's settings.
+        paper: What to cite; stands in every export.
     """
 
     config_class: ClassVar[type]
+    paper: ClassVar[str]
     encoder: nn.Module
 
     def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: Any) -> None:

@@ -73,6 +73,7 @@ class EMIM(MIM):
     """E-MIM on a planned encoder. Arguments as in :class:`MIM`."""
 
     config_class: ClassVar[type] = EMIMConfig
+    paper: ClassVar[str] = "E-MIM: arXiv 2407.10377"
     config: EMIMConfig
 
     def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: EMIMConfig) -> None:

@@ -165,6 +165,7 @@ class MaskInMask(MIM):
     """MiM on a planned encoder. Arguments as in :class:`MIM`."""
 
     config_class: ClassVar[type] = MaskInMaskConfig
+    paper: ClassVar[str] = "MiM: arXiv 2404.15580"
     config: MaskInMaskConfig
 
     def __init__(
@@ -345,7 +346,8 @@ class MaskInMask(MIM):
     def _target(self, level: Level) -> Tensor:
         if not self.config.norm_pix:
             return level.image
-        return normalise_cells(level.image, level.cell_size, floor=self.config.norm_pix_floor)
+        inside = level.foreground if self.config.foreground_only else None
+        return normalise_cells(level.image, level.cell_size, inside, floor=self.config.norm_pix_floor)
 
     def _counted(self, level: Level) -> Tensor:
         return level.hidden & level.foreground if self.config.foreground_only else level.hidden

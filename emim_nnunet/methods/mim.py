@@ -63,6 +63,7 @@ class MIM(SSLMethod):
     """
 
     config_class: ClassVar[type] = MIMConfig
+    paper: ClassVar[str] = "Masked autoencoders: arXiv 2111.06377"
     config: MIMConfig
 
     def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: MIMConfig) -> None:
@@ -129,7 +130,8 @@ class MIM(SSLMethod):
         prediction = self.decoder(features)
         hidden = cells_to_voxels(masked, self.config.cell_size)
         counted = hidden & foreground if self.config.foreground_only else hidden
-        target = normalise_cells(image, self.config.cell_size) if self.config.norm_pix else image
+        inside = foreground if self.config.foreground_only else None
+        target = normalise_cells(image, self.config.cell_size, inside) if self.config.norm_pix else image
         loss = masked_mse(prediction, target, counted)
         everywhere = masked.all(1)
         counts = [masked.sum(), everywhere.sum(), torch.tensor(masked.numel(), device=masked.device)]

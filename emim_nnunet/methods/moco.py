@@ -107,6 +107,7 @@ class MoCoZCA(SSLMethod):
     """
 
     config_class: ClassVar[type] = MoCoZCAConfig
+    paper: ClassVar[str] = "med-moco: arXiv 2402.14611; MoCo v2: arXiv 2003.04297"
     config: MoCoZCAConfig
 
     def __init__(

@@ -64,6 +64,7 @@ class VICReg(SSLMethod):
     """VICReg on cells. Arguments as in :class:`SSLMethod`."""
 
     config_class: ClassVar[type] = VICRegConfig
+    paper: ClassVar[str] = "VICReg: arXiv 2105.04906"
     config: VICRegConfig
 
     def __init__(

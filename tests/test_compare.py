@@ -1,0 +1,179 @@
+"""emim_compare: arms, splits, compute, intervals, and a small comparison with the real commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from emim_nnunet.checkpoints.locate import read_target
+from emim_nnunet.cli import compare as command
+from emim_nnunet.cli._run import run
+from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
+from emim_nnunet.compare.compute import step_flops
+from emim_nnunet.compare.report import interval, markdown, summarise
+from emim_nnunet.compare.workspace import make_splits
+from emim_nnunet.errors import UserError
+from tests.pipeline import DATASET, PLANS, trainer_of
+from tests.toy import toy_batch
+
+
+def test_arms_are_presets_or_written_out() -> None:
+    arms = parse_arms(["scratch", "moco", "mine=nnUNetTrainerEMIMPretrain,barlow_weight=0,pyramid_levels=[1,2]"])
+    assert arms[1] is ARMS["moco"]
+    assert arms[1].trainer == "nnUNetTrainerMoCoZCAPretrain"
+    assert arms[2] == Arm("mine", "EMIM", {"barlow_weight": 0, "pyramid_levels": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["nothing"], "--arms nothing: known are scratch, mim"),
+        (["mim", "mim"], "mim is there twice"),
+        (["a/b=MIM"], "the name must consist of"),
+        (["x=Unknown"], "knows no SSL method 'Unknown'"),
+        (["x=MIM,fill=zero"], "settings must be KEY=VALUE with JSON values"),
+    ],
+)
+def test_impossible_arms_are_named(texts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_arms(texts)
+
+
+def test_splits_nest_and_never_touch_the_test_cases() -> None:
+    labelled = [f"c{i}" for i in range(9)]
+    splits = make_splits(labelled, ["c0", "c5"], [2, 4], [0, 1])
+    assert len(splits) == 5
+    assert splits[0]["train"] == ["c1", "c2", "c3", "c4", "c6", "c7", "c8"]
+    assert all(split["val"] == ["c0", "c5"] and not set(split["train"]) & {"c0", "c5"} for split in splits)
+    for small, large in ((splits[1], splits[2]), (splits[3], splits[4])):
+        assert len(small["train"]) == 2
+        assert set(small["train"]) < set(large["train"])
+    assert splits[2] != splits[4]
+    with pytest.raises(UserError, match="--labelled 8: there are 9 labelled cases, of which 2 are for the test"):
+        make_splits(labelled, ["c0", "c5"], [8], [0])
+
+
+@pytest.mark.parametrize("method", ["MIM", "EMIM", "MoCoZCA", "MaskInMask", "VICReg"])
+def test_flops_are_those_of_a_real_step(method: str, nnunet: Path) -> None:
+    plans, dataset_json = read_target(1, PLANS)
+    trainer = trainer_of(f"nnUNetTrainer{method}Pretrain")
+    trainer.initialize()
+    network = trainer.method
+    if method == "MaskInMask":
+        object.__setattr__(network.config, "patches_at_once", None)
+    image, foreground, draws = toy_batch(network, batch_size=2)
+    with FlopCounterMode(display=False) as counter:
+        network.train()(image, foreground, draws).loss.backward()
+    assert step_flops(plans, dataset_json, "toy", method) == counter.get_total_flops() > 0
+
+
+def test_intervals_draw_seeds_and_cases() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 40)) + np.array([[-1.0], [0.0], [1.0]])  # seeds differ more than cases
+    mean, low, high = interval(values)
+    assert mean == pytest.approx(values.mean())
+    assert low < -0.5
+    assert high > 0.5  # much wider than 1.96 / sqrt(120)
+    assert interval(values) == interval(values)
+    constant = interval(np.full((3, 8), 0.25))
+    assert constant == (0.25, 0.25, 0.25)
+    values[0, 0] = np.nan
+    assert all(np.isfinite(interval(values)))
+
+
+def rows(arm: str, offset: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "evaluation": "finetune",
+            "arm": arm,
+            "labelled": 2,
+            "seed": seed,
+            "case": f"c{case}",
+            "dice": {},
+            "mean": 0.5 + 0.1 * case + offset,
+        }
+        for seed in (0, 1)
+        for case in range(4)
+    ]
+
+
+def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
+    summary = summarise([*rows("scratch", 0.0), *rows("emim", 0.02)])
+    scratch, emim = summary
+    assert "difference" not in scratch
+    assert emim["difference"] == pytest.approx(0.02)
+    assert emim["difference_low"] == pytest.approx(0.02)  # paired: the spread of the cases cancels
+    assert emim["high"] - emim["low"] > 0.1
+    assert emim["better_in"] == emim["num_cases"] == 4
+    results = {
+        "dataset": "D",
+        "configuration": "c",
+        "cases": {"unlabelled": 5, "labelled_pool": 3, "test": 4},
+        "seeds": [0, 1],
+        "labelled": [2],
+        "compute": {},
+        "spectra": [],
+        "summary": summary,
+    }
+    text = markdown(results)
+    assert "| emim | 0.670 |" in text
+    assert "| +0.020 | +0.020 to +0.020 | 4 of 4 | 4 x 2 |" in text
+    assert "Pretraining on 8 cases (5 without label" in text
+
+
+def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    options = ["1", "toy", "-o", str(out), "--labelled", "1", "--seeds", "0", "--num_test", "2", "-device", "cpu"]
+    arms = ["--arms", "scratch", "mim", "wide=MIM,cell_size=[8,8,8]"]
+    assert run(command.main, [*options, *arms, "--evaluate", "finetune", "--json", str(tmp_path / "r.json")]) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["cases"] == {"unlabelled": 2, "labelled_pool": 3, "test": 2}
+    assert {(r["arm"], r["seed"]) for r in results["scores"]} == {("scratch", 0), ("mim", 0), ("wide", 0)}
+    assert len(results["scores"]) == 6
+    assert results["compute"]["mim"]["steps"] == 9
+    assert [s["arm"] for s in results["spectra"] if s["stage"] == 0] == ["mim", "wide"]
+    for name in ("results.md", "results.json", "scores.png", "spectra.png"):
+        assert (out / name).stat().st_size > 500
+    capsys.readouterr()
+    stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix == ".pth" or p.name == "summary.json"}
+    assert len(stamps) >= 7
+    assert run(command.main, [*options, *arms, "--evaluate", "finetune"]) == 0
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())  # nothing is done twice
+    learnt = torch.load(next(out.rglob("*MIMPretrain*/fold_0/checkpoint_final.pth")), weights_only=True)[
+        "training_cases"
+    ]
+    assert not set(learnt) & {r["case"] for r in results["scores"]}
+    assert len(learnt) == 5
+    original = nnunet / "nnUNet_preprocessed" / DATASET
+    assert "toy_mim_seed0" not in json.loads((original / f"{PLANS}.json").read_text())["configurations"]
+    options[options.index("--num_test") + 1] = "1"
+    assert run(command.main, [*options, *arms]) == 2
+    assert "holds a comparison with other cases" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "mim", "--reference", "emim"], "--reference emim: must be one of the arms that pretrain, mim"),
+        (["--arms", "x=MIM,cel_size=[4,4,4]"], "unknown key 'cel_size'"),
+        (["--num_test", "5"], "--num_test 5: there are 5 labelled cases"),
+        (
+            ["--num_test", "2", "--labelled", "4"],
+            "--labelled 4: there are 5 labelled cases, of which 2 are for the test",
+        ),
+    ],
+)
+def test_impossible_comparisons_are_refused_at_once(
+    options: list[str], message: str, nnunet: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert (
+        run(command.main, ["1", "toy", "-o", str(tmp_path / "out"), "--labelled", "1", "-device", "cpu", *options]) == 2
+    )
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "nnUNet_results").exists()
