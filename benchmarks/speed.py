@@ -77,12 +77,19 @@ def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, 
         parts = {label: spread([step[label] for step in steps]) for label in steps[0]}
         undisturbed = spread([t for run in whole for t in run["wall"]])
         peak = spread([run["peak_bytes"] / 1e9 for run in whole])
-        result[trainer] = {"parts": parts, "step": undisturbed, "peak_gigabytes": peak}
+        estimate = whole[0]["estimated_gigabytes"]
+        result[trainer] = {
+            "parts": parts,
+            "step": undisturbed,
+            "peak_gigabytes": peak,
+            "estimated_gigabytes": estimate,
+        }
         for label, values in parts.items():
             share = values["median"] / parts["whole step"]["median"]
             rows.append([trainer, label, show(values), f"{share:.1%}"])
         rows.append([trainer, "step without clocks inside", show(undisturbed), ""])
         rows.append([trainer, "peak memory, GB", show(peak), ""])
+        rows.append([trainer, "planner's estimate for E-MIM on a GPU in mixed precision, GB", f"{estimate:.2f}", ""])
     return result, markdown_table(["trainer", "part", "seconds", "share"], rows)
 
 

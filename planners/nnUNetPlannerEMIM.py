@@ -21,6 +21,24 @@ DEFAULT_GPU_MEMORY = 24.0
 REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
 
 
+REFERENCE_BATCH_3D, REFERENCE_BATCH_2D = 2, 12  # nnU-Net's, for its reference values
+
+
+def estimated_gigabytes(units_per_sample: float, batch_size: int, num_axes: int) -> float:
+    """Memory of a training step on a GPU as nnU-Net's planner estimates it: in proportion to what convolutions put out.
+
+    Args:
+        units_per_sample: Of nnU-Net's ``compute_conv_feature_map_size``, or :func:`ssl_plan.ssl_feature_map_size`.
+        batch_size: Samples.
+        num_axes: 2 or 3.
+
+    Returns:
+        1e9 bytes, in mixed precision.
+    """
+    reference, batch = (REFERENCE_3D, REFERENCE_BATCH_3D) if num_axes == 3 else (REFERENCE_2D, REFERENCE_BATCH_2D)
+    return DEFAULT_GPU_MEMORY * units_per_sample * batch_size / (reference * batch)
+
+
 class nnUNetPlannerEMIM(ResEncUNetPlanner):
     """Plans ``nnUNetEMIMPlans``: nnU-Net's ResEnc L plan for any memory target, and an ``emim`` block per configuration.
 

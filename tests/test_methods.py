@@ -123,6 +123,20 @@ def test_bfloat16_is_close_to_float32(method_class: type[SSLMethod]) -> None:
     assert half.item() == pytest.approx(method(*batch).loss.item(), rel=0.03)
 
 
+@pytest.mark.slow
+@each_method
+def test_the_compiled_method_gives_the_same_loss_and_gradient(method_class: type[SSLMethod]) -> None:
+    results = []
+    for compiled in (False, True):
+        method = make(method_class)
+        network = torch.compile(method, backend="aot_eager") if compiled else method
+        loss = network(*toy_batch(method)).loss
+        loss.backward()
+        results.append((loss.item(), [p.grad for p in method.parameters() if p.requires_grad]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
 @each_method
 def test_an_unknown_key_is_refused_with_the_valid_ones(method_class: type[SSLMethod]) -> None:
     with pytest.raises(UserError, match=r"unknown key 'cel_size'.*cell_size"):

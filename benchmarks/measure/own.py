@@ -90,7 +90,30 @@ def step(
             wall.append(perf_counter() - start)
             cpu.append(process_time() - start_cpu)
     parameters = sum(p.numel() for p in made.method.encoder.parameters())
-    return {"wall": wall, "cpu": cpu, "peak_bytes": peak_bytes(device), "encoder_parameters": parameters}
+    return {
+        "wall": wall,
+        "cpu": cpu,
+        "peak_bytes": peak_bytes(device),
+        "estimated_gigabytes": planned_gigabytes(made),
+        "encoder_parameters": parameters,
+    }
+
+
+def planned_gigabytes(trainer: Any) -> float:
+    """What the planner counts with for the batch of this stage, on a GPU in mixed precision."""
+    from emim_nnunet.planners import ssl_plan
+    from emim_nnunet.planners.nnUNetPlannerEMIM import estimated_gigabytes
+
+    encoder, patch = trainer.method.encoder, trainer.configuration_manager.patch_size
+    units = ssl_plan.ssl_feature_map_size(
+        int(encoder.compute_conv_feature_map_size(patch)),
+        encoder.output_channels,
+        encoder.strides,
+        patch,
+        trainer.method_config.cell_size,
+        trainer.num_input_channels,
+    )
+    return estimated_gigabytes(units, trainer.config.batch_size, len(patch))
 
 
 def parts(dataset: str, configuration: str, trainer: str, device: str, steps: int, threads: int) -> dict[str, Any]:
