@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,15 +20,32 @@ from nnunetv2.paths import nnUNet_raw
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from emim_nnunet.dataset_conversion.family import DatasetFamily
-from emim_nnunet.dataset_conversion.source_cases import LABEL, SourceCase, check_case, find_cases
+from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.dataset_conversion.family import LABEL, DatasetFamily
+from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile, check_case, find_cases, read_image
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.provenance import versions
 
 ENDING = ".nii.gz"
 UNLABELLED = "imagesUnlabelled"
 NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
+STATE = "state.json"
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a data set is converted.
+
+    Attributes:
+        resample_to: Channel whose grid all others and the label get (linear, nearest for the label); None = refuse other grids.
+        skip_incomplete: Leave out cases that lack a channel; otherwise they are a problem.
+        link: Link to images that are right as they are instead of copying them.
+    """
+
+    resample_to: str | None = None
+    skip_incomplete: bool = False
+    link: bool = False
 
 
 def convert(
@@ -35,19 +54,22 @@ def convert(
     dataset_id: int,
     dataset_name: str | None = None,
     *,
+    options: Options = Options(),
     num_processes: int = 4,
     dry_run: bool = False,
 ) -> tuple[Path | None, list[SourceCase]]:
     """Convert a data set into ``nnUNet_raw``.
 
     Everything is read and checked first. Labelled cases go to imagesTr and labelsTr, the others to imagesUnlabelled. The
-    folder appears under its name only when it is complete; the source is never changed.
+    folder appears under its name only when it is complete; the source is never changed. Until then the work lies in a hidden
+    folder beside it, which the same command takes up again.
 
     Args:
         family: Table of the data set.
         source: Folder, searched with all folders below.
         dataset_id: 1 to 999, not used yet.
         dataset_name: NAME in DatasetXXX_NAME; None = the family's.
+        options: How.
         num_processes: Files that are read at a time.
         dry_run: Only check.
 
@@ -58,31 +80,59 @@ def convert(
         UserError: Anything is not as it must be; nothing has been written then.
     """
     target = _target_folder(dataset_id, dataset_name or family.default_dataset_name)
+    if options.resample_to is not None and options.resample_to not in family.channels:
+        raise UserError(f"--resample-to {options.resample_to}: the channels are {', '.join(family.channels)}")
     cases = find_cases(family, source)
+    for case in cases:
+        if case.missing and not options.skip_incomplete:
+            case.problems.append(
+                f"case {case.identifier}: missing {', '.join(case.missing)} (--skip_incomplete leaves it out)"
+            )
+        elif options.resample_to in case.missing:
+            case.problems.append(f"case {case.identifier} lacks {options.resample_to}, onto which to resample")
     with ThreadPoolExecutor(num_processes) as pool:
-        jobs = pool.map(lambda case: check_case(family, case), cases)
-        cases = list(tqdm(jobs, total=len(cases), desc="Checking", disable=None))
+        jobs = pool.map(lambda case: check_case(family, case, options.resample_to), _taken(cases, options))
+        list(tqdm(jobs, total=len(_taken(cases, options)), desc="Checking", disable=None))
     if dry_run:
         return None, cases
-    problems = [problem for case in cases for problem in case.problems]
+    problems = [problem for case in _taken(cases, options) for problem in case.problems]
     if problems:
         more = f" (and {len(problems) - 1} more problems: --dry_run lists all)" if len(problems) > 1 else ""
         raise UserError(problems[0] + more)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
-    try:
-        partial.chmod(0o777 & ~_umask(target.parent))
-        _write(family, source, cases, partial, target.name, num_processes)
-        partial.rename(target)
-    except BaseException:
+    if not _taken(cases, options):
+        raise UserError(f"no complete case in {source}: every one lacks a channel, see --dry_run")
+    partial = target.with_name(f".{target.name}.partial")
+    state = _state(family, options, _taken(cases, options))
+    if not partial.is_dir() or _read_state(partial) != state:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial.mkdir()
+        _write_json(partial / STATE, state)
+    _write(family, source, cases, partial, target.name, options, num_processes)
+    (partial / STATE).unlink()
+    partial.rename(target)
     logger.info("wrote %s", target)
     return target, cases
 
 
-def _umask(folder: Path) -> int:
-    """What the permissions of the parent folder withhold (temporary folders are private, results are shared)."""
-    return ~folder.stat().st_mode & 0o777
+def _taken(cases: Sequence[SourceCase], options: Options) -> list[SourceCase]:
+    return [case for case in cases if not (case.missing and options.skip_incomplete)]
+
+
+def _state(family: DatasetFamily, options: Options, cases: Sequence[SourceCase]) -> dict[str, Any]:
+    """What decides the result of a conversion: an interrupted one is taken up again only where this is equal."""
+    return {
+        "family": repr(family),
+        "options": repr(options),
+        "versions": versions(),
+        "cases": {case.identifier: dict(sorted(case.sha256.items())) for case in cases},
+    }
+
+
+def _read_state(folder: Path) -> Any:
+    try:
+        return json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _target_folder(dataset_id: int, name: str) -> Path:
@@ -102,12 +152,19 @@ def _target_folder(dataset_id: int, name: str) -> Path:
 
 
 def _write(
-    family: DatasetFamily, source: Path, cases: Sequence[SourceCase], folder: Path, name: str, num_processes: int
+    family: DatasetFamily,
+    source: Path,
+    all_cases: Sequence[SourceCase],
+    folder: Path,
+    name: str,
+    options: Options,
+    num_processes: int,
 ) -> None:
+    cases = _taken(all_cases, options)
     for sub in ("imagesTr", "labelsTr", UNLABELLED):
-        (folder / sub).mkdir()
+        (folder / sub).mkdir(exist_ok=True)
     with ThreadPoolExecutor(num_processes) as pool:
-        jobs = pool.map(lambda case: _write_case(family, case, folder), cases)
+        jobs = pool.map(lambda case: _write_case(family, case, folder, options), cases)
         list(tqdm(jobs, total=len(cases), desc="Writing", disable=None))
     labelled = [case.identifier for case in cases if case.labelled]
     generate_dataset_json(
@@ -128,35 +185,56 @@ def _write(
     splits = patient_splits(labelled, family.patient_pattern)
     if splits:
         _write_json(folder / "splits_final.json", splits)
-    _write_json(folder / "provenance.json", _provenance(family, source, cases))
+    patients = {case.identifier: family.patient(case.identifier) for case in cases}
+    if len(set(patients.values())) < len(patients):
+        _write_json(folder / "patients.json", patients)
+    _write_json(folder / "provenance.json", _provenance(family, source, all_cases, options))
 
 
-def _write_case(family: DatasetFamily, case: SourceCase, folder: Path) -> None:
+def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: Options) -> None:
     images = folder / ("imagesTr" if case.labelled else UNLABELLED)
+    reference = read_image(case.files[options.resample_to]) if options.resample_to and case.on_other_grid else None
     for number, channel in enumerate(family.channels):
         target = images / f"{case.identifier}_{number:04d}{ENDING}"
-        _copy_or_rewrite(case.files[channel], target)
-    if case.labelled:
-        _write_label(family, case.files[LABEL], folder / "labelsTr" / f"{case.identifier}{ENDING}")
+        grid = reference if channel in case.on_other_grid else None
+        if not os.path.lexists(target):
+            _write_image(case.files[channel], target, grid, link=options.link)
+    target = folder / "labelsTr" / f"{case.identifier}{ENDING}"
+    if case.labelled and not target.exists():
+        _write_label(family, case.files[LABEL], target, reference if LABEL in case.on_other_grid else None)
 
 
-def _copy_or_rewrite(file: Path, target: Path) -> None:
-    """The same bytes where the format is right already."""
-    if file.name.endswith(ENDING):
-        shutil.copyfile(file, target)
+def _write_image(file: SourceFile, target: Path, grid: sitk.Image | None, *, link: bool) -> None:
+    """The same bytes, or a link to them, where the format is right already."""
+    as_it_is = grid is None and file.component is None and file.path.name.lower().endswith(ENDING)
+    if as_it_is and link:
+        target.symlink_to(file.path.resolve())
+    elif as_it_is:
+        with file.path.open("rb") as stream:
+            atomic_write(target, lambda out: shutil.copyfileobj(stream, out))
     else:
-        sitk.WriteImage(sitk.ReadImage(str(file)), str(target))
+        image = read_image(file)
+        _save(image if grid is None else sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, 0.0), target)
 
 
-def _write_label(family: DatasetFamily, file: Path, target: Path) -> None:
-    image = sitk.ReadImage(str(file))
+def _write_label(family: DatasetFamily, file: SourceFile, target: Path, grid: sitk.Image | None) -> None:
+    image = read_image(file)
     voxels = sitk.GetArrayFromImage(image)
     mapped = np.zeros(voxels.shape, dtype=np.uint8)
     for old, new in family.label_map.items():
         mapped[voxels == old] = new
     result = sitk.GetImageFromArray(mapped)
     result.CopyInformation(image)
-    sitk.WriteImage(result, str(target))
+    _save(
+        result if grid is None else sitk.Resample(result, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0), target
+    )
+
+
+def _save(image: sitk.Image, target: Path) -> None:
+    """Write as a whole or not at all."""
+    temporary = target.with_name(f".{target.name.removesuffix(ENDING)}.tmp{ENDING}")
+    sitk.WriteImage(image, str(temporary))
+    os.replace(temporary, target)
 
 
 def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str, list[str]]]:
@@ -186,21 +264,34 @@ def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str,
     ]
 
 
-def _provenance(family: DatasetFamily, source: Path, cases: Sequence[SourceCase]) -> dict:
+def _provenance(
+    family: DatasetFamily, source: Path, all_cases: Sequence[SourceCase], options: Options
+) -> dict[str, Any]:
     """Where every file came from; no absolute path."""
+    cases = _taken(all_cases, options)
+    left_out = {case.identifier: case.missing for case in all_cases if case not in cases}
     return {
         "family": family.name,
         "source": source.resolve().name,
         "licence": family.licence,
         "citation": family.citation,
+        "overlaps_with": family.overlaps,
+        "resampled_to": options.resample_to,
         "num_labelled": sum(case.labelled for case in cases),
         "num_unlabelled": sum(not case.labelled for case in cases),
+        "left_out_for_missing_channels": left_out,
         "cases": {
-            case.identifier: {"labelled": case.labelled, "sha256": dict(sorted(case.sha256.items()))} for case in cases
+            case.identifier: {
+                "labelled": case.labelled,
+                "patient": family.patient(case.identifier),
+                "resampled": case.on_other_grid,
+                "sha256": dict(sorted(case.sha256.items())),
+            }
+            for case in cases
         },
         "versions": versions(),
     }
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2))
+    atomic_write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))

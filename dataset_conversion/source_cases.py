@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.dataset_conversion.family import DatasetFamily
+from emim_nnunet.dataset_conversion.family import LABEL, STACK, DatasetFamily
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import stream_damage
 
 GRID_TOLERANCE = 1e-3
-LABEL = "label"
+CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+HASH_CHUNK = 1 << 20
+MAX_LISTED = 5
+logger = logging.getLogger(__name__)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+class SourceFile(NamedTuple):
+    """Where an image is.
+
+    Attributes:
+        path: File.
+        component: Place in the fourth axis of a four-dimensional image; None for a three-dimensional one.
+    """
+
+    path: Path
+    component: int | None = None
 
 
 @dataclass
@@ -27,15 +46,19 @@ class SourceCase:
     Attributes:
         identifier: Case id.
         files: Channel name (or ``label``) -> file.
+        missing: Channels that it lacks.
         problems: One line each.
+        on_other_grid: What must be resampled.
         shape: Voxels (z, y, x).
         spacing: mm (z, y, x).
         sha256: File name -> checksum.
     """
 
     identifier: str
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    on_other_grid: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
@@ -47,55 +70,90 @@ class SourceCase:
 
 
 def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
-    """Cases by the suffixes of file names, wherever they lie below ``source``.
+    """Cases by the rules of the family, wherever they lie below ``source``.
 
     Args:
         family: Table of the data set.
         source: Folder.
 
     Returns:
-        Cases by id; missing channels are among their problems.
+        Cases by id, with what they lack.
 
     Raises:
-        UserError: No folder, no case, or two files for the same thing.
+        UserError: No folder, no case, two files for the same thing, or an id that cannot be a file name.
     """
-    if not source.is_dir():
-        raise UserError(f"SOURCE {source} is not a folder")
-    pattern = re.compile(rf"(.+)[-_]({'|'.join(family.suffixes())})\.nii(\.gz)?", re.IGNORECASE)
-    meaning = {s: channel for channel, group in family.channels.items() for s in group}
-    meaning |= dict.fromkeys(family.label_suffixes, LABEL)
-    cases: dict[str, SourceCase] = {}
-    for file in sorted(source.rglob("*")):
-        match = pattern.fullmatch(file.name)
-        if match is None or file.name.startswith(".") or not file.is_file():
-            continue
-        case = cases.setdefault(match[1], SourceCase(match[1]))
-        what = meaning[match[2].lower()]
-        if what in case.files:
-            raise UserError(f"two files for {what} of case {match[1]}: {case.files[what]} and {file}: remove one")
-        case.files[what] = file
-    if not cases:
-        wanted = ", ".join(f"*-{s}.nii.gz" for s in family.suffixes())
-        raise UserError(f"no case found in {source}: looked for {wanted} (or _, .nii) in all folders below")
+    if family.finder is not None:
+        cases = {case.identifier: case for case in family.finder(family, source)}
+    else:
+        if not source.is_dir():
+            raise UserError(f"SOURCE {source} is not a folder")
+        cases = _cases_by_rules(family, source)
     for case in cases.values():
-        missing = [f"{c} (*-{family.channels[c][0]}.nii.gz)" for c in family.channels if c not in case.files]
-        if missing:
-            case.problems.append(f"case {case.identifier}: missing {', '.join(missing)}")
-    return [cases[key] for key in sorted(cases)]
+        if not CASE_ID.fullmatch(case.identifier):
+            raise UserError(f"case id {case.identifier!r} cannot be a file name: use letters, digits, _ . + and -")
+        case.missing = [channel for channel in family.channels if channel not in case.files]
+    alone = sorted(key for key, case in cases.items() if case.labelled and len(case.missing) == len(family.channels))
+    if alone:
+        logger.warning("%d segmentations without images are ignored: %s", len(alone), ", ".join(alone[:MAX_LISTED]))
+    with_images = {key: case for key, case in cases.items() if len(case.missing) < len(family.channels)}
+    if not with_images:
+        wanted = "; ".join(rule.pattern for rule in family.rules)
+        raise UserError(f"no case found in {source}: looked in all folders below for {family.title}, that is {wanted}")
+    return [with_images[key] for key in sorted(with_images)]
 
 
-def check_case(family: DatasetFamily, case: SourceCase) -> SourceCase:
+def _cases_by_rules(family: DatasetFamily, source: Path) -> dict[str, SourceCase]:
+    cases: dict[str, SourceCase] = {}
+    for path, relative in _files(source):
+        found = next(filter(None, (rule.match(relative) for rule in family.rules)), None)
+        if found is None:
+            continue
+        groups, what = found
+        identifier = family.case_format.format(**groups)
+        case = cases.setdefault(identifier, SourceCase(identifier))
+        entries = {c: SourceFile(path, i) for c, i in (family.stack or {}).items()} if what == STACK else {}
+        for meaning, file in (entries or {what: SourceFile(path)}).items():
+            earlier = case.files.get(meaning)
+            if earlier is None or _wins(family, file, earlier):
+                case.files[meaning] = file
+            elif not _wins(family, earlier, file):
+                raise UserError(
+                    f"two files for {meaning} of case {identifier}: {earlier.path} and {file.path}: remove one"
+                )
+    return cases
+
+
+def _files(source: Path) -> Iterator[tuple[Path, str]]:
+    """Files below a folder in a fixed order, without those of macOS; links to folders are not followed, so loops do no harm."""
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield path, path.relative_to(source).as_posix()
+
+
+def _wins(family: DatasetFamily, file: SourceFile, other: SourceFile) -> bool:
+    if family.preferred is None:
+        return False
+    here, there = (re.fullmatch(family.preferred, f.path.as_posix(), re.IGNORECASE) for f in (file, other))
+    return here is not None and there is None
+
+
+def check_case(family: DatasetFamily, case: SourceCase, resample_to: str | None) -> SourceCase:
     """Read every file of a case and note what is wrong with it.
 
     Args:
         family: Table of the data set.
         case: Gets shape, spacing, checksums and problems.
+        resample_to: Channel whose grid all others get; None = all must have the same.
 
     Returns:
         The case.
     """
     reference: tuple[Path, sitk.Image] | None = None
-    for what in [*family.channels, LABEL]:
+    order = [c for c in (resample_to, *family.channels, LABEL) if c is not None]
+    for what in dict.fromkeys(order):
         file = case.files.get(what)
         if file is None:
             continue
@@ -104,51 +162,90 @@ def check_case(family: DatasetFamily, case: SourceCase) -> SourceCase:
             continue
         _check_voxels(file, image, what == LABEL, family, case)
         if reference is None:
-            reference = (file, image)
+            reference = (file.path, image)
             case.shape, case.spacing = image.GetSize()[::-1], image.GetSpacing()[::-1]
+            continue
+        difference = grid_difference(reference[1], image)
+        if not difference:
+            continue
+        if resample_to is None:
+            case.problems.append(
+                f"{file.path} is on another grid than {reference[0].name}: {difference} (--resample-to CHANNEL puts all on one)"
+            )
+        elif not _overlap(reference[1], image):
+            case.problems.append(f"{file.path} does not overlap with {reference[0].name}: are they of the same case?")
         else:
-            difference = grid_difference(reference[1], image)
-            if difference:
-                case.problems.append(f"{file} is on another grid than {reference[0].name}: {difference}")
+            case.on_other_grid.append(what)
     return case
 
 
-def _read(file: Path, case: SourceCase) -> sitk.Image | None:
-    """The image if it is whole and three-dimensional."""
-    damage = stream_damage(file)
-    if damage:
-        case.problems.append(f"{file} {damage}")
-        return None
-    case.sha256[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        case.problems.append(f"{file} is not a readable NIfTI ({reason})")
-        return None
+def read_image(file: SourceFile) -> sitk.Image:
+    """The three-dimensional image that a source file stands for.
+
+    Args:
+        file: Three- or four-dimensional.
+
+    Raises:
+        RuntimeError: Of SimpleITK.
+        ValueError: Not of the dimension that it should have.
+    """
+    image = sitk.ReadImage(str(file.path))
+    if file.component is not None:
+        if image.GetDimension() != 4 or image.GetSize()[3] <= file.component:
+            raise ValueError(f"must be a four-dimensional image of at least {file.component + 1} channels")
+        image = image[:, :, :, file.component]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        case.problems.append(f"{file} must be a three-dimensional scalar image, it has size {list(image.GetSize())}")
-        return None
+        raise ValueError("must be a three-dimensional scalar image")
     return image
 
 
-def _check_voxels(file: Path, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> None:
-    voxels = sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(voxels).all() or not _finite_on_disk(file):
-        case.problems.append(f"{file} holds NaN or infinite voxels: replace them")
+def _read(file: SourceFile, case: SourceCase) -> sitk.Image | None:
+    """The image if it is whole and as it should be."""
+    path = file.path
+    if path.name not in case.sha256:
+        damage = "is missing" if not path.is_file() else stream_damage(path)
+        if damage:
+            case.problems.append(f"{path} {damage}")
+            return None
+        case.sha256[path.name] = _digest(path)
+    try:
+        return read_image(file)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        kind = "NIfTI" if ".nii" in path.name else "image"
+        case.problems.append(f"{path} is not a readable {kind} ({reason})")
+    except ValueError as error:
+        case.problems.append(f"{path} {error}, it has size {list(sitk.ReadImage(str(path)).GetSize())}")
+    return None
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> None:
+    path, voxels = file.path, sitk.GetArrayViewFromImage(image)
+    if not np.isfinite(voxels).all() or not _finite_on_disk(path):
+        case.problems.append(f"{path} holds NaN or infinite voxels: replace them")
     elif is_label:
-        found = np.unique(voxels)
-        unknown = [v.item() for v in found if v.item() not in family.label_map]
+        unknown = [v.item() for v in np.unique(voxels) if v.item() not in family.label_map]
         if unknown:
             allowed = ", ".join(map(str, family.label_map))
-            case.problems.append(f"{file} holds the unknown label {unknown[0]:g}; {family.name} has {allowed}")
+            case.problems.append(f"{path} holds the unknown label {unknown[0]:g}; {family.name} has {allowed}")
     elif not voxels.any():
-        case.problems.append(f"{file} is 0 everywhere")
+        place = "" if file.component is None else f", channel {file.component},"
+        case.problems.append(f"{path}{place} is 0 everywhere")
 
 
-def _finite_on_disk(file: Path) -> bool:
+def _finite_on_disk(path: Path) -> bool:
     """Whether all stored numbers are finite; ITK replaces NaN and Inf by 0 without a word when it reads NIfTI."""
-    stored = nib.load(file).dataobj
+    if ".nii" not in path.name.lower():
+        return True
+    stored = nib.load(path).dataobj
     return stored.dtype.kind != "f" or bool(np.isfinite(stored.get_unscaled()).all())
 
 
@@ -170,3 +267,18 @@ def grid_difference(first: sitk.Image, second: sitk.Image) -> str:
             shown = [", ".join(f"{v:g}" for v in values) for values in (a, b)]
             return f"{name.lower()} [{shown[0]}] and [{shown[1]}]{unit}"
     return ""
+
+
+def _overlap(first: sitk.Image, second: sitk.Image) -> bool:
+    """Whether the boxes around two images, in millimetres, share anything."""
+    boxes = []
+    for image in (first, second):
+        far = [n - 1 for n in image.GetSize()]
+        corners = np.array(
+            [
+                image.TransformIndexToPhysicalPoint([f if bits >> a & 1 else 0 for a, f in enumerate(far)])
+                for bits in range(8)
+            ]
+        )
+        boxes.append((corners.min(0), corners.max(0)))
+    return bool((np.maximum(boxes[0][0], boxes[1][0]) < np.minimum(boxes[0][1], boxes[1][1])).all())

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.dataset_conversion import converter
 from emim_nnunet.dataset_conversion.converter import patient_splits
 from emim_nnunet.phantom import write_brats2023
 from tests.conftest import shared_data
@@ -197,7 +199,7 @@ def duplicate(source: Path) -> None:
         (truncate, "t2f.nii.gz is truncated or damaged"),
         (no_nifti, "t2f.nii.gz is truncated or damaged"),
         (zero_bytes, "t2f.nii.gz is not a readable NIfTI"),
-        (missing_modality, "missing T2 (*-t2w.nii.gz)"),
+        (missing_modality, "case BraTS-GLI-00001-000: missing T2 (--skip_incomplete leaves it out)"),
         (other_spacing, "on another grid than BraTS-GLI-00001-000-t1n.nii.gz: spacing [1, 1, 1] and [1, 1, 1.5]"),
         (other_size, "size [24, 24, 24] and [24, 24, 22]"),
         (other_origin_of_label, "seg.nii.gz is on another grid"),
@@ -280,14 +282,41 @@ def test_dry_run_lists_all_problems_and_writes_nothing(
     assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
 
 
-def test_interruption_leaves_nothing(source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object) -> None:
-        raise KeyboardInterrupt
+def test_an_interrupted_conversion_is_taken_up_again(
+    source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = nnunet_dirs / "nnUNet_raw"
+    with monkeypatch.context() as patch:
+        calls = iter(range(10))
+        original = converter._write_label
 
-    monkeypatch.setattr("emim_nnunet.dataset_conversion.converter._write_label", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        convert(source)
-    assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
+        def interrupted(*args: Any) -> None:
+            if next(calls) == 1:
+                raise KeyboardInterrupt
+            original(*args)
+
+        patch.setattr(converter, "_write_label", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, "-np", "1")
+    assert [p.name for p in raw.iterdir()] == [f".{NAME}.partial"]  # nnU-Net does not see it
+    written = {p: p.stat().st_mtime_ns for p in (raw / f".{NAME}.partial" / "imagesTr").iterdir()}
+    assert len(written) >= 4
+    assert convert(source) == 0
+    assert [p.name for p in raw.iterdir()] == [NAME]
+    verify_dataset_integrity(str(raw / NAME), 1)
+    for path, stamp in written.items():
+        assert (raw / NAME / "imagesTr" / path.name).stat().st_mtime_ns == stamp  # not written again
+    assert not (raw / NAME / "state.json").exists()
+
+
+def test_a_partial_conversion_of_other_files_is_thrown_away(source: Path, nnunet_dirs: Path) -> None:
+    partial = nnunet_dirs / "nnUNet_raw" / f".{NAME}.partial" / "imagesTr"
+    partial.mkdir(parents=True)
+    (partial / f"{CASE}_0000.nii.gz").write_bytes(b"of something else")
+    (partial.parent / "state.json").write_text("{}")
+    assert convert(source) == 0
+    copy = nnunet_dirs / "nnUNet_raw" / NAME / "imagesTr" / f"{CASE}_0000.nii.gz"
+    assert copy.read_bytes() == file_of(source, "t1n").read_bytes()
 
 
 def test_time_points_of_a_patient_stay_in_one_fold() -> None:

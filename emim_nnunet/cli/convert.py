@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     from emim_nnunet.dataset_conversion.source_cases import SourceCase
@@ -17,9 +18,13 @@ EPILOG = """
 Example:
   emim_convert brats2023 ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData -d 137
   emim_convert brats2023 SOURCE -d 137 --dry_run
+  emim_convert isles2022 SOURCE -d 140 --resample-to DWI
+  emim_convert bids SOURCE -d 141 --channel T1=T1w --channel Flair=FLAIR --label mask --classes lesion=1
+  emim_convert folders SOURCE -d 142 --channel T1={case}/T1.nii.gz --channel Flair={case}/FLAIR.nii.gz
   emim_convert --list
 
-Cases are found by the suffixes of their files, in all folders below SOURCE. Everything is checked before anything is written.
+Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
+conversion that was interrupted goes on when the command is repeated.
 """
 
 
@@ -36,45 +41,97 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-d", dest="dataset_id", type=int, help="id of the new nnU-Net data set, 1 to 999")
     parser.add_argument("--name", default=None, help="NAME in DatasetXXX_NAME")
     parser.add_argument("-np", dest="num_processes", type=int, default=4, help="files read at a time (default: 4)")
+    parser.add_argument(
+        "--resample-to", "--resample_to", metavar="CHANNEL", help="put images on other grids onto that of this channel"
+    )
+    parser.add_argument("--skip_incomplete", action="store_true", help="leave out cases that lack a channel")
+    parser.add_argument(
+        "--link", action="store_true", help="link to images that are right as they are, do not copy them"
+    )
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="NAME=WHAT",
+        help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}; nnssl: NAME=MODALITY; fomo60k: NAME=SEQUENCE",
+    )
+    parser.add_argument("--label", metavar="WHAT", help="bids: suffix, folders: pattern of the segmentations")
+    parser.add_argument("--classes", nargs="+", default=[], metavar="NAME=VALUE", help="bids, folders: their values")
     parser.add_argument("--dry_run", action="store_true", help="only check, and list cases and problems")
     parser.add_argument("--list", action="store_true", help="list the known data sets")
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.dataset_conversion import FAMILIES
-    from emim_nnunet.dataset_conversion.converter import convert
+    from emim_nnunet.dataset_conversion.converter import Options, convert
+    from emim_nnunet.dataset_conversion.generic import made_of_options
 
     if arguments.list:
         for family in FAMILIES.values():
-            print(f"{family.name:12s} {family.title}")
+            print(f"{family.name:18s} {family.title}")
+        print(f"{'bids':18s} any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)")
+        print(f"{'folders':18s} any folders (--channel NAME=PATTERN with {{case}} ..., --label PATTERN, --classes ...)")
         return
-    if arguments.family not in FAMILIES:
-        parser.error(f"unknown data set {arguments.family!r}: choose from {', '.join(FAMILIES)}")
+    known = [*FAMILIES, "bids", "folders"]
+    if arguments.family not in known:
+        parser.error(f"unknown data set {arguments.family!r}: choose from {', '.join(known)}")
     if arguments.source is None or arguments.dataset_id is None:
         parser.error("SOURCE and -d are needed")
+    channels = dict(_pair("--channel", text) for text in arguments.channel)
+    classes = {name: _value(name, value) for name, value in (_pair("--classes", text) for text in arguments.classes)}
+    made = made_of_options(arguments.family, channels, arguments.label, classes)
+    if made is None and (channels or arguments.label or classes):
+        raise UserError(
+            f"{arguments.family} has fixed channels and labels: --channel, --label and --classes do not go with it"
+        )
+    family = made or FAMILIES[arguments.family]
     target, cases = convert(
-        FAMILIES[arguments.family],
+        family,
         arguments.source,
         arguments.dataset_id,
         arguments.name,
+        options=Options(arguments.resample_to, arguments.skip_incomplete, arguments.link),
         num_processes=max(1, arguments.num_processes),
         dry_run=arguments.dry_run,
     )
-    _print_summary(target, cases)
+    _print_summary(target, cases, arguments.skip_incomplete)
+    if family.advice:
+        print(f"Note: {family.advice}")
+    if family.overlaps:
+        print(
+            f"WARNING: the same patients may be in {family.overlaps}: do not test on one what was trained on the other"
+        )
 
 
-def _print_summary(target: Path | None, cases: Sequence[SourceCase]) -> None:
-    labelled = sum(case.labelled for case in cases)
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise UserError(f"{option} {text}: expected NAME=VALUE")
+    return name, value
+
+
+def _value(name: str, text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 255:
+        raise UserError(f"--classes {name}={text}: the value must be a number from 1 to 255")
+    return int(text)
+
+
+def _print_summary(target: Path | None, cases: Sequence[SourceCase], skip_incomplete: bool) -> None:
+    taken = [case for case in cases if not (case.missing and skip_incomplete)]
+    labelled, left_out = sum(case.labelled for case in taken), len(cases) - len(taken)
+    skipped = f"; {left_out} left out because they lack a channel" if left_out else ""
     if target is not None:
-        print(f"{target}: {labelled} labelled and {len(cases) - labelled} unlabelled cases")
+        print(f"{target}: {labelled} labelled and {len(taken) - labelled} unlabelled cases{skipped}")
         return
     for case in cases:
         size, spacing = "x".join(map(str, case.shape)), "x".join(f"{s:g}" for s in case.spacing)
         label = "labelled" if case.labelled else "unlabelled"
-        print(f"{case.identifier:28s} {label:10s} {size:12s} {spacing} mm")
+        lacks = f"  without {', '.join(case.missing)}" if case.missing else ""
+        resampled = f"  to resample: {', '.join(case.on_other_grid)}" if case.on_other_grid else ""
+        print(f"{case.identifier:28s} {label:10s} {size:12s} {spacing} mm{lacks}{resampled}")
         for problem in case.problems:
             print(f"    PROBLEM {problem}")
-    problems = sum(len(case.problems) for case in cases)
-    print(f"{len(cases)} cases, {labelled} labelled, {problems} problems; nothing was written (--dry_run)")
+    problems = sum(len(case.problems) for case in taken)
+    print(f"{len(taken)} cases, {labelled} labelled, {problems} problems{skipped}; nothing was written (--dry_run)")
 
 
 def entry() -> None:

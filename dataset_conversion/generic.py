@@ -1,0 +1,127 @@
+"""Data sets of one's own: BIDS, and folders with a pattern per channel. Made from options of the command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from emim_nnunet.dataset_conversion.family import (
+    BACKGROUND_ONLY,
+    ENDING,
+    LABEL,
+    DatasetFamily,
+    FileRule,
+)
+from emim_nnunet.dataset_conversion.unlabelled import DEFAULT_FOMO, DEFAULT_NNSSL, fomo_family, nnssl_family
+from emim_nnunet.errors import UserError
+
+BIDS_CASE = r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?"
+BIDS_ENTITIES = r"(?:_[a-z]+-[A-Za-z0-9]+)*?"
+
+
+def bids_family(channels: dict[str, str], label: str | None, classes: dict[str, int]) -> DatasetFamily:
+    """A BIDS data set; a session (or a subject without sessions) is a case.
+
+    Args:
+        channels: Channel -> BIDS suffix, for example ``{"T1": "T1w", "Flair": "FLAIR"}``.
+        label: Suffix of the segmentations, wherever they lie (derivatives too); None = there are none.
+        classes: Name -> value on disk.
+    """
+    meaning = {suffix.lower(): channel for channel, suffix in channels.items()}
+    meaning |= {label.lower(): LABEL} if label else {}
+    what = "|".join(map(re.escape, meaning))
+    return _own(
+        "bids",
+        (FileRule(rf"(?:.*/)?(?P<case>{BIDS_CASE}){BIDS_ENTITIES}_(?P<what>{what}){ENDING}", meaning),),
+        channels,
+        label,
+        classes,
+        patient_pattern=r"(sub-[A-Za-z0-9]+)",
+    )
+
+
+def folders_family(channels: dict[str, str], label: str | None, classes: dict[str, int]) -> DatasetFamily:
+    """Files by a pattern per channel.
+
+    Args:
+        channels: Channel -> path below the source in which ``{case}`` is the case id and ``*`` any text without ``/``, for
+            example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``.
+        label: Likewise for the segmentations; None = there are none.
+        classes: Name -> value on disk.
+    """
+    wanted = channels | ({LABEL: label} if label else {})
+    rules = tuple(FileRule(_path_pattern(pattern), what) for what, pattern in wanted.items())
+    return _own("folders", rules, channels, label, classes)
+
+
+def _path_pattern(pattern: str) -> str:
+    if pattern.count("{case}") < 1:
+        raise UserError(f"the pattern {pattern!r} must contain {{case}}, the place of the case id")
+    parts = re.split(r"(\{case\}|\*)", pattern.strip("/"))
+    first = True
+    result = ""
+    for part in parts:
+        if part == "{case}":
+            result += r"(?P<case>[^/]+?)" if first else r"(?P=case)"
+            first = False
+        else:
+            result += r"[^/]*" if part == "*" else re.escape(part)
+    return rf"(?:.*/)?{result}"
+
+
+def _own(
+    name: str,
+    rules: tuple[FileRule, ...],
+    channels: dict[str, str],
+    label: str | None,
+    classes: dict[str, int],
+    **more: Any,
+) -> DatasetFamily:
+    if label and not classes:
+        raise UserError("--label needs --classes NAME=VALUE ...: what the values of the segmentation mean")
+    values = sorted(set(classes.values()))
+    if 0 in values or len(values) < len(classes):
+        raise UserError("--classes: values must be different and not 0, which is the background")
+    consecutive = {value: number for number, value in enumerate(values, 1)}  # nnU-Net allows no gaps
+    return DatasetFamily(
+        name=name,
+        title=f"{name} with {', '.join(channels)}",
+        default_dataset_name="Own",
+        channels=tuple(channels),
+        rules=rules,
+        label_map={0: 0} | consecutive if label else {},
+        labels={"background": 0} | {k: consecutive[v] for k, v in classes.items()} if label else BACKGROUND_ONLY,
+        licence="not stated",
+        citation="not stated",
+        **more,
+    )
+
+
+def made_of_options(
+    name: str, channels: dict[str, str], label: str | None, classes: dict[str, int]
+) -> DatasetFamily | None:
+    """The family that options describe.
+
+    Args:
+        name: ``bids``, ``folders``, ``fomo60k`` or ``nnssl``.
+        channels: Of ``--channel``; empty where it was not given.
+        label: Of ``--label``.
+        classes: Of ``--classes``.
+
+    Returns:
+        None for other names.
+
+    Raises:
+        UserError: Options are missing.
+    """
+    own: dict[str, Callable[..., DatasetFamily]] = {"bids": bids_family, "folders": folders_family}
+    if name in own:
+        if not channels:
+            raise UserError(f"{name} needs --channel NAME=..., one for each channel")
+        return own[name](channels, label, classes)
+    if name == "fomo60k":
+        return fomo_family(channels or DEFAULT_FOMO)
+    if name == "nnssl":
+        return nnssl_family(channels or DEFAULT_NNSSL)
+    return None
