@@ -20,7 +20,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import atomic_write
-from emim_nnunet.dataloading.splits import ensure_splits
+from emim_nnunet.dataloading.splits import ensure_splits, take_over_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
@@ -99,6 +99,7 @@ def plan_and_preprocess(
     )
     if preprocess:
         preprocess_cases(name, plans, configurations, unlabelled, num_processes, verbose=verbose)
+    take_over_splits(raw, Path(nnUNet_preprocessed) / name)
     ensure_splits(Path(nnUNet_preprocessed) / name, labelled)
     return plans
 

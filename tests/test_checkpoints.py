@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, atomic_write, load_checkpoint, save_checkpoint
-from emim_nnunet.dataloading.splits import ensure_splits
+from emim_nnunet.dataloading.splits import ensure_splits, read_patients, take_over_splits
 from emim_nnunet.errors import UserError
 
 GOOD = {"format": SSL_FORMAT, "format_version": FORMAT_VERSION}
@@ -134,3 +134,21 @@ def test_small_data_sets_are_split_leave_one_out(tmp_path: Path, num_cases: int)
         path.write_text("[]")
         ensure_splits(tmp_path, cases)
         assert path.read_text() == "[]"  # a user's file stays
+
+
+def test_patients_and_folds_of_a_conversion_reach_the_training(tmp_path: Path) -> None:
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    raw.mkdir()
+    preprocessed.mkdir()
+    assert read_patients(preprocessed) == {}
+    take_over_splits(raw, preprocessed)
+    assert list(preprocessed.iterdir()) == []
+    (raw / "splits_final.json").write_text("[1]")
+    (raw / "patients.json").write_text('{"a": "p"}')
+    take_over_splits(raw, preprocessed)
+    assert read_patients(preprocessed) == {"a": "p"}
+    (raw / "splits_final.json").write_text("[2]")
+    (raw / "patients.json").write_text('{"a": "q"}')
+    take_over_splits(raw, preprocessed)
+    assert (preprocessed / "splits_final.json").read_text() == "[1]"  # the user may have changed it
+    assert read_patients(preprocessed) == {"a": "q"}

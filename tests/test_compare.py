@@ -47,7 +47,7 @@ def test_impossible_arms_are_named(texts: list[str], message: str) -> None:
 
 def test_splits_nest_and_never_touch_the_test_cases() -> None:
     labelled = [f"c{i}" for i in range(9)]
-    splits = make_splits(labelled, ["c0", "c5"], [2, 4], [0, 1])
+    splits = make_splits(labelled, ["c0", "c5"], [2, 4], [0, 1], {})
     assert len(splits) == 5
     assert splits[0]["train"] == ["c1", "c2", "c3", "c4", "c6", "c7", "c8"]
     assert all(split["val"] == ["c0", "c5"] and not set(split["train"]) & {"c0", "c5"} for split in splits)
@@ -55,8 +55,10 @@ def test_splits_nest_and_never_touch_the_test_cases() -> None:
         assert len(small["train"]) == 2
         assert set(small["train"]) < set(large["train"])
     assert splits[2] != splits[4]
-    with pytest.raises(UserError, match="--labelled 8: there are 9 labelled cases, of which 2 are for the test"):
-        make_splits(labelled, ["c0", "c5"], [8], [0])
+    with pytest.raises(UserError, match="--labelled 8: of 9 labelled cases 2 are for the test, which leaves 7"):
+        make_splits(labelled, ["c0", "c5"], [8], [0], {})
+    same = {"c0": "p", "c1": "p", "c2": "q"}
+    assert "c1" not in make_splits(labelled, ["c0", "c5"], [2], [0], same)[0]["train"]
 
 
 @pytest.mark.parametrize("method", ["MIM", "EMIM", "MoCoZCA", "MaskInMask", "VICReg"])
@@ -165,7 +167,7 @@ def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, cap
         (["--num_test", "5"], "--num_test 5: there are 5 labelled cases"),
         (
             ["--num_test", "2", "--labelled", "4"],
-            "--labelled 4: there are 5 labelled cases, of which 2 are for the test",
+            "--labelled 4: of 5 labelled cases 2 are for the test, which leaves 3",
         ),
     ],
 )

@@ -63,6 +63,24 @@ def test_validation_cases_are_not_learnt_from_unless_asked(nnunet: Path) -> None
     assert not everything.probe_is_held_out
 
 
+def test_other_scans_of_held_out_patients_are_left_out(nnunet: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    copy = tmp_path / "preprocessed"
+    shutil.copytree(nnunet / "nnUNet_preprocessed", copy)
+    monkeypatch.setenv("nnUNet_preprocessed", str(copy))
+    held_out = json.loads((copy / DATASET / "splits_final.json").read_text())[0]["val"][0]
+    again = "BraTS-GLI-00006-000"  # an unlabelled scan of the same patient
+    (copy / DATASET / "patients.json").write_text(json.dumps({held_out: "P1", again: "P1"}))
+    cases = trainer_of(PRETRAIN).find_cases()
+    assert [c.identifier for c in cases.left_out] == [again]
+    assert again not in {c.identifier for c in cases.training}
+    assert [c.subject for c in cases.probe] == ["P1"]
+    everything = trainer_of(PRETRAIN, "toy_seen").find_cases()
+    assert not everything.left_out
+    (copy / DATASET / "patients.json").write_text("[]")
+    with pytest.raises(UserError, match=r"patients.json must be a JSON object"):
+        trainer_of(PRETRAIN).find_cases()
+
+
 @pytest.mark.parametrize("configuration", ["toy_2d", "toy_plain"])
 def test_flat_and_plain_networks(configuration: str, nnunet: Path) -> None:
     assert load_checkpoint(train(PRETRAIN, configuration) / "checkpoint_final.pth")["finished"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +41,15 @@ class LabelTable:
         return [-1 if values[t] is None else self.classes[t].index(str(values[t])) for t in self.targets]
 
 
-def read_table(path: Path, targets: Sequence[str] | None = None) -> LabelTable:
+def read_table(
+    path: Path, targets: Sequence[str] | None = None, known_patients: Mapping[str, str] | None = None
+) -> LabelTable:
     """Read a CSV file with a column ``case``, perhaps ``patient``, and one or several columns of classes.
 
     Args:
         path: Comma- or semicolon-separated, UTF-8, with a head line.
         targets: Columns to predict; None = all but ``case`` and ``patient``.
+        known_patients: Case -> patient, for cases of which the file does not say it.
 
     Returns:
         The table.
@@ -84,7 +87,7 @@ def read_table(path: Path, targets: Sequence[str] | None = None) -> LabelTable:
                 f"{path}, line {number}: {f'case {case} is there twice' if case else 'the case has no name'}"
             )
         rows[case] = {name: row[name].strip() or None for name in chosen}
-        patients[case] = (row.get(PATIENT) or "").strip() or case
+        patients[case] = (row.get(PATIENT) or "").strip() or (known_patients or {}).get(case, case)
     classes = {name: sorted({str(r[name]) for r in rows.values() if r[name] is not None}) for name in chosen}
     for name, values in classes.items():
         if len(values) < 2:

@@ -83,14 +83,15 @@ def _train(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.model import find_data
     from emim_nnunet.classification.table import check_cases, read_table, split
     from emim_nnunet.classification.train import Settings, predict, train
+    from emim_nnunet.dataloading.splits import read_patients
 
     if arguments.fold != "all" and not arguments.fold.isdecimal():
         raise UserError(f"fold {arguments.fold}: must be a number or 'all'")
     for name in ("steps", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1")
-    table = read_table(arguments.labels, arguments.column)
     data = find_data(arguments.dataset, arguments.p, arguments.configuration)
+    table = read_table(arguments.labels, arguments.column, read_patients(data.folder))
     check_cases(table, list(data.cases), data.folder.name)
     fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
     training, validation = split(table, data.folder / "splits_final.json", fold)

@@ -19,6 +19,7 @@ from emim_nnunet.compare.arms import SCRATCH, Arm
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.report import collect_spectra, read_scores, write_results
 from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name, make_splits
+from emim_nnunet.dataloading.splits import read_patients
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.config import TrainingConfig
 from emim_nnunet.training.stage import FINAL, LATEST, read_block
@@ -80,7 +81,7 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
     workspace = Workspace(output.absolute(), folder, plans, protocol.configuration)
     labelled = workspace.labelled_cases()
     test = _test_cases(protocol, folder, labelled)
-    splits = make_splits(labelled, test, protocol.counts, protocol.seeds)
+    splits = make_splits(labelled, test, protocol.counts, protocol.seeds, read_patients(folder))
     compute = equal_compute(protocol, plans, dataset_json)
     configurations = {
         configuration_name(protocol.configuration, arm, seed): _configuration(protocol, arm, seed, compute)
@@ -117,7 +118,7 @@ def _test_cases(protocol: Protocol, folder: Path, labelled: Sequence[str]) -> li
         return sorted(json.loads(file.read_text())[0]["val"])
     if not 1 <= protocol.num_test < len(labelled):
         raise UserError(f"--num_test {protocol.num_test}: there are {len(labelled)} labelled cases")
-    return make_splits(labelled, [], [protocol.num_test], [0])[1]["train"]
+    return make_splits(labelled, [], [protocol.num_test], [0], {})[1]["train"]
 
 
 def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:

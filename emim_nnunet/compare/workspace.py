@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,11 @@ class Workspace:
 
 
 def make_splits(
-    labelled: Sequence[str], test: Sequence[str], counts: Sequence[int], seeds: Sequence[int]
+    labelled: Sequence[str],
+    test: Sequence[str],
+    counts: Sequence[int],
+    seeds: Sequence[int],
+    patients: Mapping[str, str],
 ) -> list[dict[str, list[str]]]:
     """Fold 0 for the SSL stages: all labelled cases but the test cases. Then, per seed and count, that many of them.
 
@@ -115,14 +119,17 @@ def make_splits(
         test: Test cases.
         counts: Numbers of labelled training cases; a smaller set is part of the larger ones of the same seed.
         seeds: They choose.
+        patients: Case -> patient; other cases of the patients of test cases are left out.
 
     Raises:
         UserError: Fewer training cases than asked for.
     """
-    pool = sorted(set(labelled) - set(test))
+    tested = {patients.get(case, case) for case in test}
+    pool = sorted(case for case in labelled if patients.get(case, case) not in tested)
     if max(counts) > len(pool):
         raise UserError(
-            f"--labelled {max(counts)}: there are {len(labelled)} labelled cases, of which {len(test)} are for the test"
+            f"--labelled {max(counts)}: of {len(labelled)} labelled cases {len(test)} are for the test, "
+            f"which leaves {len(pool)}"
         )
     splits = [{"train": pool, "val": sorted(test)}]
     for seed in seeds:

@@ -29,10 +29,17 @@ class Case:
     Attributes:
         folder: Folder of preprocessed files.
         identifier: Case id.
+        patient: Whose it is, where a patient may have several cases; empty = the case's own.
     """
 
     folder: Path
     identifier: str
+    patient: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The patient, or the case where each has its own."""
+        return self.patient or self.identifier
 
 
 def crop_box(volume: Any, box: Sequence[Sequence[int]], outside: float) -> np.ndarray:
@@ -109,7 +116,7 @@ class CropDataset(Dataset):
             item["label"] = torch.from_numpy(crop_box(seg, box, OUTSIDE).astype(np.int16, copy=False))[:1]
         if self.is_2d:
             item = {key: value[:, 0] for key, value in item.items()}
-        return item | {"index": index, "case": case.identifier, "subject": subject_number(case.identifier)}
+        return item | {"index": index, "case": case.identifier, "subject": subject_number(case.subject)}
 
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""

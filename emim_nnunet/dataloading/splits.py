@@ -8,9 +8,49 @@ from pathlib import Path
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.errors import UserError
 
+SPLITS, PATIENTS = "splits_final.json", "patients.json"
 NUM_FOLDS = 5
 NNUNET_SEED = 12345  # of nnUNetTrainer.do_split
+
+
+def read_patients(dataset_folder: Path) -> dict[str, str]:
+    """Whose each case is, where some patient has several: ``patients.json`` of the conversion.
+
+    Args:
+        dataset_folder: Raw or preprocessed folder of a data set.
+
+    Returns:
+        Case -> patient; empty without the file. A case that is not in it is its own patient.
+
+    Raises:
+        UserError: The file is not a JSON object of texts.
+    """
+    path = dataset_folder / PATIENTS
+    if not path.is_file():
+        return {}
+    try:
+        patients = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(patients, dict) or not all(isinstance(name, str) for name in patients.values()):
+        raise UserError(f"{path} must be a JSON object: case -> patient")
+    return patients
+
+
+def take_over_splits(raw: Path, preprocessed: Path) -> None:
+    """Copy what a conversion knows about patients to where training looks for it.
+
+    Args:
+        raw: Raw folder of a data set; its ``splits_final.json`` does not replace one that is there, ``patients.json`` does.
+        preprocessed: Preprocessed folder.
+    """
+    for name, replace in ((SPLITS, False), (PATIENTS, True)):
+        source, target = raw / name, preprocessed / name
+        if source.is_file() and (replace or not target.exists()):
+            content = source.read_bytes()
+            atomic_write(target, lambda file, content=content: file.write(content))
 
 
 def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:
@@ -20,7 +60,7 @@ def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:
         dataset_folder: Preprocessed folder of the data set, where the file belongs; an existing one stays.
         case_identifiers: All labelled cases. A single one cannot be split.
     """
-    path = dataset_folder / "splits_final.json"
+    path = dataset_folder / SPLITS
     cases = sorted(case_identifiers)
     if path.exists() or len(cases) < 2:
         return

@@ -18,6 +18,9 @@ def describe_cases(cases: StageCases) -> list[str]:
     """Which cases are learnt from and which are measured on."""
     learnt, probe = (_listed([c.identifier for c in part]) for part in (cases.training, cases.probe))
     lines = [f"Learning from {len(cases.training)} cases: {learnt}"]
+    if cases.left_out:
+        names = _listed([c.identifier for c in cases.left_out])
+        lines.append(f"Left out {len(cases.left_out)} cases of patients of the validation set: {names}")
     if cases.probe_is_held_out:
         return [*lines, f"Measured on {len(cases.probe)} held-out cases: {probe}"]
     return [*lines, "Measured on the training cases: this fold holds out no case"]

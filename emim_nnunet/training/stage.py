@@ -70,17 +70,26 @@ class StageCases:
         training: Cases that it learns from.
         probe: Cases that it is measured on.
         probe_is_held_out: Whether no probe case is learnt from.
+        left_out: Cases that would be learnt from if they were not of patients of the probe set.
     """
 
     training: list[Case]
     probe: list[Case]
     probe_is_held_out: bool
+    left_out: list[Case]
 
 
 def stage_cases(
-    labelled: Path, training_ids: list[str], validation_ids: list[str], unlabelled_ids: list[str], use_validation: bool
+    labelled: Path,
+    training_ids: list[str],
+    validation_ids: list[str],
+    unlabelled_ids: list[str],
+    use_validation: bool,
+    patients: dict[str, str],
 ) -> StageCases:
     """Training cases of the fold and all unlabelled ones to learn from, validation cases of the fold to measure on.
+
+    Other cases of the patients of the held-out cases are left out.
 
     Args:
         labelled: Folder of the labelled cases; unlabelled ones are in :func:`unlabelled_folder` of it.
@@ -88,6 +97,7 @@ def stage_cases(
         validation_ids: Of the fold.
         unlabelled_ids: All of them.
         use_validation: Learn from the validation cases too.
+        patients: Case -> patient, see :func:`read_patients`.
 
     Returns:
         The cases; without validation cases the probe set is the training set.
@@ -97,14 +107,21 @@ def stage_cases(
     """
     held_out = [] if use_validation else [i for i in validation_ids if i not in training_ids]
     learnt = list(dict.fromkeys([*training_ids, *(validation_ids if use_validation else [])]))
-    training = [Case(labelled, i) for i in sorted(learnt)]
-    training += [Case(unlabelled_folder(labelled), i) for i in sorted(unlabelled_ids)]
+    training = [Case(labelled, i, patients.get(i, "")) for i in sorted(learnt)]
+    training += [Case(unlabelled_folder(labelled), i, patients.get(i, "")) for i in sorted(unlabelled_ids)]
+    probe = [Case(labelled, i, patients.get(i, "")) for i in sorted(held_out)]
+    held_out_patients = {case.subject for case in probe}
+    left_out = [case for case in training if case.subject in held_out_patients]
+    training = [case for case in training if case.subject not in held_out_patients]
+    if left_out and not training:
+        raise UserError(
+            f"every case left for the SSL stage is of a patient of the validation set ({len(left_out)} cases)"
+        )
     if not training:
         raise UserError(
             f"no preprocessed case in {labelled.name} or {unlabelled_folder(labelled).name}: preprocess first"
         )
-    probe = [Case(labelled, i) for i in sorted(held_out)]
-    return StageCases(training, probe or training, bool(probe))
+    return StageCases(training, probe or training, bool(probe), left_out)
 
 
 def stage_folder(trainer_name: str, dataset_name: str, plans_name: str, configuration: str, fold: int | str) -> Path:
