@@ -39,12 +39,14 @@ class Options:
 
     Attributes:
         resample_to: Channel whose grid all others and the label get (linear, nearest for the label); None = refuse other grids.
-        skip_incomplete: Leave out cases that lack a channel; otherwise they are a problem.
+        skip_incomplete: Leave out cases that lack a channel.
+        allow_missing: Take cases that lack a channel, with an image of zeros in its place, which SSL methods treat as masked.
         link: Link to images that are right as they are instead of copying them.
     """
 
     resample_to: str | None = None
     skip_incomplete: bool = False
+    allow_missing: bool = False
     link: bool = False
 
 
@@ -84,9 +86,10 @@ def convert(
         raise UserError(f"--resample-to {options.resample_to}: the channels are {', '.join(family.channels)}")
     cases = find_cases(family, source)
     for case in cases:
-        if case.missing and not options.skip_incomplete:
+        if case.missing and not (options.skip_incomplete or options.allow_missing):
             case.problems.append(
-                f"case {case.identifier}: missing {', '.join(case.missing)} (--skip_incomplete leaves it out)"
+                f"case {case.identifier}: missing {', '.join(case.missing)} (--skip_incomplete leaves it out, "
+                f"--allow_missing takes it without)"
             )
         elif options.resample_to in case.missing:
             case.problems.append(f"case {case.identifier} lacks {options.resample_to}, onto which to resample")
@@ -188,6 +191,9 @@ def _write(
     patients = {case.identifier: family.patient(case.identifier) for case in cases}
     if len(set(patients.values())) < len(patients):
         _write_json(folder / "patients.json", patients)
+    missing = {case.identifier: case.missing for case in cases if case.missing}
+    if missing:
+        _write_json(folder / "missing_channels.json", missing)
     _write_json(folder / "provenance.json", _provenance(family, source, all_cases, options))
 
 
@@ -197,11 +203,26 @@ def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: 
     for number, channel in enumerate(family.channels):
         target = images / f"{case.identifier}_{number:04d}{ENDING}"
         grid = reference if channel in case.on_other_grid else None
-        if not os.path.lexists(target):
+        if os.path.lexists(target):
+            continue
+        if channel in case.missing:
+            _save(_zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
+        else:
             _write_image(case.files[channel], target, grid, link=options.link)
     target = folder / "labelsTr" / f"{case.identifier}{ENDING}"
     if case.labelled and not target.exists():
         _write_label(family, case.files[LABEL], target, reference if LABEL in case.on_other_grid else None)
+
+
+def _grid_channel(family: DatasetFamily, case: SourceCase, options: Options) -> str:
+    """The channel whose grid the case has."""
+    return options.resample_to or next(channel for channel in family.channels if channel in case.files)
+
+
+def _zeros_like(image: sitk.Image) -> sitk.Image:
+    zeros = sitk.Image(image.GetSize(), sitk.sitkInt16)
+    zeros.CopyInformation(image)
+    return zeros
 
 
 def _write_image(file: SourceFile, target: Path, grid: sitk.Image | None, *, link: bool) -> None:
@@ -285,6 +306,7 @@ def _provenance(
                 "labelled": case.labelled,
                 "patient": family.patient(case.identifier),
                 "resampled": case.on_other_grid,
+                "missing": case.missing,
                 "sha256": dict(sorted(case.sha256.items())),
             }
             for case in cases

@@ -199,7 +199,10 @@ def duplicate(source: Path) -> None:
         (truncate, "t2f.nii.gz is truncated or damaged"),
         (no_nifti, "t2f.nii.gz is truncated or damaged"),
         (zero_bytes, "t2f.nii.gz is not a readable NIfTI"),
-        (missing_modality, "case BraTS-GLI-00001-000: missing T2 (--skip_incomplete leaves it out)"),
+        (
+            missing_modality,
+            "case BraTS-GLI-00001-000: missing T2 (--skip_incomplete leaves it out, --allow_missing takes it without)",
+        ),
         (other_spacing, "on another grid than BraTS-GLI-00001-000-t1n.nii.gz: spacing [1, 1, 1] and [1, 1, 1.5]"),
         (other_size, "size [24, 24, 24] and [24, 24, 22]"),
         (other_origin_of_label, "seg.nii.gz is on another grid"),

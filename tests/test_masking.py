@@ -102,3 +102,17 @@ def test_foreground_cells_need_half_of_their_voxels() -> None:
 def test_impossible_cells_are_refused(patch: tuple[int, ...], cell: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grid_size(patch, cell)
+
+
+def test_the_masked_modality_is_one_that_is_there_and_never_the_only_one() -> None:
+    present = torch.tensor([False, True, True, False])
+    chosen = set()
+    for seed in range(40):
+        masked = hybrid_mask(
+            1, 4, (4, 4), position_ratio=0.25, patch_ratio=0.5, generator=generator(seed), present=present
+        )
+        chosen |= {c for c in range(4) if masked[0, c].all()}
+    assert chosen == {1, 2}
+    alone = torch.tensor([False, True, False, False])
+    masked = hybrid_mask(40, 4, (4, 4), position_ratio=0.25, patch_ratio=0.5, generator=generator(), present=alone)
+    assert not masked.flatten(2).all(2).any()

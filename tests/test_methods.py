@@ -114,6 +114,34 @@ def test_evaluation_leaves_the_state_and_loading_restores_the_output(method_clas
 
 
 @each_method
+@pytest.mark.parametrize("num_axes", [2, 3])
+def test_missing_modalities_count_for_nothing_and_leave_all_finite(
+    method_class: type[SSLMethod], num_axes: int
+) -> None:
+    method = make(method_class, num_axes=num_axes)
+    rows = torch.tensor([[1, 0, 0, 0], [1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    image, foreground, _ = toy_batch(method, 4, num_axes=num_axes)
+    samples = [method.draw(torch.Generator().manual_seed(i), row) for i, row in enumerate(rows)]
+    draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]} | {"subject": torch.arange(4)}
+    there = rows.view(4, 4, *[1] * num_axes)
+    output = method(image * there, foreground, draws)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+    method.after_step(output.state)
+    assert torch.isfinite(method(image * there, foreground, draws).loss)
+    if output.reconstruction is not None:
+        assert not output.reconstruction.counted[~there.expand_as(output.reconstruction.counted)].any()
+        assert output.reconstruction.hidden[~there.expand_as(output.reconstruction.hidden)].all()
+    else:  # nothing fills a view of a missing modality
+        seen = []
+        method.encoder.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+        with torch.no_grad():
+            method(image * there, foreground, draws)
+        assert all((view[~there.expand_as(view)] == 0).all() for view in seen)
+
+
+@each_method
 def test_bfloat16_is_close_to_float32(method_class: type[SSLMethod]) -> None:
     method = make(method_class)
     batch = toy_batch(method)
@@ -203,7 +231,7 @@ def test_padding_changes_the_loss_in_no_way_when_it_lies_outside_the_body() -> N
     for x, f, r, m in ((image, foreground, reconstruction, 0), (*padded, 2)):
         masked = torch.nn.functional.pad(draws["masked"], [m] * 6, value=True)
         method.decoder = Fixed(r)
-        losses.append(method.reconstruct(x, f, masked, x, []).loss.item())
+        losses.append(method.reconstruct(x, f, masked, x, [], draws["present"]).loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 

@@ -214,6 +214,11 @@ def test_a_dropped_modality_is_empty_in_that_view() -> None:
     assert ((view == 0).all((2, 3, 4)).sum(1) == 1).all()
     alone = toy_method(MoCoZCA, num_channels=1, p_drop_modality=1.0, local_regions=2)
     assert alone.draw(torch.Generator().manual_seed(0))["query_kept"].all()
+    two = torch.tensor([True, False, True, False])
+    for seed in range(20):
+        kept = method.draw(torch.Generator().manual_seed(seed), two)["query_kept"][0]
+        assert kept.sum() == 3
+        assert not kept[two].all()
 
 
 def test_after_a_step_the_branches_queue_and_statistics_have_moved() -> None:

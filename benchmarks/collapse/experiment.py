@@ -100,9 +100,9 @@ class Arm:
 class ModalityOnly(EMIM):
     """Three of four modalities masked everywhere: the masked fraction of the other arms without a position or patch mask."""
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """See :meth:`EMIM.draw`."""
-        draws = super().draw(generator)
+        draws = super().draw(generator, present)
         hidden = torch.randperm(self.num_modalities, generator=generator)[: round(0.75 * self.num_modalities)]
         masked = torch.zeros_like(draws["masked"])
         masked[:, hidden] = True

@@ -45,7 +45,9 @@ def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
     first = 0
     while True:
         numbers = torch.arange(first, first + batch)
-        yield {"image": image.clone(), "foreground": foreground.clone(), "index": numbers, "subject": numbers}
+        present = torch.ones((batch, channels), dtype=torch.bool)
+        about = {"index": numbers, "subject": numbers, "present": present}
+        yield {"image": image.clone(), "foreground": foreground.clone()} | about
         first += batch
 
 

@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resample-to", "--resample_to", metavar="CHANNEL", help="put images on other grids onto that of this channel"
     )
-    parser.add_argument("--skip_incomplete", action="store_true", help="leave out cases that lack a channel")
+    incomplete = parser.add_mutually_exclusive_group()
+    incomplete.add_argument("--skip_incomplete", action="store_true", help="leave out cases that lack a channel")
+    incomplete.add_argument(
+        "--allow_missing", action="store_true", help="take them without; zeros stand for the channel"
+    )
     parser.add_argument(
         "--link", action="store_true", help="link to images that are right as they are, do not copy them"
     )
@@ -89,7 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.source,
         arguments.dataset_id,
         arguments.name,
-        options=Options(arguments.resample_to, arguments.skip_incomplete, arguments.link),
+        options=Options(
+            resample_to=arguments.resample_to,
+            skip_incomplete=arguments.skip_incomplete,
+            allow_missing=arguments.allow_missing,
+            link=arguments.link,
+        ),
         num_processes=max(1, arguments.num_processes),
         dry_run=arguments.dry_run,
     )

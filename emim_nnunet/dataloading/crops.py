@@ -103,8 +103,9 @@ class CropDataset(Dataset):
         """Crop ``index``.
 
         Returns:
-            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int, ``case`` id and ``subject``, its number;
-            ``label`` (1, *P) int16, -1 outside the body, where asked for.
+            ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int, ``case`` id, ``subject``, its number, and
+            ``present`` (C,) bool, which modalities are not 0 everywhere; ``label`` (1, *P) int16, -1 outside the body, where
+            asked for.
         """
         case = self.case_of(index)
         data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
@@ -116,7 +117,9 @@ class CropDataset(Dataset):
             item["label"] = torch.from_numpy(crop_box(seg, box, OUTSIDE).astype(np.int16, copy=False))[:1]
         if self.is_2d:
             item = {key: value[:, 0] for key, value in item.items()}
-        return item | {"index": index, "case": case.identifier, "subject": subject_number(case.subject)}
+        present = (image != 0).flatten(1).any(1)  # nnU-Net leaves an image that is 0 everywhere at 0
+        about = {"index": index, "case": case.identifier, "subject": subject_number(case.subject), "present": present}
+        return item | about
 
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""
@@ -190,8 +193,8 @@ def crop_loader(dataset: CropDataset, numbers: BatchNumbers, *, num_workers: int
         pin_memory: For faster copies to a GPU.
 
     Returns:
-        An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,), ``case``
-        list of ids.
+        An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,),
+        ``present`` (B, C), ``case`` list of ids.
     """
     return DataLoader(
         dataset,

@@ -19,12 +19,13 @@ P_BLUR_CHANNEL = 0.5
 BLUR_RADIUS = 3
 
 
-def draw_intensity(num_modalities: int, generator: torch.Generator) -> Tensor:
+def draw_intensity(num_modalities: int, generator: torch.Generator, present: Tensor | None = None) -> Tensor:
     """How the modalities of one view change.
 
     Args:
         num_modalities: C.
         generator: CPU generator.
+        present: (C,) bool; a modality that is not there gets no noise, the only change that would fill it. None = all.
 
     Returns:
         (1, C, 5) float32: standard deviation of noise, sigma of blur in voxels, factor of brightness, factor of contrast,
@@ -46,7 +47,10 @@ def draw_intensity(num_modalities: int, generator: torch.Generator) -> Tensor:
         factors(*GAMMAS),
     ]
     applied = torch.rand(len(values), generator=generator) < torch.tensor(PROBABILITIES)
-    return torch.where(applied, torch.stack(values, dim=1), torch.tensor(NEUTRAL))[None]
+    parameters = torch.where(applied, torch.stack(values, dim=1), torch.tensor(NEUTRAL))
+    if present is not None:
+        parameters[~present, NOISE] = 0.0
+    return parameters[None]
 
 
 def draw_noise(shape: tuple[int, ...], parameters: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:

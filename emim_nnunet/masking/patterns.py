@@ -52,6 +52,7 @@ def hybrid_mask(
     patch_ratio: float,
     modality_mask: bool = True,
     generator: torch.Generator,
+    present: Tensor | None = None,
 ) -> Tensor:
     """The hybrid mask pattern of E-MIM (arXiv 2407.10377): the union of a modality, a position and a patch mask.
 
@@ -67,18 +68,24 @@ def hybrid_mask(
         patch_ratio: In [0, 1].
         modality_mask: Whether a whole modality is masked.
         generator: CPU generator that draws everything.
+        present: (C,) bool, modalities that the samples have; the masked one is chosen among them, and none where there is only
+            one. None = all.
 
     Returns:
         (B, C, *G) bool on the CPU.
     """
-    scores = hybrid_scores(batch_size, num_modalities, grid, generator)
+    scores = hybrid_scores(batch_size, num_modalities, grid, generator, present)
     return hybrid_mask_of(
         *scores, grid, position_ratio=position_ratio, patch_ratio=patch_ratio, modality_mask=modality_mask
     )
 
 
 def hybrid_scores(
-    batch_size: int, num_modalities: int, grid: Sequence[int], generator: torch.Generator
+    batch_size: int,
+    num_modalities: int,
+    grid: Sequence[int],
+    generator: torch.Generator,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The random numbers of a hybrid mask, for :func:`hybrid_mask_of`.
 
@@ -87,14 +94,21 @@ def hybrid_scores(
         num_modalities: C.
         grid: Cells per axis, N in all.
         generator: CPU generator that draws everything.
+        present: (C,) bool, see :func:`hybrid_mask`.
 
     Returns:
-        CPU tensors: scores of positions (B, N), scores of cells per modality (B, C, N), a modality (B,) int64.
+        CPU tensors: scores of positions (B, N), scores of cells per modality (B, C, N), the masked modality (B, C) bool.
     """
     num_cells = prod(grid)
     position = torch.rand((batch_size, num_cells), generator=generator)
     patch = torch.rand((batch_size, num_modalities, num_cells), generator=generator)
-    return position, patch, torch.randint(num_modalities, (batch_size,), generator=generator)
+    choices = torch.arange(num_modalities) if present is None else present.nonzero()[:, 0]
+    modality = torch.zeros((batch_size, num_modalities), dtype=torch.bool)
+    if len(choices) > 1:
+        modality[torch.arange(batch_size), choices[torch.randint(len(choices), (batch_size,), generator=generator)]] = (
+            True
+        )
+    return position, patch, modality
 
 
 def hybrid_mask_of(
@@ -112,7 +126,7 @@ def hybrid_mask_of(
     Args:
         position_scores: (B, N), raise some to have these cells masked in all modalities.
         patch_scores: (B, C, N) >= 0.
-        modality: (B,) int64, masked everywhere.
+        modality: (B, C) bool, masked everywhere.
         grid: Cells per axis.
         position_ratio: In [0, 1].
         patch_ratio: In [0, 1].
@@ -121,14 +135,14 @@ def hybrid_mask_of(
     Returns:
         (B, C, *G) bool on the device of the scores.
     """
-    batch_size, num_modalities, num_cells = patch_scores.shape
+    num_cells = patch_scores.shape[2]
     num_positions = round(position_ratio * num_cells)
     position = top_cells(position_scores, num_positions)[:, None]
     num_patches = round(patch_ratio * (num_cells - num_positions))
     masked = position | top_cells(patch_scores.masked_fill(position, -1.0), num_patches)
-    if modality_mask and num_modalities > 1:
-        masked[torch.arange(batch_size, device=masked.device), modality] = True
-    return masked.view(batch_size, num_modalities, *grid)
+    if modality_mask:
+        masked = masked | modality[:, :, None]
+    return masked.view(*patch_scores.shape[:2], *grid)
 
 
 def masked_fraction(

@@ -127,13 +127,22 @@ class SSLMethod(nn.Module):
             state: That of the step's :class:`MethodOutput`, on this rank; the result must be the same on all ranks.
         """
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """The random inputs of one sample.
+
+        A modality that the sample lacks is 0 everywhere. It must stay out of every loss: treat it as masked everywhere, and
+        add nothing to it.
 
         Args:
             generator: CPU generator of that sample.
+            present: (C,) bool, the modalities that the sample has; None = all.
 
         Returns:
             Tensors with a leading axis of length 1; the trainer concatenates those of a batch along it.
         """
         raise NotImplementedError
+
+    def all_or(self, present: Tensor | None) -> Tensor:
+        """``present`` (C,) bool; all True for None, and for a sample that has none (there is no body in it then)."""
+        everything = torch.ones(self.num_modalities, dtype=torch.bool)
+        return everything if present is None or not present.any() else present

@@ -19,7 +19,7 @@ from emim_nnunet.config import require
 from emim_nnunet.losses import barlow_twins_loss
 from emim_nnunet.masking import choose_rows, foreground_cells, grid_size, hybrid_mask, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput
-from emim_nnunet.methods.mim import MIM, MIMConfig
+from emim_nnunet.methods.mim import MIM, MIMConfig, with_missing
 from emim_nnunet.networks import Projector, first_stages, stage_grids
 
 SECOND_VIEWS = ("original", "masked")
@@ -104,18 +104,21 @@ class EMIM(MIM):
                 f"{list(grid)} in a patch of {list(patch_size)}",
             )
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """``masked`` (1, C, *G) bool, ``masked_second`` if asked for, and a score per cell and level that picks the rows."""
-        draws = {"masked": self._hybrid_mask(generator)}
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
+        """``masked`` (1, C, *G) bool, ``masked_second`` if asked for, a score per cell and level that picks the rows, and
+        ``present`` (1, C) bool.
+        """
+        present = self.all_or(present)
+        draws = {"masked": self._hybrid_mask(generator, present), "present": present[None]}
         if self.config.second_view == "masked":
-            draws["masked_second"] = self._hybrid_mask(generator)
+            draws["masked_second"] = self._hybrid_mask(generator, present)
         for level, grid in zip(self.levels, self.level_grids, strict=True):
             draws[f"scores_{level}"] = torch.rand((1, prod(grid)), generator=generator)
         return draws
 
-    def _hybrid_mask(self, generator: torch.Generator) -> Tensor:
+    def _hybrid_mask(self, generator: torch.Generator, present: Tensor) -> Tensor:
         config = self.config
-        return hybrid_mask(
+        masked = hybrid_mask(
             1,
             self.num_modalities,
             self.grid,
@@ -123,7 +126,9 @@ class EMIM(MIM):
             patch_ratio=config.patch_ratio,
             modality_mask=config.modality_mask,
             generator=generator,
+            present=present,
         )
+        return with_missing(masked, present)
 
     def forward(self, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> MethodOutput:
         """Reconstruction loss of the masked view + weight * mean over levels of Barlow twins with the second view.
@@ -134,15 +139,17 @@ class EMIM(MIM):
             self._encode_original(image) if self.levels and self.config.second_view == "original" else None
         )
         masked_image, features = self.encode_masked(image, draws["masked"])
-        output = self.reconstruct(image, foreground, draws["masked"], masked_image, features)
+        present = draws["present"]
+        output = self.reconstruct(image, foreground, draws["masked"], masked_image, features, present)
         if not self.levels:
             return output
         visible = ~draws["masked"].all(1, keepdim=True)
         if original_features is None:
             second_image, second_features = self.encode_masked(image, draws["masked_second"])
-            second = self.reconstruct(image, foreground, draws["masked_second"], second_image, second_features)
+            masked_second = draws["masked_second"]
+            second = self.reconstruct(image, foreground, masked_second, second_image, second_features, present)
             output = output._replace(loss=0.5 * (output.loss + second.loss))
-            visible = visible & ~draws["masked_second"].all(1, keepdim=True)
+            visible = visible & ~masked_second.all(1, keepdim=True)
         else:
             second_features = original_features
             if not self.training:

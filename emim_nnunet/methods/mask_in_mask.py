@@ -147,12 +147,14 @@ class Level(NamedTuple):
         image: (N, C, *P).
         foreground: (N, 1, *P) bool.
         hidden: (N, C, *P) bool, True = masked.
+        present: (N, C, 1, ...) bool, modalities that are there; the others are hidden everywhere and do not count.
         cell_size: Voxels of a mask cell per axis.
     """
 
     image: Tensor
     foreground: Tensor
     hidden: Tensor
+    present: Tensor
     cell_size: tuple[int, ...]
 
     @property
@@ -203,17 +205,19 @@ class MaskInMask(MIM):
         """The wide crop: ``parent_factor`` patches."""
         return tuple(p * f for p, f in zip(patch_size, geometry(config, patch_size).octants, strict=True))
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """Scores in [0, 1) that decide, together with where the body is, what is masked and which children are taken.
 
         ``octants``, ``octant_children`` (1, octants); ``positions`` (1, K2, cells), ``patches`` (1, K2, C, cells), ``modality``
-        (1, K2), ``child_places`` (1, K2, places); ``positions_3`` (1, K2 * K3, cells).
+        (1, K2, C) bool, ``child_places`` (1, K2, places); ``positions_3`` (1, K2 * K3, cells); ``present`` (1, C) bool.
         """
+        present = self.all_or(present)
         config, shape = self.config, self.geometry
         octants, cells = prod(shape.octants), prod(shape.cells)
         second, third = config.level2_children, config.level2_children * config.level3_children
-        positions, patches, modality = hybrid_scores(second, self.num_modalities, shape.cells, generator)
+        positions, patches, modality = hybrid_scores(second, self.num_modalities, shape.cells, generator, present)
         return {
+            "present": present[None],
             "octants": torch.rand((1, octants), generator=generator),
             "octant_children": torch.rand((1, octants), generator=generator),
             "positions": positions[None],
@@ -265,7 +269,7 @@ class MaskInMask(MIM):
         hidden = cells_to_voxels(masked.view(-1, 1, *shape.octants), shape.octant_size)
         reduced = voxels_to_cells(image, self.patch_size)
         inside = voxels_to_cells(foreground.float(), self.patch_size) >= 0.5
-        return Level(reduced, inside, hidden.expand_as(reduced), shape.octant_size), children
+        return _level(reduced, inside, hidden, draws["present"], shape.octant_size), children
 
     def second_level(
         self, image: Tensor, foreground: Tensor, octants: Tensor, draws: dict[str, Tensor]
@@ -283,14 +287,15 @@ class MaskInMask(MIM):
         positions, patches = draws["positions"].flatten(0, 1) + raised, draws["patches"].flatten(0, 1)
         if config.level2_hybrid:
             ratios = {"position_ratio": config.position_ratio, "patch_ratio": config.patch_ratio}
-            modality = draws["modality"].flatten()
+            modality = draws["modality"].flatten(0, 1)
             masked = hybrid_mask_of(
                 positions, patches, modality, shape.cells, **ratios, modality_mask=config.modality_mask
             )
         else:
             masked = top_cells(positions, round(config.level2_ratio * prod(shape.cells))).view(-1, 1, *shape.cells)
         hidden = cells_to_voxels(masked, config.cell_size)
-        return Level(detail, inside, hidden.expand_as(detail), config.cell_size), places
+        present = draws["present"].repeat_interleave(config.level2_children, 0)
+        return _level(detail, inside, hidden, present, config.cell_size), places
 
     def third_level(self, detail: Level, places: Tensor, draws: dict[str, Tensor]) -> Level:
         """The chosen parts of the children of level 2, enlarged to the patch and masked."""
@@ -304,7 +309,8 @@ class MaskInMask(MIM):
         cells = round(config.level3_ratio * prod(shape.cells))
         masked = top_cells(draws["positions_3"].flatten(0, 1), cells).view(-1, 1, *shape.cells)
         hidden = cells_to_voxels(masked, config.cell_size)
-        return Level(image, inside, hidden.expand_as(image), config.cell_size)
+        present = draws["present"].repeat_interleave(config.level2_children * config.level3_children, 0)
+        return _level(image, inside, hidden, present, config.cell_size)
 
     def _cells_of(self, places: Tensor) -> Tensor:
         """(N, cells) bool: the mask cells that level-3 children at these places, (N, K3), consist of."""
@@ -350,7 +356,8 @@ class MaskInMask(MIM):
         return normalise_cells(level.image, level.cell_size, inside, floor=self.config.norm_pix_floor)
 
     def _counted(self, level: Level) -> Tensor:
-        return level.hidden & level.foreground if self.config.foreground_only else level.hidden
+        counted = level.hidden & level.present
+        return counted & level.foreground if self.config.foreground_only else counted
 
     def _level_loss(self, level: Level, prediction: Tensor) -> Tensor:
         return masked_mse(prediction, self._target(level), self._counted(level))
@@ -379,6 +386,12 @@ class MaskInMask(MIM):
                 rows = (F.normalize(x.float(), dim=1) for x in (b, a))
                 losses[f"alignment_{pair}"] = info_nce_rows(*rows, weight, self.config.temperature)
         return losses
+
+
+def _level(image: Tensor, foreground: Tensor, hidden: Tensor, present: Tensor, cell_size: tuple[int, ...]) -> Level:
+    """A level, modalities that are not there hidden."""
+    present = present.view(*present.shape, *[1] * (image.ndim - 2))
+    return Level(image, foreground, hidden | ~present, present, cell_size)
 
 
 def _shares(foreground: Tensor) -> Tensor:

@@ -85,8 +85,9 @@ class MIM(SSLMethod):
             require(False, str(error))
         require(len(strides) >= 2, f"an encoder of at least 2 stages is needed, the plans have {len(strides)}")
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """``masked``: (1, C, *G) bool, the same in all modalities."""
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
+        """``masked`` (1, C, *G) bool, the same in all modalities that are there; ``present`` (1, C) bool."""
+        present = self.all_or(present)
         config = self.config
         ratio = config.mask_ratio
         if ratio is None:
@@ -97,7 +98,10 @@ class MIM(SSLMethod):
                 modality_mask=config.modality_mask,
             )
         masked = position_mask(1, self.grid, ratio, generator)
-        return {"masked": masked.expand(1, self.num_modalities, *self.grid)}
+        return {
+            "masked": with_missing(masked.expand(1, self.num_modalities, *self.grid), present),
+            "present": present[None],
+        }
 
     def forward(self, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> MethodOutput:
         """Mask, encode, reconstruct.
@@ -111,7 +115,7 @@ class MIM(SSLMethod):
             Loss, terms and what the monitor needs.
         """
         masked_image, features = self.encode_masked(image, draws["masked"])
-        return self.reconstruct(image, foreground, draws["masked"], masked_image, features)
+        return self.reconstruct(image, foreground, draws["masked"], masked_image, features, draws["present"])
 
     def encode_masked(self, image: Tensor, masked: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The masked image (B, C, *P) and the stage outputs of the encoder for it."""
@@ -124,12 +128,19 @@ class MIM(SSLMethod):
         return torch.where(hidden, fill, image)
 
     def reconstruct(
-        self, image: Tensor, foreground: Tensor, masked: Tensor, masked_image: Tensor, features: list[Tensor]
+        self,
+        image: Tensor,
+        foreground: Tensor,
+        masked: Tensor,
+        masked_image: Tensor,
+        features: list[Tensor],
+        present: Tensor,
     ) -> MethodOutput:
-        """The reconstruction part of the loss, as a complete output."""
+        """The reconstruction part of the loss, as a complete output; only modalities that are ``present`` (B, C) count."""
         prediction = self.decoder(features)
         hidden = cells_to_voxels(masked, self.config.cell_size)
         counted = hidden & foreground if self.config.foreground_only else hidden
+        counted = counted & present.view(*present.shape, *[1] * len(self.patch_size))
         inside = foreground if self.config.foreground_only else None
         target = normalise_cells(image, self.config.cell_size, inside) if self.config.norm_pix else image
         loss = masked_mse(prediction, target, counted)
@@ -143,3 +154,13 @@ class MIM(SSLMethod):
         }
         parts = (image, foreground, masked_image.detach(), prediction.detach(), target.detach(), hidden, counted)
         return MethodOutput(loss, terms, [f.detach() for f in features], reconstruction=Reconstruction(*parts))
+
+
+def with_missing(masked: Tensor, present: Tensor) -> Tensor:
+    """A mask (1, C, *G) bool that hides modalities that are not there, too.
+
+    Args:
+        masked: (1, C, *G) bool.
+        present: (C,) bool.
+    """
+    return masked | ~present.view(1, -1, *[1] * (masked.ndim - 2))

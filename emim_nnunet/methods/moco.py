@@ -138,26 +138,26 @@ class MoCoZCA(SSLMethod):
         share = 1.0 - config.view_overlap ** (1.0 / len(patch_size))
         return tuple(p + floor(p * share) for p in patch_size)
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """Per view: ``VIEW_lower`` (1, axes) int64, ``VIEW_intensity`` (1, C, 5), ``VIEW_noise``, ``VIEW_kept`` (1, C) bool."""
         room = [c - p for c, p in zip(self.crop_size(self.config, self.patch_size), self.patch_size, strict=True)]
-        draws = {}
+        present, draws = self.all_or(present), {}
         for view in VIEWS:
             lower = [torch.randint(r + 1, (1,), generator=generator) for r in room]
-            intensity = draw_intensity(self.num_modalities, generator)
+            intensity = draw_intensity(self.num_modalities, generator, present)
             shape = (1, self.num_modalities, *self.patch_size)
             draws |= {
                 f"{view}_lower": torch.stack(lower, dim=1),
                 f"{view}_intensity": intensity,
                 f"{view}_noise": draw_noise(shape, intensity, generator, self.queue.keys.device),
-                f"{view}_kept": self._draw_kept(generator),
+                f"{view}_kept": self._draw_kept(generator, present),
             }
         return draws
 
-    def _draw_kept(self, generator: torch.Generator) -> Tensor:
-        kept = torch.ones((1, self.num_modalities), dtype=torch.bool)
-        dropped = torch.randint(self.num_modalities, (), generator=generator)
-        if torch.rand((), generator=generator) < self.config.p_drop_modality and self.num_modalities > 1:
+    def _draw_kept(self, generator: torch.Generator, present: Tensor) -> Tensor:
+        kept, choices = torch.ones((1, self.num_modalities), dtype=torch.bool), present.nonzero()[:, 0]
+        dropped = choices[torch.randint(len(choices), (), generator=generator)]
+        if torch.rand((), generator=generator) < self.config.p_drop_modality and len(choices) > 1:
             kept[0, dropped] = False
         return kept
 

@@ -84,12 +84,12 @@ class VICReg(SSLMethod):
             f"vicreg_stage {config.vicreg_stage} must be a stage of the encoder, which has {len(strides)}",
         )
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """Per view ``intensity_VIEW`` (1, C, 5) and ``noise_VIEW`` (1, C, *P); ``scores`` (1, cells) that pick the rows."""
         draws = {"scores": torch.rand((1, prod(self.grid)), generator=generator)}
         device = next(self.encoder.parameters()).device
         for view in VIEWS:
-            intensity = draw_intensity(self.num_modalities, generator)
+            intensity = draw_intensity(self.num_modalities, generator, self.all_or(present))
             noise = draw_noise((1, self.num_modalities, *self.patch_size), intensity, generator, device)
             draws |= {f"intensity_{view}": intensity, f"noise_{view}": noise}
         return draws

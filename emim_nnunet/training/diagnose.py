@@ -158,7 +158,10 @@ class Diagnosis:
         return {"epoch": epochs} | probe.measure()
 
     def _run_method(self, method: SSLMethod, batch: dict[str, Any], image: Tensor, foreground: Tensor) -> MethodOutput:
-        samples = [method.draw(seeded_generator(self.seed, Stream.MASK, i)) for i in batch["index"].tolist()]
+        samples = [
+            method.draw(seeded_generator(self.seed, Stream.MASK, index), present)
+            for index, present in zip(batch["index"].tolist(), batch["present"], strict=True)
+        ]
         draws = {k: torch.cat([s[k] for s in samples]) for k in samples[0]} | {"subject": batch["subject"]}
         return method(image, foreground, {k: v.to(self.device) for k, v in draws.items()})
 

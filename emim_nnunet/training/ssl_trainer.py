@@ -327,7 +327,10 @@ class SSLTrainer(nnUNetTrainer):
         if augment:
             self._augment(image, foreground, indices)
         clear_outside_(image, foreground, self.configuration_manager.use_mask_for_norm)
-        samples = [self.method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
+        samples = [
+            self.method.draw(seeded_generator(seed, Stream.MASK, index), present)
+            for index, present in zip(indices, batch["present"], strict=True)
+        ]
         draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]} | {"subject": batch["subject"]}
         return image, foreground, {key: value.to(self.device, non_blocking=True) for key, value in draws.items()}
 
