@@ -12,7 +12,8 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from emim_nnunet.checkpoints.encoder import adapt_stem, compare_topology, encoder_state, load_encoder, stem_keys
+from emim_nnunet.checkpoints.channels import adapt_stem, explain, standard_name, stem_by_name
+from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder, stem_keys
 from emim_nnunet.checkpoints.export import export, export_encoder
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.source import read_source
@@ -113,7 +114,8 @@ def test_nnunets_own_loader_takes_the_export(kind: str, num_axes: int, old: int,
     load_pretrained_weights(network, str(tmp_path / "out.pth"))
     stems = stem_keys(encoder)
     assert bool(summary.adaptations) == (old != new)
-    expected = {k: adapt_stem(v, new) if k in stems else v for k, v in encoder.state_dict().items()}
+    names = [[f"M{c}" for c in range(number)] for number in (old, new)]
+    expected = {k: stem_by_name(v, *names) if k in stems else v for k, v in encoder.state_dict().items()}
     for prefix in ("encoder.", "decoder.encoder."):
         loaded = {k.removeprefix(prefix): v for k, v in network.state_dict().items() if k.startswith(prefix)}
         assert loaded.keys() == expected.keys()
@@ -224,14 +226,14 @@ def test_an_encoder_alone_is_small_and_is_a_source_like_the_checkpoint(kind: str
     stored = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in content["network_weights"].values()}
     assert sum(stored.values()) == size  # every layer once
     tolerance = 1e-3 if half else 0.0
-    diagnosed, _ = read_source(tmp_path / "encoder.pth").encoder(4)
+    diagnosed, _ = read_source(tmp_path / "encoder.pth").encoder(["M0", "M1", "M2", "M3"])
     for key, value in encoder.state_dict().items():
         assert torch.allclose(diagnosed.state_dict()[key], value, atol=tolerance, rtol=0), key
 
     target_plans = plans(architecture(kind))
     export(tmp_path / "ssl.pth", target_plans, "toy", dataset_json(2), tmp_path / "direct.pth")
     again = export(tmp_path / "encoder.pth", target_plans, "toy", dataset_json(2), tmp_path / "again.pth")
-    assert again.adaptations == ["stem adapted from 4 to 2 input channels (mean filter, scaled by 4/2)"]
+    assert again.adaptations == ["channel 0 'M0': filter of 'M0'", "channel 1 'M1': filter of 'M1'"]
     direct, indirect = (load_checkpoint(tmp_path / f"{n}.pth", formats=(EXPORT_FORMAT,)) for n in ("direct", "again"))
     assert indirect["provenance"] == direct["provenance"]
     for key, value in direct["network_weights"].items():
@@ -288,3 +290,62 @@ def test_bad_options_are_named(
     assert run(command.main, [checkpoint, *(x for item in options.items() for x in item)]) == 2
     assert message in capsys.readouterr().err
     assert not (target / "weights.pth").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- channels
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_permuting_channels_with_their_names_changes_nothing(kind: str) -> None:
+    names, order = ["T1", "T1ce", "T2", "Flair"], [2, 0, 3, 1]
+    source = toy_unet(kind, num_channels=4).encoder
+    target = toy_unet(kind, num_channels=4).encoder
+    permuted = [names[i] for i in order]
+    lines = load_encoder(target, source.state_dict(), source="x", names=(names, permuted))
+    assert lines[0] == "channel 0 'T2': filter of 'T2'"
+    image = torch.randn((1, 4, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    for a, b in zip(source(image), target(image[:, order]), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (["T1", "T1ce", "T2", "Flair"], ["FLAIR", "t1w"], [3, 0]),
+        (["T1", "T1ce", "T2", "Flair"], ["T2w"], [2]),
+        (["T1"], ["T1c", "T1w", "T2", "Flair"], [None, 0, None, None]),
+        (
+            ["T1", "T1ce", "T2", "Flair"],
+            ["T1n", "T1gd", "T2-w", "T2F", "DWI", "ADC", "SWI"],
+            [0, 1, 2, 3, None, None, None],
+        ),
+    ],
+)
+def test_filters_go_by_name_and_unknown_names_get_the_mean(old: list[str], new: list[str], expected: list) -> None:
+    weight = torch.randn((8, len(old), 3, 3, 3), generator=torch.Generator().manual_seed(0))
+    adapted = stem_by_name(weight, old, new)
+    assert adapted.shape == (8, len(new), 3, 3, 3)
+    lines = explain(old, new)
+    for number, place in enumerate(expected):
+        reference = weight.mean(1) if place is None else weight[:, place]
+        assert torch.equal(adapted[:, number], reference)
+        wanted = "mean filter" if place is None else f"filter of '{old[place]}'"
+        assert lines[number] == f"channel {number} '{new[number]}': {wanted}"
+
+
+def test_names_that_nobody_knows_go_by_position_and_it_is_said() -> None:
+    source, target = (toy_unet(num_channels=2).encoder for _ in range(2))
+    lines = load_encoder(target, source.state_dict(), source="x", names=(["T1", "T2"], ["channel0", "channel1"]))
+    assert lines == ["no channel name is known (T1, T2 -> channel0, channel1): filters go by position"]
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+    assert explain(["T1w", "FLAIR"], ["T1", "Flair"]) == []
+    assert standard_name("T1-Gd") == "t1ce"
+
+
+def test_an_export_remembers_the_names_of_its_own_channels(tmp_path: Path) -> None:
+    ssl_checkpoint(tmp_path / "ssl.pth", "plain", 3, 4)
+    arch = architecture("plain", 3)
+    names = {"channel_names": {"0": "Flair", "1": "DWI"}}
+    export(tmp_path / "ssl.pth", plans(arch), "toy", dataset_json(2, 3) | names, tmp_path / "out.pth")
+    again = read_source(tmp_path / "out.pth")
+    assert again.channel_names == ["Flair", "DWI"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from emim_nnunet.checkpoints.channels import adapt_stem, any_known, explain, standard_name, stem_by_name
 from emim_nnunet.errors import UserError
 
 WRAPPERS = ("_orig_mod.", "module.")
@@ -55,33 +56,20 @@ def stem_keys(encoder: nn.Module) -> list[str]:
     return [key for key, value in encoder.state_dict(keep_vars=True).items() if value is first.weight]
 
 
-def adapt_stem(weight: Tensor, num_channels: int) -> Tensor:
-    """Filters for another number of input channels.
-
-    Every new filter is the mean of the old ones, scaled so that an input whose channels are all equal gives the same
-    response: repeated (and scaled down) from few to many channels, averaged (and scaled up) from many to few.
-
-    Args:
-        weight: (O, C, *kernel).
-        num_channels: Wanted.
-
-    Returns:
-        (O, num_channels, *kernel); ``weight`` itself where the number is right already.
-    """
-    old = weight.shape[1]
-    if old == num_channels:
-        return weight
-    mean = weight.mean(1, keepdim=True) * (old / num_channels)
-    return mean.expand(-1, num_channels, *[-1] * (weight.ndim - 2)).clone()
-
-
-def load_encoder(encoder: nn.Module, state: dict[str, Tensor], *, source: str) -> list[str]:
-    """Load weights strictly, the stem adapted to the number of channels.
+def load_encoder(
+    encoder: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    source: str,
+    names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
+) -> list[str]:
+    """Load weights strictly, the stem adapted to the channels by name, or by number where no name is known.
 
     Args:
         encoder: nnU-Net's encoder.
         state: Of :func:`encoder_state`.
         source: Name of the checkpoint, for messages.
+        names: Of the channels that the weights belong to, and of those that the encoder gets; None = unknown.
 
     Returns:
         A line of text for each adaptation.
@@ -91,11 +79,10 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor], *, source: str) -
     """
     target = encoder.state_dict()
     stems = [key for key in stem_keys(encoder) if key in state]
-    adapted = []
-    if stems and state[stems[0]].shape[1] != target[stems[0]].shape[1]:
-        old, new = state[stems[0]].shape[1], target[stems[0]].shape[1]
-        state = state | {key: adapt_stem(state[key], new) for key in stems}
-        adapted.append(f"stem adapted from {old} to {new} input channels (mean filter, scaled by {old}/{new})")
+    adapted: list[str] = []
+    if stems:
+        stem, adapted = _adapted_stem(state[stems[0]], target[stems[0]].shape[1], names)
+        state = state | dict.fromkeys(stems, stem)
     differences = [f"missing {k}" for k in target if k not in state]
     differences += [f"unexpected {k}" for k in state if k not in target]
     differences += [
@@ -107,6 +94,23 @@ def load_encoder(encoder: nn.Module, state: dict[str, Tensor], *, source: str) -
         raise UserError(f"the encoder in {source} does not fit the planned one: {_listed(differences)}")
     encoder.load_state_dict(state)
     return adapted
+
+
+def _adapted_stem(
+    weight: Tensor, num_channels: int, names: tuple[Sequence[str] | None, Sequence[str] | None]
+) -> tuple[Tensor, list[str]]:
+    """Filters for the wanted channels, and what was done."""
+    old, new = names
+    num_old = weight.shape[1]
+    if old and new and len(old) == num_old and len(new) == num_channels and any_known(old, new):
+        lines = explain(old, new)
+        return (stem_by_name(weight, old, new) if lines else weight), lines
+    if num_old != num_channels:
+        line = f"stem adapted from {num_old} to {num_channels} input channels (mean filter, scaled by {num_old}/{num_channels})"
+        return adapt_stem(weight, num_channels), [line]
+    if old and new and [standard_name(n) for n in old] != [standard_name(n) for n in new]:
+        return weight, [f"no channel name is known ({', '.join(old)} -> {', '.join(new)}): filters go by position"]
+    return weight, []
 
 
 def compare_topology(source: dict[str, Any], target: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.adaptation_plan import adaptation_plan
+from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
@@ -80,8 +81,9 @@ def export(
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     network = _fresh_network(target.configuration["architecture"], channels, heads)
     state = encoder_state(source.checkpoint)
-    adapted = load_encoder(network.encoder, state, source=str(checkpoint_path))
-    provenance = _provenance(source) | {"adapted": adapted}
+    names = channel_names(dataset_json)
+    adapted = load_encoder(network.encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
+    provenance = _provenance(source) | {"adapted": adapted, "channel_names": names}
     plan = adaptation_plan(
         target.configuration["architecture"],
         network,
@@ -179,6 +181,7 @@ def _provenance(source: EncoderSource) -> dict[str, Any]:
             "current_epoch": source.epochs,
             "finished": None,
             "num_training_cases": None,
+            "channel_names": source.channel_names,
         }
     kept = ("method", "configuration", "fold", "channel_names", "emim", "seed", "versions", "current_epoch", "finished")
     return {key: checkpoint[key] for key in kept} | {

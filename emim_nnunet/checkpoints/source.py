@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import SSL_FORMAT, read_checkpoint
 from emim_nnunet.errors import UserError
@@ -36,6 +38,7 @@ class EncoderSource:
         configuration: Likewise.
         fold: Likewise.
         dataset_name: Likewise.
+        channel_names: Of the input, None where unknown.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class EncoderSource:
     configuration: str | None = None
     fold: int | str | None = None
     dataset_name: str | None = None
+    channel_names: list[str] | None = None
 
     def fresh_network(self, num_channels: int, seed: int) -> nn.Module:
         """The whole network, untrained, with nnU-Net's initialisation.
@@ -76,11 +80,11 @@ class EncoderSource:
                 deep_supervision=False,
             )
 
-    def encoder(self, num_channels: int) -> tuple[nn.Module, list[str]]:
+    def encoder(self, channel_names: Sequence[str]) -> tuple[nn.Module, list[str]]:
         """The encoder with the weights of the checkpoint.
 
         Args:
-            num_channels: Of the input; the stem is adapted.
+            channel_names: Of the input; the stem is adapted to them.
 
         Returns:
             The encoder and a line of text for each adaptation.
@@ -88,8 +92,9 @@ class EncoderSource:
         Raises:
             UserError: The weights do not fit the architecture that the checkpoint describes.
         """
-        network = self.fresh_network(num_channels, seed=0)
-        adapted = load_encoder(network.encoder, encoder_state(self.checkpoint), source=str(self.path))
+        network = self.fresh_network(len(channel_names), seed=0)
+        names = (self.channel_names, channel_names)
+        adapted = load_encoder(network.encoder, encoder_state(self.checkpoint), source=str(self.path), names=names)
         return network.encoder, adapted
 
 
@@ -133,6 +138,7 @@ def _planned(path: Path, kind: str, checkpoint: dict[str, Any], about: dict[str,
         configuration=about["configuration"],
         fold=about["fold"],
         dataset_name=plans.dataset_name,
+        channel_names=channel_names(about["dataset_json"]),
     )
 
 
@@ -148,4 +154,5 @@ def _adaptation_plan(path: Path, checkpoint: dict[str, Any]) -> EncoderSource:
         channels, patch_size = plan["pretrain_num_input_channels"], tuple(plan["recommended_downstream_patchsize"])
     except (KeyError, TypeError) as error:
         raise UserError(f"the nnssl_adaptation_plan in {path} lacks {error}") from error
-    return EncoderSource(path, "adaptation plan", checkpoint, architecture, channels, patch_size)
+    names = checkpoint.get("provenance", {}).get("channel_names")
+    return EncoderSource(path, "adaptation plan", checkpoint, architecture, channels, patch_size, channel_names=names)

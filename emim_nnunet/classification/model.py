@@ -18,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from emim_nnunet.boxes import adaptive_pool
+from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
@@ -151,7 +152,8 @@ def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[nn.Mo
     if checkpoint is None:
         return encoder, []
     source = read_source(checkpoint)
-    return encoder, load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint))
+    names = (source.channel_names, channel_names(data.dataset_json))
+    return encoder, load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint), names=names)
 
 
 def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from emim_nnunet.boxes import centre_box
+from emim_nnunet.checkpoints.channels import any_known, explain
 from emim_nnunet.checkpoints.encoder import load_encoder
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.config import config_from_block
@@ -52,12 +53,12 @@ class Subject:
     method: SSLMethod | None = None
 
 
-def subjects(source: EncoderSource, num_channels: int) -> tuple[Subject, Subject, list[str]]:
+def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subject, Subject, list[str]]:
     """The network of a checkpoint and its untrained twin.
 
     Args:
         source: The checkpoint.
-        num_channels: Of the data.
+        channel_names: Of the data.
 
     Returns:
         Trained, untrained, and a line of text for each adaptation.
@@ -66,18 +67,25 @@ def subjects(source: EncoderSource, num_channels: int) -> tuple[Subject, Subject
         UserError: The weights do not fit.
     """
     name = source.path.parent.name + "/" + source.path.name
-    if source.kind == "SSL stage" and num_channels == source.num_channels:
+    names = (source.channel_names, channel_names)
+    if source.kind == "SSL stage" and _same_channels(source, channel_names):
         pair = [_method(source) for _ in range(2)]
         pair[0].load_state_dict(source.checkpoint["network_weights"])
         trained, untrained = (Subject(n, m.encoder, m.eval()) for n, m in zip((name, "untrained"), pair, strict=True))
         return trained, untrained, []
-    encoder, adapted = source.encoder(num_channels)
+    encoder, adapted = source.encoder(channel_names)
     twin = source.fresh_network(source.num_channels, seed=0).encoder
-    if num_channels != source.num_channels:
-        fresh = source.fresh_network(num_channels, seed=0).encoder
-        load_encoder(fresh, twin.state_dict(), source="the untrained twin")
-        twin = fresh
-    return Subject(name, encoder.eval()), Subject("untrained", twin.eval()), adapted
+    fresh = source.fresh_network(len(channel_names), seed=0).encoder
+    load_encoder(fresh, twin.state_dict(), source="the untrained twin", names=names)
+    return Subject(name, encoder.eval()), Subject("untrained", fresh.eval()), adapted
+
+
+def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
+    """Whether the data can go through the whole method as they are; names that nobody knows count by position."""
+    if len(channel_names) != source.num_channels:
+        return False
+    old = source.channel_names
+    return old is None or not any_known(old, channel_names) or not explain(old, channel_names)
 
 
 def _method(source: EncoderSource) -> SSLMethod:
@@ -244,15 +252,14 @@ def diagnose(
     Raises:
         UserError: The networks do not fit the data or each other; nothing has been written then.
     """
-    channels = len(data.channel_names)
-    trained, untrained, lines = subjects(source, channels)
+    trained, untrained, lines = subjects(source, data.channel_names)
     crop_size = _crop_size(trained, source.patch_size)
     diagnosis = Diagnosis(
         data, source.patch_size, crop_size, _cell_size(source), num_patches=num_patches, seed=seed, device=device
     )
     networks = {"untrained": (untrained, 0), "now": (trained, max(1, source.epochs))}
     if compare is not None:
-        other, _, adapted = subjects(compare, channels)
+        other, _, adapted = subjects(compare, data.channel_names)
         if _crop_size(other, compare.patch_size) != crop_size:  # then only the features are on equal patches
             other.method = None
         networks["compared"] = (other, max(1, compare.epochs))

@@ -10,11 +10,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.dataloading.crops import Case, CropDataset
 from emim_nnunet.errors import UserError
-from emim_nnunet.training.provenance import channel_names
 from emim_nnunet.training.stage import unlabelled_folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 
 def versions() -> dict[str, str]:
@@ -16,9 +15,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """Names of the channels in nnU-Net's order (``modality`` is the name of the key in old data sets)."""
-    names = dataset_json.get("channel_names", dataset_json.get("modality"))
-    return [names[key] for key in sorted(names, key=int)]

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from emim_nnunet.boxes import centre_box
+from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
@@ -41,7 +42,7 @@ from emim_nnunet.training.description import describe_cases, describe_cost
 from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, step_record
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.plots import plot_progress
-from emim_nnunet.training.provenance import channel_names, versions
+from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
 
 PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from those of training
