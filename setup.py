@@ -16,6 +16,7 @@ COMMANDS = (
     "estimate",
     "export",
     "plan_and_preprocess",
+    "pool",
     "pretrain",
     "register",
     "train",

@@ -81,7 +81,7 @@ def convert(
     Raises:
         UserError: Anything is not as it must be; nothing has been written then.
     """
-    target = _target_folder(dataset_id, dataset_name or family.default_dataset_name)
+    target = target_folder(dataset_id, dataset_name or family.default_dataset_name)
     if options.resample_to is not None and options.resample_to not in family.channels:
         raise UserError(f"--resample-to {options.resample_to}: the channels are {', '.join(family.channels)}")
     cases = find_cases(family, source)
@@ -138,7 +138,7 @@ def _read_state(folder: Path) -> Any:
         return None
 
 
-def _target_folder(dataset_id: int, name: str) -> Path:
+def target_folder(dataset_id: int, name: str) -> Path:
     if not nnUNet_raw.is_set():
         raise UserError("the environment variable nnUNet_raw is not set: it must name the folder of raw data sets")
     raw = Path(nnUNet_raw)
@@ -206,7 +206,7 @@ def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: 
         if os.path.lexists(target):
             continue
         if channel in case.missing:
-            _save(_zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
+            _save(zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
         else:
             _write_image(case.files[channel], target, grid, link=options.link)
     target = folder / "labelsTr" / f"{case.identifier}{ENDING}"
@@ -219,7 +219,7 @@ def _grid_channel(family: DatasetFamily, case: SourceCase, options: Options) -> 
     return options.resample_to or next(channel for channel in family.channels if channel in case.files)
 
 
-def _zeros_like(image: sitk.Image) -> sitk.Image:
+def zeros_like(image: sitk.Image) -> sitk.Image:
     zeros = sitk.Image(image.GetSize(), sitk.sitkInt16)
     zeros.CopyInformation(image)
     return zeros

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     ResEncUNetPlanner,
@@ -15,6 +15,7 @@ from emim_nnunet.config import BLOCK
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.raw_dataset import unlabelled_images
+from emim_nnunet.planners.transfer import Like
 
 DEFAULT_GPU_MEMORY = 24.0
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
@@ -54,6 +55,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         overwrite_target_spacing: As in nnU-Net.
         suppress_transpose: As in nnU-Net.
     """
+
+    like: ClassVar[Like | None] = None  # set in a subclass, because nnU-Net makes the planner
 
     def __init__(
         self,
@@ -101,8 +104,16 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         return f"{self.plans_identifier}_{configuration_name}"
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """nnU-Net's configuration with the ``emim`` block."""
+        """nnU-Net's configuration, or what :class:`Like` puts into its place, with the ``emim`` block."""
         plan = super().get_plans_for_configuration(*args, **kwargs)
+        like = self.like
+        if like is not None and len(like.patch_size) == len(plan["patch_size"]):
+            taken = {
+                "patch_size": list(like.patch_size),
+                "batch_size": like.batch_size,
+                "architecture": like.architecture,
+            }
+            plan = plan | taken
         return plan | {BLOCK: self._emim_block(plan)}
 
     def _emim_block(self, plan: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from emim_nnunet.planners.raw_dataset import (
     read_dataset_json,
     unlabelled_images,
 )
+from emim_nnunet.planners.transfer import Like
 
 NUM_INTENSITY_SAMPLES = 10_000_000
 
@@ -45,6 +46,8 @@ def plan_and_preprocess(
     num_processes: int = 4,
     plans_name: str | None = None,
     target_spacing: Sequence[float] | None = None,
+    like: Like | None = None,
+    like_spacing: bool = False,
     verify_integrity: bool = False,
     clean: bool = False,
     preprocess: bool = True,
@@ -60,6 +63,8 @@ def plan_and_preprocess(
         num_processes: Workers of the preprocessing, at most; see :func:`preprocess_cases`.
         plans_name: Other name of the plans.
         target_spacing: Of 3d_fullres, three numbers in mm.
+        like: Take architecture, patch and batch size from there; configurations of as many axes get them.
+        like_spacing: Take its spacing too.
         verify_integrity: Run nnU-Net's integrity check on the labelled cases first.
         clean: Extract the fingerprint anew.
         preprocess: False = only plan.
@@ -73,6 +78,14 @@ def plan_and_preprocess(
     """
     if gpu_memory_target is not None and gpu_memory_target <= 0:
         raise UserError(f"-gpu_memory_target must be a positive number of GB, not {gpu_memory_target}")
+    if like is not None:
+        plans_name = plans_name or f"nnUNetEMIMPlans_like_{like.name}"
+        if like_spacing and (like.spacing is None or target_spacing is not None):
+            raise UserError(
+                "--like_spacing: the source does not say its spacing, or -overwrite_target_spacing is given too"
+            )
+        target_spacing = like.spacing if like_spacing else target_spacing
+    planner = nnUNetPlannerEMIM if like is None else type("nnUNetPlannerEMIM", (nnUNetPlannerEMIM,), {"like": like})
     name = dataset_name(dataset_id)
     raw = Path(nnUNet_raw) / name
     dataset_json = read_dataset_json(raw)
@@ -95,7 +108,7 @@ def plan_and_preprocess(
     else:
         _extract_unlabelled_fingerprint(name, dataset_json, unlabelled, clean)
     _, plans = plan_experiment_dataset(
-        dataset_id, nnUNetPlannerEMIM, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
+        dataset_id, planner, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
     )
     if preprocess:
         preprocess_cases(name, plans, configurations, unlabelled, num_processes, verbose=verbose)

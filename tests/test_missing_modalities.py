@@ -23,6 +23,7 @@ from tests.pipeline import PLANS, TOY_BLOCK, set_folders, toy_architecture
 DATASET = "Dataset002_Gaps"
 KEPT = ([0], [1, 3], [0, 1, 2], [2], [0, 1, 2, 3], [3], [0, 2])  # modalities of each case; no case pair is alike
 NAMES = ("T1", "T1ce", "T2", "Flair")
+CPU_PLANNING = ("-c", "3d_fullres", "-gpu_memory_target", "0.3", "-np", "2", "-npfp", "2")
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,7 @@ def incomplete(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     next((folder / "source").rglob(f"{case}-{modality}.nii.gz")).unlink()
         options = ["brats2023", str(folder / "source"), "-d", "2", "--name", "Gaps", "--allow_missing"]
         assert run(convert.main, options) == 0
-        planning = ["-d", "2", "-c", "3d_fullres", "-gpu_memory_target", "0.3", "-np", "2", "-npfp", "2"]
-        assert run(plan_and_preprocess.main, planning) == 0
+        assert run(plan_and_preprocess.main, ["-d", "2", *CPU_PLANNING]) == 0
     file = folder / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json"
     plans = json.loads(file.read_text())
     architecture = toy_architecture(plans["configurations"]["3d_fullres"]["architecture"])

@@ -35,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-npfp", type=int, default=8, help="workers of the fingerprint extraction (default: 8)")
     parser.add_argument("-overwrite_plans_name", default=None, help="other name than nnUNetEMIMPlans")
     parser.add_argument("-overwrite_target_spacing", type=float, nargs=3, default=None, help="of 3d_fullres, in mm")
+    parser.add_argument(
+        "--like", metavar="SOURCE", help="plan like another data set (id) or checkpoint, so that its encoder fits"
+    )
+    parser.add_argument("--like_plans", default="nnUNetEMIMPlans", help="plans of that data set (default: %(default)s)")
+    parser.add_argument(
+        "--like_configuration", default="3d_fullres", help="configuration to take over (default: %(default)s)"
+    )
+    parser.add_argument("--like_spacing", action="store_true", help="take over the spacing too (default: own spacing)")
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="recommended once per data set")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew after the data changed")
     parser.add_argument("--no_pp", action="store_true", help="only plan")
@@ -42,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
+    from emim_nnunet.planners.transfer import read_like
 
+    like = read_like(arguments.like, arguments.like_plans, arguments.like_configuration) if arguments.like else None
     for dataset_id in arguments.d:
         plan_and_preprocess(
             dataset_id,
@@ -52,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_processes=arguments.np,
             plans_name=arguments.overwrite_plans_name,
             target_spacing=arguments.overwrite_target_spacing,
+            like=like,
+            like_spacing=arguments.like_spacing,
             verify_integrity=arguments.verify_dataset_integrity,
             clean=arguments.clean,
             preprocess=not arguments.no_pp,

@@ -30,11 +30,13 @@ class Case:
         folder: Folder of preprocessed files.
         identifier: Case id.
         patient: Whose it is, where a patient may have several cases; empty = the case's own.
+        origin: Data set that it comes from, of several pooled ones.
     """
 
     folder: Path
     identifier: str
     patient: str = ""
+    origin: str = ""
 
     @property
     def subject(self) -> str:
@@ -69,8 +71,9 @@ def case_folders(cases: Sequence[Case]) -> list[Path]:
 class CropDataset(Dataset):
     """Crop number ``i`` of an endless sequence: which case, where, and its voxels, all functions of (seed, i).
 
-    Every case comes once per round of ``len(cases)`` crops, in an order that is shuffled anew each round. A crop is drawn
-    again (up to ten times) while less than a tenth of it lies inside the body.
+    Every case comes once per round of ``len(cases)`` crops, in an order that is shuffled anew each round. Cases of several
+    origins are balanced: one crop of each origin in turn, and rounds within each. A crop is drawn again (up to ten times)
+    while less than a tenth of it lies inside the body.
 
     Args:
         cases: At least one.
@@ -97,7 +100,11 @@ class CropDataset(Dataset):
         self.patch_size = (1, *patch_size) if self.is_2d else tuple(patch_size)
         self.seed = seed
         self.with_label = with_label
-        self._round, self._order = -1, torch.empty(0)  # order of the cases in the round that was asked for last
+        origins = dict.fromkeys(case.origin for case in self.cases)
+        self._groups = [[case for case in self.cases if case.origin == origin] for origin in origins]
+        self._orders: dict[
+            int, tuple[int, Tensor]
+        ] = {}  # of each group, the round that was asked for last and its order
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Crop ``index``.
@@ -123,11 +130,15 @@ class CropDataset(Dataset):
 
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""
-        round_number, place = divmod(index, len(self.cases))
-        if self._round != round_number:
-            generator = seeded_generator(self.seed, Stream.ORDER, round_number)
-            self._round, self._order = round_number, torch.randperm(len(self.cases), generator=generator)
-        return self.cases[int(self._order[place])]
+        turn, number = divmod(index, len(self._groups))
+        group = self._groups[number]
+        round_number, place = divmod(turn, len(group))
+        known, order = self._orders.get(number, (-1, torch.empty(0)))
+        if known != round_number:
+            key = (round_number, number) if number else (round_number,)
+            order = torch.randperm(len(group), generator=seeded_generator(self.seed, Stream.ORDER, *key))
+            self._orders[number] = (round_number, order)
+        return group[int(order[place])]
 
     def _choose_box(self, seg: Any, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
         """A bounding box and the foreground in it, (1, *P) bool; the best of the tries if none has enough."""

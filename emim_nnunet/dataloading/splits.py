@@ -10,7 +10,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from emim_nnunet.checkpoints.io import atomic_write
 from emim_nnunet.errors import UserError
 
-SPLITS, PATIENTS = "splits_final.json", "patients.json"
+SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
 NUM_FOLDS = 5
 NNUNET_SEED = 12345  # of nnUNetTrainer.do_split
 
@@ -27,26 +27,38 @@ def read_patients(dataset_folder: Path) -> dict[str, str]:
     Raises:
         UserError: The file is not a JSON object of texts.
     """
-    path = dataset_folder / PATIENTS
+    return _read_names(dataset_folder / PATIENTS)
+
+
+def read_origins(dataset_folder: Path) -> dict[str, str]:
+    """Which data set each case comes from, of several pooled ones: ``origins.json`` of :func:`pool`.
+
+    Args, return value and errors as in :func:`read_patients`.
+    """
+    return _read_names(dataset_folder / ORIGINS)
+
+
+def _read_names(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        patients = json.loads(path.read_text())
+        names = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(patients, dict) or not all(isinstance(name, str) for name in patients.values()):
-        raise UserError(f"{path} must be a JSON object: case -> patient")
-    return patients
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{path} must be a JSON object: case -> name")
+    return names
 
 
 def take_over_splits(raw: Path, preprocessed: Path) -> None:
     """Copy what a conversion knows about patients to where training looks for it.
 
     Args:
-        raw: Raw folder of a data set; its ``splits_final.json`` does not replace one that is there, ``patients.json`` does.
+        raw: Raw folder of a data set; its ``splits_final.json`` does not replace one that is there, what it knows about
+            patients and origins does.
         preprocessed: Preprocessed folder.
     """
-    for name, replace in ((SPLITS, False), (PATIENTS, True)):
+    for name, replace in ((SPLITS, False), (PATIENTS, True), (ORIGINS, True)):
         source, target = raw / name, preprocessed / name
         if source.is_file() and (replace or not target.exists()):
             content = source.read_bytes()

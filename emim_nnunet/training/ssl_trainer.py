@@ -30,7 +30,7 @@ from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoi
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
 from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
-from emim_nnunet.dataloading.splits import read_patients
+from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import materialise, own_norm_outputs
@@ -184,6 +184,7 @@ class SSLTrainer(nnUNetTrainer):
             ids.get(unlabelled, []),
             self.config.use_validation_cases,
             read_patients(labelled.parent),
+            read_origins(labelled.parent),
         )
 
     def do_split(self) -> tuple[list[str], list[str]]:

@@ -86,6 +86,7 @@ def stage_cases(
     unlabelled_ids: list[str],
     use_validation: bool,
     patients: dict[str, str],
+    origins: dict[str, str],
 ) -> StageCases:
     """Training cases of the fold and all unlabelled ones to learn from, validation cases of the fold to measure on.
 
@@ -98,6 +99,7 @@ def stage_cases(
         unlabelled_ids: All of them.
         use_validation: Learn from the validation cases too.
         patients: Case -> patient, see :func:`read_patients`.
+        origins: Case -> data set, see :func:`read_origins`.
 
     Returns:
         The cases; without validation cases the probe set is the training set.
@@ -107,9 +109,12 @@ def stage_cases(
     """
     held_out = [] if use_validation else [i for i in validation_ids if i not in training_ids]
     learnt = list(dict.fromkeys([*training_ids, *(validation_ids if use_validation else [])]))
-    training = [Case(labelled, i, patients.get(i, "")) for i in sorted(learnt)]
-    training += [Case(unlabelled_folder(labelled), i, patients.get(i, "")) for i in sorted(unlabelled_ids)]
-    probe = [Case(labelled, i, patients.get(i, "")) for i in sorted(held_out)]
+
+    def cases(folder: Path, identifiers: list[str]) -> list[Case]:
+        return [Case(folder, i, patients.get(i, ""), origins.get(i, "")) for i in sorted(identifiers)]
+
+    training = cases(labelled, learnt) + cases(unlabelled_folder(labelled), unlabelled_ids)
+    probe = cases(labelled, held_out)
     held_out_patients = {case.subject for case in probe}
     left_out = [case for case in training if case.subject in held_out_patients]
     training = [case for case in training if case.subject not in held_out_patients]

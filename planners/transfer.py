@@ -1,0 +1,78 @@
+"""Planning a data set like another one, so that an encoder pretrained there fits: its architecture and patch, own spacing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
+from emim_nnunet.checkpoints.source import read_source
+from emim_nnunet.errors import UserError
+
+DEFAULT_BATCH = 2  # nnU-Net's smallest, where the source does not say
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a plan takes over.
+
+    Attributes:
+        name: Of the source, for the name of the plans.
+        configuration: The configuration that is planned like it.
+        architecture: As in a configuration of nnU-Net's plans.
+        patch_size: Voxels per axis.
+        batch_size: Of the segmentation stage.
+        spacing: mm per axis in the order of the images, None where unknown; used only where asked for.
+    """
+
+    name: str
+    configuration: str
+    architecture: dict[str, Any]
+    patch_size: tuple[int, ...]
+    batch_size: int
+    spacing: tuple[float, ...] | None
+
+
+def read_like(text: str, plans_name: str, configuration: str) -> Like:
+    """The source of a plan.
+
+    Args:
+        text: Id of a preprocessed data set, or a checkpoint of ours, of nnU-Net or of nnssl.
+        plans_name: Plans of the data set.
+        configuration: Of the data set; for a checkpoint, the configuration to plan.
+
+    Raises:
+        UserError: Neither a data set nor a checkpoint.
+    """
+    if text.isdecimal():
+        plans, _ = read_target(int(text), plans_name)
+        return _of_plans(plans, configuration, preprocessed_folder(int(text)).name.split("_")[0].lower())
+    path = Path(text)
+    source = read_source(path)
+    if source.configuration is not None and "plans" in source.checkpoint.get("init_args", source.checkpoint):
+        about = source.checkpoint.get("init_args", source.checkpoint)
+        return _of_plans(about["plans"], source.configuration, path.stem, configuration)
+    name = "".join(c if c.isalnum() else "_" for c in path.stem)
+    return Like(name, configuration, source.architecture, tuple(source.patch_size), DEFAULT_BATCH, None)
+
+
+def _of_plans(plans: dict[str, Any], configuration: str, name: str, planned: str | None = None) -> Like:
+    manager = PlansManager(plans)
+    if configuration not in manager.available_configurations:
+        known = ", ".join(manager.available_configurations)
+        raise UserError(
+            f"--like: the plans '{manager.plans_name}' have no configuration '{configuration}', only {known}"
+        )
+    content = manager.get_configuration(configuration)
+    spacing = [content.spacing[i] for i in manager.transpose_backward] if len(content.spacing) == 3 else None
+    return Like(
+        "".join(c if c.isalnum() else "_" for c in name),
+        planned or configuration,
+        content.configuration["architecture"],
+        tuple(content.patch_size),
+        content.batch_size,
+        None if spacing is None else tuple(spacing),
+    )
