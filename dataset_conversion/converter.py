@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def _taken(cases: Sequence[SourceCase], options: Options) -> list[SourceCase]:
 def _state(family: DatasetFamily, options: Options, cases: Sequence[SourceCase]) -> dict[str, Any]:
     """What decides the result of a conversion: an interrupted one is taken up again only where this is equal."""
     return {
-        "family": repr(family),
+        "family": repr(replace(family, finder=None)),  # a function has no lasting name
         "options": repr(options),
         "versions": versions(),
         "cases": {case.identifier: dict(sorted(case.sha256.items())) for case in cases},

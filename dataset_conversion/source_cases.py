@@ -51,7 +51,7 @@ class SourceCase:
         on_other_grid: What must be resampled.
         shape: Voxels (z, y, x).
         spacing: mm (z, y, x).
-        sha256: File name -> checksum.
+        sha256: File name -> checksum; with the folder before it where a case has several files of one name.
     """
 
     identifier: str
@@ -62,6 +62,11 @@ class SourceCase:
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
+
+    def file_key(self, path: Path) -> str:
+        """Under which a file's checksum is kept."""
+        same_name = {file.path for file in self.files.values() if file.path.name == path.name}
+        return path.name if len(same_name) < 2 else f"{path.parent.name}/{path.name}"
 
     @property
     def labelled(self) -> bool:
@@ -202,12 +207,12 @@ def read_image(file: SourceFile) -> sitk.Image:
 def _read(file: SourceFile, case: SourceCase) -> sitk.Image | None:
     """The image if it is whole and as it should be."""
     path = file.path
-    if path.name not in case.sha256:
+    if case.file_key(path) not in case.sha256:
         damage = "is missing" if not path.is_file() else stream_damage(path)
         if damage:
             case.problems.append(f"{path} {damage}")
             return None
-        case.sha256[path.name] = _digest(path)
+        case.sha256[case.file_key(path)] = _digest(path)
     try:
         return read_image(file)
     except RuntimeError as error:

@@ -432,6 +432,8 @@ def test_a_replica_arrives_as_it_should(name: str, nnunet_dirs: Path, tmp_path: 
     provenance = json.loads((out / "provenance.json").read_text())
     assert set(provenance["cases"]) == {*replica.labelled, *replica.unlabelled}
     assert str(tmp_path) not in (out / "provenance.json").read_text()
+    if name == "ucsf_pdgm":  # five files called volume.nii
+        assert len(provenance["cases"]["UCSF-PDGM-0004_FU007d"]["sha256"]) == 5
     assert (out / "splits_final.json").is_file() == replica.patients
     if replica.patients:
         patients = {case: about["patient"] for case, about in provenance["cases"].items()}
