@@ -20,6 +20,7 @@ from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.cli import export as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.planners.transfer import read_like
 from tests.toy import toy_unet
 
 CLASSES = {
@@ -349,3 +350,20 @@ def test_an_export_remembers_the_names_of_its_own_channels(tmp_path: Path) -> No
     export(tmp_path / "ssl.pth", plans(arch), "toy", dataset_json(2, 3) | names, tmp_path / "out.pth")
     again = read_source(tmp_path / "out.pth")
     assert again.channel_names == ["Flair", "DWI"]
+
+
+def test_a_plan_can_be_like_any_checkpoint_that_describes_its_network(tmp_path: Path) -> None:
+    ssl_checkpoint(tmp_path / "ssl.pth", "residual", 3, 4)
+    stage = json.loads(json.dumps(plans(architecture("residual"))))
+    content = load_checkpoint(tmp_path / "ssl.pth")
+    stage["configurations"]["toy"] |= {"data_identifier": "x", "preprocessor_name": "DefaultPreprocessor"}
+    save_checkpoint(content | {"plans": stage | {"transpose_backward": [0, 1, 2]}}, tmp_path / "stage.pth")
+    export_encoder(tmp_path / "ssl.pth", tmp_path / "encoder only.pth")  # as nnssl's: an adaptation plan and no plans
+    for name, expected in (("stage.pth", (1.0, 1.0, 1.0)), ("encoder only.pth", None)):
+        like = read_like(str(tmp_path / name), "nnUNetEMIMPlans", "3d_fullres")
+        assert compare_topology(like.architecture, architecture("residual")) == []
+        assert like.patch_size == (16, 16, 16)
+        assert like.batch_size == 2
+        assert like.spacing == expected
+        assert like.configuration == "3d_fullres"
+        assert like.name in ("stage", "encoder_only")

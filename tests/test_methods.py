@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from itertools import accumulate
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import emim_nnunet.trainers as trainers
 from emim_nnunet.config import check_known_keys, config_from_block, emim_block
+from emim_nnunet.diagnostics import CollapseProbe
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import choose_rows
 from emim_nnunet.methods import config_classes
@@ -113,13 +115,18 @@ def test_evaluation_leaves_the_state_and_loading_restores_the_output(method_clas
     assert torch.equal(other.eval()(*batch).loss, loss)
 
 
+ONE_TO_FOUR = [[1, 0, 0, 0], [1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]]
+ABSENT_EVERYWHERE = [[1, 0, 1, 1]] * 2 + [[0, 0, 1, 1]] * 2
+
+
 @each_method
+@pytest.mark.parametrize("there", [ONE_TO_FOUR, ABSENT_EVERYWHERE], ids=["one_to_four", "absent_everywhere"])
 @pytest.mark.parametrize("num_axes", [2, 3])
 def test_missing_modalities_count_for_nothing_and_leave_all_finite(
-    method_class: type[SSLMethod], num_axes: int
+    method_class: type[SSLMethod], num_axes: int, there: list[list[int]]
 ) -> None:
     method = make(method_class, num_axes=num_axes)
-    rows = torch.tensor([[1, 0, 0, 0], [1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    rows = torch.tensor(there, dtype=torch.bool)
     image, foreground, _ = toy_batch(method, 4, num_axes=num_axes)
     samples = [method.draw(torch.Generator().manual_seed(i), row) for i, row in enumerate(rows)]
     draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]} | {"subject": torch.arange(4)}
@@ -130,9 +137,16 @@ def test_missing_modalities_count_for_nothing_and_leave_all_finite(
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
     method.after_step(output.state)
     assert torch.isfinite(method(image * there, foreground, draws).loss)
-    if output.reconstruction is not None:
-        assert not output.reconstruction.counted[~there.expand_as(output.reconstruction.counted)].any()
-        assert output.reconstruction.hidden[~there.expand_as(output.reconstruction.hidden)].all()
+    shown = output.reconstruction
+    if shown is not None:
+        assert not shown.counted[~there.expand_as(shown.counted)].any()
+        assert shown.hidden[~there.expand_as(shown.hidden)].all()
+        probe = CollapseProbe((4,) * num_axes, ["a", "b", "c", "d"], 0)
+        probe.update_features(range(4), shown.foreground, [shown.image])
+        probe.update_reconstruction(shown.prediction, shown.target, shown.counted, shown.foreground)
+        scores = probe.measure()["reconstruction"]
+        assert isfinite(scores["all"]["foreground_skill"])
+        assert isfinite(scores["b"]["foreground_skill"]) == bool(rows[:, 1].any())
     else:  # nothing fills a view of a missing modality
         seen = []
         method.encoder.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
