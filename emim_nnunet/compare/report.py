@@ -203,10 +203,10 @@ def _score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _compute_table(compute: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["| arm | method | GFLOPs a step | steps | 1e15 FLOPs in all |", "|---|---|---|---|---|"]
+    lines = ["| arm | method | GFLOPs a step | steps | 1e12 FLOPs in all |", "|---|---|---|---|---|"]
     for arm, cost in compute.items():
-        total = 1e3 * cost["exaflops"]
-        lines.append(f"| {arm} | {cost['method']} | {cost['gflops_per_step']:.1f} | {cost['steps']} | {total:.2f} |")
+        total = 1e6 * cost["exaflops"]
+        lines.append(f"| {arm} | {cost['method']} | {cost['gflops_per_step']:.1f} | {cost['steps']} | {total:.3g} |")
     return lines
 
 
