@@ -17,7 +17,7 @@ from emim_nnunet.dataloading.augmentation import (
     rotate_and_scale_,
     rotation_ranges,
 )
-from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropDataset, crop_loader
+from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropDataset, crop_loader, present_channels
 from emim_nnunet.randomness import Stream, seeded_generator
 
 SHAPE = (12, 20, 18)
@@ -217,3 +217,11 @@ def test_generators_depend_on_every_part_of_the_key() -> None:
     assert len(draws) == 4
     one, two = (torch.rand(3, generator=seeded_generator(0, Stream.MASK, 7)) for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_a_channel_is_there_when_a_single_voxel_is_not_zero() -> None:
+    image = torch.zeros((4, 9, 9, 9))
+    image[1] = 1.0
+    image[2, 3, 5, 7] = -0.1  # between the voxels that are looked at first
+    assert present_channels(image).tolist() == [False, True, True, False]
+    assert present_channels(image[:, 3]).tolist() == [False, True, True, False]
