@@ -227,6 +227,8 @@ def test_unlabelled_cases_are_preprocessed_beside_the_labelled_ones(planning: Pa
         "pyramid_levels",
         "projector_widths",
         "batch_size",
+        "parent_factor",
+        "patches_at_once",
         "num_epochs",
     }
     assert plans_of(planning, 1)["configurations"]["3d_fullres"]["preprocessor_name"] == "DefaultPreprocessor"
@@ -329,3 +331,11 @@ def test_user_errors_are_one_line(planning: Path, capsys: pytest.CaptureFixture[
     file.write_bytes(file.read_bytes()[:500])
     assert "case0_0000.nii.gz is truncated or damaged" in error_of(4)
     assert not (planning / "nnUNet_preprocessed" / "Dataset004_Toy" / "nnUNetEMIMPlans.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [((128, 128, 128), (2, 2, 2)), ((20, 256, 224), (1, 2, 2)), ((40, 96, 96), (2, 2, 2)), ((25, 64), (1, 2))],
+)
+def test_the_wide_crop_spares_odd_axes_and_thick_slices(patch: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert ssl_plan.parent_factor(patch) == expected
