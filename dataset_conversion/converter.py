@@ -17,18 +17,18 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from nnunetv2.paths import nnUNet_raw
-from sklearn.model_selection import KFold
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
 from emim_nnunet.dataset_conversion.family import LABEL, DatasetFamily
 from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile, check_case, find_cases, read_image
 from emim_nnunet.errors import UserError
+from emim_nnunet.planners.raw_dataset import UNLABELLED
 from emim_nnunet.training.provenance import versions
 
 ENDING = ".nii.gz"
-UNLABELLED = "imagesUnlabelled"
-NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
 STATE = "state.json"
 logger = logging.getLogger(__name__)
 
@@ -275,12 +275,9 @@ def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str,
     if len(patients) == len(cases) or len(patients) < 2:
         return []
     names = sorted(patients)
-    folds = KFold(min(NUM_FOLDS, len(names)), shuffle=True, random_state=SPLIT_SEED).split(names)
+    folds = generate_crossval_split(names, seed=NNUNET_SEED, n_splits=min(NUM_FOLDS, len(names)))
     return [
-        {
-            part: [c for i in indices for c in patients[names[i]]]
-            for part, indices in zip(("train", "val"), fold, strict=True)
-        }
+        {part: [case for name in fold[part] for case in patients[str(name)]] for part in ("train", "val")}
         for fold in folds
     ]
 

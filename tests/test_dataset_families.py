@@ -16,7 +16,6 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.dataset_conversion import FAMILIES
-from emim_nnunet.dataset_conversion.family import LABEL
 from tests.conftest import shared_data
 
 SHAPE = (6, 7, 8)  # z, y, x
@@ -551,10 +550,6 @@ def test_the_list_and_the_page_name_all(capsys: Any) -> None:
     for name in (*FAMILIES, "bids", "folders"):
         assert name in printed
         assert f"`{name}`" in page
-
-
-def test_labels_are_marked_as_such() -> None:
-    assert all(LABEL not in family.channels for family in FAMILIES.values())
 
 
 def test_real_open_ms(nnunet_dirs: Path) -> None:

@@ -38,6 +38,21 @@ POSITION_16 = {
 }
 MINMAX = {"foreground_only": False, "num_epochs": 16, "initial_lr": 1e-2}
 
+METHODS = {
+    "parent_factor": [2, 2, 2],
+    "patches_at_once": 4,
+    "num_epochs": 3,
+    "num_iterations_per_epoch": 8,
+    "num_val_iterations_per_epoch": 4,
+    "queue_size": 256,
+    "zca_rows": 128,
+    "key_momentum": 0.99,
+    "finetune_num_epochs": 2,
+    "finetune_num_iterations_per_epoch": 5,
+    "finetune_num_val_iterations_per_epoch": 1,
+    "finetune_ssl_trainer": "nnUNetTrainerMoCoZCAPretrain",
+}
+
 
 def main() -> None:
     """Parse and rewrite the plans."""
@@ -59,6 +74,7 @@ def main() -> None:
     }
     small = {"batch_size": 2, "patch_size": [32, 64, 48], "architecture": architecture, "emim": WATCH}
     configurations["3d_watch"] = {"inherits_from": "3d_fullres"} | small
+    configurations["3d_methods"] = {"inherits_from": "3d_watch", "emim": METHODS}
     configurations["3d_position16"] = {"inherits_from": "3d_watch", "emim": POSITION_16}
     configurations["3d_minmax"] = {
         "inherits_from": "3d_watch",
@@ -68,7 +84,7 @@ def main() -> None:
         "emim": MINMAX,
     }
     save_json(plans, str(file), sort_keys=False)
-    print(f"3d_watch, 3d_position16 and 3d_minmax added to {file.name}")
+    print(f"3d_watch, 3d_methods, 3d_position16 and 3d_minmax added to {file.name}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -185,11 +186,10 @@ def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _starts(length: int, patch: int) -> list[int]:
-    """First voxels of the fewest equally spaced patches that cover an axis; a short axis is centred in its patch."""
+    """First voxels of nnU-Net's fewest windows that cover an axis; a short axis is centred in its patch."""
     if length <= patch:
         return [-((patch - length) // 2)]
-    number = -(-length // patch)
-    return [round(i * (length - patch) / (number - 1)) for i in range(number)]
+    return compute_steps_for_sliding_window((length,), (patch,), 1.0)[0]
 
 
 @torch.no_grad()

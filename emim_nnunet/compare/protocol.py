@@ -19,6 +19,7 @@ from emim_nnunet.compare.arms import SCRATCH, Arm
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.report import collect_spectra, read_scores, write_results
 from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name, make_splits
+from emim_nnunet.config import config_from_block
 from emim_nnunet.dataloading.splits import read_patients
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.config import TrainingConfig
@@ -146,7 +147,7 @@ def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[
     reference = protocol.reference or pretraining[0].name
     if reference not in costs:
         raise UserError(f"--reference {reference}: must be one of the arms that pretrain, {', '.join(costs)}")
-    config = _training_config(plans, protocol.configuration)
+    config = config_from_block(TrainingConfig, read_block(plans, protocol.configuration))
     budget = costs[reference] * config.num_epochs * config.num_iterations_per_epoch
     result = {}
     for arm in pretraining:
@@ -161,12 +162,6 @@ def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[
             "exaflops": costs[arm.name] * steps / 1e18,
         }
     return result
-
-
-def _training_config(plans: dict[str, Any], configuration: str) -> TrainingConfig:
-    block = read_block(plans, configuration)
-    names = TrainingConfig.__dataclass_fields__
-    return TrainingConfig(**{key: value for key, value in block.items() if key in names})
 
 
 def _configuration(protocol: Protocol, arm: Arm, seed: int, compute: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,7 @@ def info_nce(positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     with torch.autocast(positive.device.type, enabled=False):
         logits = torch.cat([positive[:, None], negatives], dim=1).float() / temperature
         losses = logits.logsumexp(1) - logits[:, 0]
-        total, count = all_reduce_sum(torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])).unbind()
-        return total / count.clamp_min(1.0)
+        return _weighted_mean(losses, torch.ones_like(losses))
 
 
 def info_nce_rows(queries: Tensor, keys: Tensor, weight: Tensor, temperature: float) -> Tensor:

@@ -224,10 +224,8 @@ class MoCoZCA(SSLMethod):
     @torch.no_grad()
     def after_step(self, state: dict[str, Tensor]) -> None:
         """The momentum branch follows, the queue takes the new keys, whitening the new vectors; alike on all ranks."""
-        online = [m for m in (self.encoder, self.head, self.local_head) if m is not None]
-        following = [m for m in (self.momentum.encoder, self.momentum.head, self.momentum.local_head) if m is not None]
-        for target, source in zip(following, online, strict=True):
-            momentum_update_(target, source, self.config.key_momentum)
+        for name, target in self.momentum.named_children():
+            momentum_update_(target, getattr(self, name), self.config.key_momentum)
         rows = {name: gather_rows(value)[0] for name, value in state.items()}
         self.queue.push(rows["key"], rows["subject"])
         if self.local_queue is not None:

@@ -46,7 +46,7 @@ class FinetuneTrainer(nnUNetTrainer):
 
     ssl_trainer_class: ClassVar[type[SSLTrainer]]
     runs_ssl_stage: ClassVar[bool] = False
-    stored_trainer_name: ClassVar[str] = STOCK_TRAINER
+    stored_trainer_name: ClassVar[str | None] = STOCK_TRAINER  # None = its own
 
     def __init__(
         self,
@@ -190,5 +190,5 @@ class FinetuneTrainer(nnUNetTrainer):
         super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written by ourselves
-        checkpoint["trainer_name"] = self.stored_trainer_name
+        checkpoint["trainer_name"] = self.stored_trainer_name or type(self).__name__
         atomic_write(Path(filename), lambda file: torch.save(checkpoint, file))

@@ -73,18 +73,12 @@ class LinearProbeNetwork(nn.Module):
 class LinearProbeTrainer(FinetuneTrainer):
     """nnU-Net's training of a :class:`LinearProbeNetwork`; the encoder comes from where :class:`FinetuneTrainer` gets it."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    stored_trainer_name = None  # its own: prediction needs this network
+
+    def initialize(self) -> None:
+        """As in nnU-Net, without deep supervision."""
         self.enable_deep_supervision = False
-        self.stored_trainer_name = type(self).__name__  # prediction needs this network
-        self.initial_lr = self.config.linear_probe_lr
+        super().initialize()
 
     @staticmethod
     def build_network_architecture(
@@ -103,5 +97,6 @@ class LinearProbeTrainer(FinetuneTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """AdamW on the linear layers, nnU-Net's polynomial decay."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, 0)
+        rate = self.config.linear_probe_lr
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)
+        return optimizer, WarmupPolyLRScheduler(optimizer, rate, self.num_epochs, 0)
