@@ -20,11 +20,12 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import atomic_write, write_json
 from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
 from emim_nnunet.dataset_conversion.family import LABEL, DatasetFamily
 from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile, check_case, find_cases, read_image
 from emim_nnunet.errors import UserError
+from emim_nnunet.imageio import save_image
 from emim_nnunet.planners.raw_dataset import UNLABELLED
 from emim_nnunet.training.provenance import versions
 
@@ -109,7 +110,7 @@ def convert(
     if not partial.is_dir() or _read_state(partial) != state:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write_json(partial / STATE, state)
+        write_json(partial / STATE, state)
     _write(family, source, cases, partial, target.name, options, num_processes)
     (partial / STATE).unlink()
     partial.rename(target)
@@ -184,17 +185,17 @@ def _write(
         converted_by=f"emim_nnunet {versions()['emim_nnunet']}",
     )
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    _write_json(folder / "dataset.json", dataset_json | {"citation": family.citation})
+    write_json(folder / "dataset.json", dataset_json | {"citation": family.citation})
     splits = patient_splits(labelled, family.patient_pattern)
     if splits:
-        _write_json(folder / "splits_final.json", splits)
+        write_json(folder / "splits_final.json", splits)
     patients = {case.identifier: family.patient(case.identifier) for case in cases}
     if len(set(patients.values())) < len(patients):
-        _write_json(folder / "patients.json", patients)
+        write_json(folder / "patients.json", patients)
     missing = {case.identifier: case.missing for case in cases if case.missing}
     if missing:
-        _write_json(folder / "missing_channels.json", missing)
-    _write_json(folder / "provenance.json", _provenance(family, source, all_cases, options))
+        write_json(folder / "missing_channels.json", missing)
+    write_json(folder / "provenance.json", _provenance(family, source, all_cases, options))
 
 
 def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: Options) -> None:
@@ -206,7 +207,7 @@ def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: 
         if os.path.lexists(target):
             continue
         if channel in case.missing:
-            _save(zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
+            save_image(zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
         else:
             _write_image(case.files[channel], target, grid, link=options.link)
     target = folder / "labelsTr" / f"{case.identifier}{ENDING}"
@@ -235,7 +236,9 @@ def _write_image(file: SourceFile, target: Path, grid: sitk.Image | None, *, lin
             atomic_write(target, lambda out: shutil.copyfileobj(stream, out))
     else:
         image = read_image(file)
-        _save(image if grid is None else sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, 0.0), target)
+        save_image(
+            image if grid is None else sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, 0.0), target
+        )
 
 
 def _write_label(family: DatasetFamily, file: SourceFile, target: Path, grid: sitk.Image | None) -> None:
@@ -246,16 +249,9 @@ def _write_label(family: DatasetFamily, file: SourceFile, target: Path, grid: si
         mapped[voxels == old] = new
     result = sitk.GetImageFromArray(mapped)
     result.CopyInformation(image)
-    _save(
+    save_image(
         result if grid is None else sitk.Resample(result, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0), target
     )
-
-
-def _save(image: sitk.Image, target: Path) -> None:
-    """Write as a whole or not at all."""
-    temporary = target.with_name(f".{target.name.removesuffix(ENDING)}.tmp{ENDING}")
-    sitk.WriteImage(image, str(temporary))
-    os.replace(temporary, target)
 
 
 def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str, list[str]]]:
@@ -310,7 +306,3 @@ def _provenance(
         },
         "versions": versions(),
     }
-
-
-def _write_json(path: Path, content: object) -> None:
-    atomic_write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))

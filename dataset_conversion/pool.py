@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,11 +13,12 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from nnunetv2.paths import nnUNet_raw
 
 from emim_nnunet.checkpoints.channels import channel_names, standard_name
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_json
 from emim_nnunet.dataloading.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.dataset_conversion.converter import target_folder, zeros_like
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
 from emim_nnunet.errors import UserError
+from emim_nnunet.imageio import save_image
 from emim_nnunet.planners.raw_dataset import UNLABELLED, dataset_name, images_of_cases, read_dataset_json
 from emim_nnunet.training.provenance import versions
 
@@ -113,8 +113,7 @@ def _write(
     facts = {ORIGINS: origins, PATIENTS: patients, "missing_channels.json": missing}
     facts["provenance.json"] = {"pool_of": counts, "channels": wanted, "versions": versions()}
     for file, content in facts.items():
-        text = json.dumps(content, indent=2).encode()
-        atomic_write(folder / file, lambda stream, text=text: stream.write(text))
+        write_json(folder / file, content)
 
 
 def _link(stem: Path, files: Sequence[str | None], ending: str) -> None:
@@ -123,6 +122,6 @@ def _link(stem: Path, files: Sequence[str | None], ending: str) -> None:
     for channel, file in enumerate(files):
         image = stem.with_name(f"{stem.name}_{channel:04d}{ending}")
         if file is None:
-            sitk.WriteImage(zeros_like(sitk.ReadImage(reference)), str(image))
+            save_image(zeros_like(sitk.ReadImage(reference)), image)
         else:
             os.symlink(Path(file).resolve(), image)

@@ -1,13 +1,16 @@
-"""Checks of image files that the readers do not make."""
+"""What readers and writers of image files do not check."""
 
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
 from tqdm import tqdm
 
 from emim_nnunet.errors import UserError
@@ -54,3 +57,28 @@ def check_streams(files: Iterable[Path], num_threads: int) -> None:
         for file, damage in zip(files, damages, strict=True):
             if damage:
                 raise UserError(f"{file} {damage}")
+
+
+def save_image(image: sitk.Image, target: Path) -> None:
+    """Write an image as a whole or not at all; it is read back and compared first.
+
+    Args:
+        image: Scalar image.
+        target: File; its ending says the format.
+
+    Raises:
+        OSError: It could not be written, or what was read back differs.
+    """
+    temporary = target.with_name(f".partial.{target.name}")
+    try:
+        sitk.WriteImage(image, str(temporary))
+        written = None if stream_damage(temporary) else sitk.GetArrayFromImage(sitk.ReadImage(str(temporary)))
+        if written is None or not np.array_equal(written, sitk.GetArrayViewFromImage(image)):
+            raise OSError(f"{target} was not written correctly: what the disk holds differs from what was written")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except RuntimeError as error:
+        raise OSError(f"{target} cannot be written ({str(error).strip().splitlines()[-1].strip()})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

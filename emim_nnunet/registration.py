@@ -10,10 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 SEARCH_VARIABLE = "nnUNet_extTrainer"
-EXIT_USER_ERROR = 2
 
 # Modules of this folder are searched by name and before its sub-packages: after nnUNetTrainer.py, so the stock trainer is found
 # without importing us, and before primus/, so ours are found without importing timm.
@@ -119,18 +118,31 @@ def unregister() -> bool:
 
 
 def report_user_errors() -> None:
-    """Let nnU-Net's own commands end with one line and exit code 2 after a :class:`UserError`; idempotent."""
+    """Let nnU-Net's own commands end with one line and exit code 2 after a :class:`UserError`; idempotent.
+
+    With ``-num_gpus`` the error comes from a process that nnU-Net started, and its exit code is passed on likewise.
+    """
     previous = sys.excepthook
     if getattr(previous, "reports_user_errors", False):
         return
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if not issubclass(kind, UserError):
+        # CPython (3.10 to 3.13) ends with the code of a SystemExit that the hook raises; sys.exit after a hook would be 1
+        if kind.__name__ == "ProcessExitedException" and getattr(error, "exit_code", None) == EXIT_INTERRUPTED:
+            raise SystemExit(EXIT_INTERRUPTED)
+        message = str(error) if issubclass(kind, UserError) else _user_error_of_child(kind, error)
+        if message is None:
             previous(kind, error, traceback)
             return
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
-        # CPython (3.10 to 3.13) ends with the code of a SystemExit that the hook raises; sys.exit after a hook would be 1
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
         raise SystemExit(EXIT_USER_ERROR)
 
     hook.reports_user_errors = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def _user_error_of_child(kind: type[BaseException], error: BaseException) -> str | None:
+    """The message, where a process that torch.multiprocessing started died of a UserError."""
+    last = next(iter(str(error).strip().splitlines()[::-1]), "")
+    name = f"{UserError.__module__}.{UserError.__name__}: "
+    return last.removeprefix(name) if kind.__name__ == "ProcessRaisedException" and last.startswith(name) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_json
 from emim_nnunet.dataloading.splits import ensure_splits, take_over_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
@@ -170,7 +169,7 @@ def _extract_unlabelled_fingerprint(
     }
     recursive_fix_for_json_export(fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(json.dumps(fingerprint, indent=4).encode()))
+    write_json(path, fingerprint, indent=4)
 
 
 def _read(reader: Any, files: list[str]) -> tuple[np.ndarray, dict[str, Any]]:

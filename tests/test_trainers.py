@@ -26,6 +26,7 @@ from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
 from emim_nnunet.registration import trainers_path
+from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
 
@@ -173,7 +174,7 @@ def test_drop_in_pretrains_once_then_segments_and_needs_nothing_of_us_to_predict
     ssl = load_checkpoint(fold_folder(PRETRAIN) / "checkpoint_final.pth")
     log = log_of(folder)
     assert "SSL stage first" in log
-    assert f"Encoder: from {fold_folder(PRETRAIN)}" in log
+    assert f"Encoder: from {without_paths(fold_folder(PRETRAIN))}" in log
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert (folder / "validation" / "summary.json").is_file()

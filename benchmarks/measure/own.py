@@ -46,7 +46,7 @@ def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
     while True:
         numbers = torch.arange(first, first + batch)
         present = torch.ones((batch, channels), dtype=torch.bool)
-        about = {"index": numbers, "subject": numbers, "present": present}
+        about = {"index": numbers, "subject": numbers, "present": present, "case": ["noise"] * batch}
         yield {"image": image.clone(), "foreground": foreground.clone()} | about
         first += batch
 
@@ -144,8 +144,8 @@ def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
     targets = [
         (trainer, "_prepare", "augmentation and masks"),
         (trainer, "_augment", "augmentation"),
-        (trainer, "_optimise", "backward and optimiser"),
-        (trainer.optimizer, "step", "optimiser"),
+        (trainer, "_backward", "backward"),
+        (trainer, "_optimise", "clipping and optimiser"),
         (method, "forward", "forward"),
         (method, "encode_masked", "forward: masking and encoder"),
         (method, "_encode_original", "forward: original view"),

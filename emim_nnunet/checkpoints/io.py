@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tempfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,33 +20,116 @@ from emim_nnunet.errors import UserError
 SSL_FORMAT = "emim_nnunet.ssl"
 EXPORT_FORMAT = "emim_nnunet.export"
 FORMAT_VERSION = 1
+TEMPORARY = ".tmp"
+CHUNK = 1 << 24
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+class _Checksummed:
+    """What ``write`` of :func:`atomic_write` gets: bytes go on to a file and into a checksum.
+
+    torch.save reports a failed write as a RuntimeError about its own buffer, so the real cause is kept.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.checksum, self.error = file, 0, None
+
+    def write(self, data: Any) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.checksum = zlib.crc32(data, self.checksum)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def atomic_write(path: Path, write: Callable[[Any], object], *, keep_as: Path | None = None) -> None:
     """Write a file as a whole or not at all.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and then renamed; an earlier file of that
-    name stays until then.
+    The content goes to a temporary file in the same folder, is flushed to the disk, read back, compared and then renamed; an
+    earlier file of that name stays until then.
 
     Args:
         path: Target.
-        write: Writes the content into an open binary file.
+        write: Writes the content into what it gets, which has ``write`` and ``flush``.
+        keep_as: Name under which the earlier file stays, in the same folder.
 
     Raises:
-        OSError: As raised by the file system; the target is unchanged then.
+        OSError: As raised by the file system, or what was read back is not what was written; the target is unchanged then.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            write(file)
+            checked = _Checksummed(file)
+            try:
+                write(checked)
+            except Exception:
+                if checked.error is not None:
+                    raise checked.error from None
+                raise
             file.flush()
             os.fsync(file.fileno())
+        if _checksum_on_disk(Path(temporary)) != checked.checksum:
+            raise OSError(f"{path} was not written correctly: what the disk holds differs from what was written")
         os.chmod(temporary, 0o666 & ~_umask())
+        if keep_as is not None and path.exists():
+            _give_second_name(path, keep_as)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_json(path: Path, content: object, indent: int = 2) -> None:
+    """Write JSON with :func:`atomic_write`.
+
+    Args:
+        path: Target.
+        content: What ``json`` can hold.
+        indent: Of the text.
+
+    Raises:
+        OSError: As raised by the file system; the target is unchanged then.
+    """
+    text = json.dumps(content, indent=indent)
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with :func:`atomic_write`."""
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files of ``path`` that a killed process left; only for files that one process at a time writes."""
+    for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY}"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def _checksum_on_disk(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):  # drop the pages: read the disk, not the memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while chunk := file.read(CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _give_second_name(path: Path, name: Path) -> None:
+    """Let ``name`` be the file that ``path`` is; without hard links, ``path`` is missing until it is written again."""
+    link = name.with_name(f".{name.name}{TEMPORARY}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except OSError:
+        link = path
+    os.replace(link, name)
 
 
 def _umask() -> int:
@@ -63,7 +149,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: Path | None = None) -> None:
     """Write a checkpoint atomically; tensors go to the CPU, numpy scalars become Python numbers.
 
     A tensor that is listed several times is written once (nnU-Net's networks name each layer two or three times).
@@ -71,13 +157,14 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     Args:
         checkpoint: Nested dicts, lists and tuples of tensors, numbers, strings, bools and None.
         path: Target.
+        keep_as: See :func:`atomic_write`.
 
     Raises:
         ValueError: Something else is in it, which ``weights_only=True`` could not read; names the key.
         OSError: As raised by the file system; an earlier checkpoint of that name is unchanged then.
     """
     plain = _plain(checkpoint, "checkpoint", {})
-    atomic_write(path, lambda file: torch.save(plain, file))
+    atomic_write(path, lambda file: torch.save(plain, file), keep_as=keep_as)
 
 
 def _plain(value: Any, where: str, copies: dict[tuple, torch.Tensor]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_text
 from emim_nnunet.classification.table import CASE, LabelTable
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.collapse_report import plain_json
@@ -51,7 +51,7 @@ def write_predictions(
             values = predicted[target][number]
             row += [names[int(values.argmax())], *(f"{value:.6g}" for value in values)]
         writer.writerow(row)
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
 
 
 def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -194,8 +194,8 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
     output.mkdir(parents=True, exist_ok=True)
     lines = _table(results)
     text = json.dumps(plain_json(results), indent=1, allow_nan=False)
-    atomic_write(output / "metrics.json", lambda file: file.write(text.encode()))
-    atomic_write(output / "metrics.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    write_text(output / "metrics.json", text)
+    write_text(output / "metrics.md", "\n".join(lines) + "\n")
     _write_per_case(output / "per_case.csv", table, cases, predicted)
     for target, result in results.items():
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in target)
@@ -225,7 +225,7 @@ def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predict
             share = "" if true is None else f"{values[names.index(true)]:.6g}"
             right = "" if true is None else str(true == chosen)
             writer.writerow([case, table.patients[case], target, true or "", chosen, share, right])
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
 
 
 def _plot_confusion(result: dict[str, Any], target: str, path: Path) -> None:

@@ -7,27 +7,33 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_os_error
 
-EXIT_USER_ERROR = 2
+EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells have it
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Call ``main`` and turn a :class:`UserError` into one line on stderr.
+    """Call ``main``; a mistake of the user's, and what the file system refuses, become one line on stderr.
 
     Args:
         main: The command; takes the arguments (``None``: those of the process).
         argv: Arguments without the program name.
 
     Returns:
-        The exit code: 0, or 2 after a user error (argparse itself also exits with 2).
+        The exit code: 0, 2 after an error (argparse itself also exits with 2), 130 after Ctrl-C.
     """
+    program = Path(sys.argv[0]).name
     try:
         main(argv)
     except UserError as error:
-        program = Path(sys.argv[0]).name
         print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        print(f"{program}: error: {describe_os_error(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPT
     return 0
 
 

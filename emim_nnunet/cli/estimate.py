@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -47,7 +46,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     import torch
     from nnunetv2.run import run_training
 
-    from emim_nnunet.checkpoints.io import atomic_write
+    from emim_nnunet.checkpoints.io import write_json
     from emim_nnunet.errors import UserError
     from emim_nnunet.registration import look_up_own_trainers_first
     from emim_nnunet.training.estimate import estimate
@@ -71,8 +70,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     if len(stages) > 1:
         print(f"together: {sum(stage.hours for stage in stages):.1f} h")
     if arguments.json is not None:
-        text = json.dumps([stage.to_dict() for stage in stages], indent=2)
-        atomic_write(arguments.json, lambda file: file.write(text.encode()))
+        write_json(arguments.json, [stage.to_dict() for stage in stages])
 
 
 def entry() -> None:

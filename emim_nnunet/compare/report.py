@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_text
 from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.training.collapse_report import REPORT_NAME, plain_json
 from emim_nnunet.training.plots import TITLE, save_figure
@@ -150,8 +150,8 @@ def write_results(results: dict[str, Any], output: Path, json_path: Path | None)
     text = json.dumps(plain_json(results), indent=1, allow_nan=False)
     page = markdown(results)
     for file in filter(None, (output / RESULTS, json_path)):
-        atomic_write(file, lambda stream: stream.write(text.encode()))
-        atomic_write(file.with_suffix(".md"), lambda stream: stream.write(page.encode()))
+        write_text(file, text)
+        write_text(file.with_suffix(".md"), page)
     if results["scores"]:
         plot_scores(results, output / PICTURE)
     if results["spectra"]:

@@ -12,7 +12,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_json
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.stage import unlabelled_folder
@@ -100,8 +100,8 @@ class Workspace:
             if not written_here and not link.is_symlink():
                 link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
         plans = self.plans | {"configurations": self.plans["configurations"] | configurations}
-        _write_json(file, splits)
-        _write_json(self.preprocessed / f"{self.plans_name}.json", plans)
+        write_json(file, splits)
+        write_json(self.preprocessed / f"{self.plans_name}.json", plans)
         return plans
 
 
@@ -141,7 +141,3 @@ def make_splits(
 def configuration_name(base: str, arm: Arm, seed: int) -> str:
     """Name of the configuration of an arm and seed."""
     return f"{base}_{arm.name}_seed{seed}"
-
-
-def _write_json(path: Path, content: Any) -> None:
-    atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode()))

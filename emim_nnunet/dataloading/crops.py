@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -15,6 +15,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
 
 MIN_FOREGROUND = 0.1
@@ -113,19 +114,35 @@ class CropDataset(Dataset):
             ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int, ``case`` id, ``subject``, its number, and
             ``present`` (C,) bool, which modalities are not 0 everywhere; ``label`` (1, *P) int16, -1 outside the body, where
             asked for.
+
+        Raises:
+            UserError: The files of the case cannot be read.
         """
         case = self.case_of(index)
-        data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
-        generator = seeded_generator(self.seed, Stream.CROP, index)
-        box, foreground = self._choose_box(seg, generator)
-        image = torch.from_numpy(crop_box(data, box, 0).astype(np.float32, copy=False))
-        item = {"image": image, "foreground": foreground}
-        if self.with_label:
-            item["label"] = torch.from_numpy(crop_box(seg, box, OUTSIDE).astype(np.int16, copy=False))[:1]
+        try:
+            item = self._read(case, seeded_generator(self.seed, Stream.CROP, index))
+        except Exception as error:  # blosc2, pickle and numpy raise what they like on a damaged file
+            reason = " ".join(str(error).split()) or "no reason given"
+            raise UserError(
+                f"the preprocessed case {case.identifier} cannot be read ({type(error).__name__}: {reason}): preprocess it anew"
+            ) from error
+        image = item["image"]
         if self.is_2d:
             item = {key: value[:, 0] for key, value in item.items()}
         about = {"index": index, "case": case.identifier, "subject": subject_number(case.subject)}
         return item | about | {"present": present_channels(image)}
+
+    def _read(self, case: Case, generator: torch.Generator) -> dict[str, Any]:
+        """Image, foreground and, where asked for, label of a crop."""
+        data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
+        box, foreground = self._choose_box(seg, generator)
+        item = {
+            "image": torch.from_numpy(crop_box(data, box, 0).astype(np.float32, copy=False)),
+            "foreground": foreground,
+        }
+        if self.with_label:
+            item["label"] = torch.from_numpy(crop_box(seg, box, OUTSIDE).astype(np.int16, copy=False))[:1]
+        return item
 
     def case_of(self, index: int) -> Case:
         """The case of crop ``index``."""
@@ -209,7 +226,14 @@ class BatchNumbers:
         return range(*bounds)
 
 
-def crop_loader(dataset: CropDataset, numbers: BatchNumbers, *, num_workers: int, pin_memory: bool) -> DataLoader:
+def crop_loader(
+    dataset: CropDataset,
+    numbers: BatchNumbers,
+    *,
+    num_workers: int,
+    pin_memory: bool,
+    start_worker: Callable[[int], None] | None = None,
+) -> DataLoader:
     """Batches of crops in a fixed order, whatever the number of workers.
 
     Args:
@@ -217,6 +241,7 @@ def crop_loader(dataset: CropDataset, numbers: BatchNumbers, *, num_workers: int
         numbers: Which crops make which batch.
         num_workers: Processes; 0 loads in this one.
         pin_memory: For faster copies to a GPU.
+        start_worker: Called in each worker with its number.
 
     Returns:
         An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,),
@@ -228,4 +253,18 @@ def crop_loader(dataset: CropDataset, numbers: BatchNumbers, *, num_workers: int
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=2 if num_workers else None,
+        worker_init_fn=start_worker,
     )
+
+
+def end_workers(*batches: Any) -> None:
+    """End the processes behind iterators over a loader, which otherwise live as long as something refers to the iterator.
+
+    Args:
+        batches: Iterators over a loader, generators around one, or None.
+    """
+    for iterator in batches:
+        for name in ("_shutdown_workers", "close"):  # torch's iterator, a generator's
+            end = getattr(iterator, name, None)
+            if end is not None:
+                end()

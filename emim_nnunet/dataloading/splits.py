@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import atomic_write, write_json
 from emim_nnunet.errors import UserError
 
 SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
@@ -81,4 +81,4 @@ def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:
     else:
         splits = generate_crossval_split(cases, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
     plain = [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in splits]
-    atomic_write(path, lambda file: file.write(json.dumps(plain, indent=4).encode()))
+    write_json(path, plain, indent=4)

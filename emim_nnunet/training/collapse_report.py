@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_text
 from emim_nnunet.diagnostics import Thresholds, Verdict
 from emim_nnunet.training.collapse_plots import plot_collapse
 
@@ -33,7 +33,7 @@ def write_csv(history: Sequence[Mapping[str, Any]], folder: Path) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(folder / CSV_NAME, lambda file: file.write(text.getvalue().encode()))
+    write_text(folder / CSV_NAME, text.getvalue())
 
 
 def _rows(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -104,7 +104,7 @@ def write_report(content: Mapping[str, Any], folder: Path) -> None:
         folder: Where to write.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
-    atomic_write(folder / REPORT_NAME, lambda file: file.write(text.encode()))
+    write_text(folder / REPORT_NAME, text)
 
 
 def write_picture(

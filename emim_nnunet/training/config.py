@@ -28,6 +28,8 @@ class TrainingConfig:
         reconstruction_every: Epochs between two pictures of reconstructions.
         use_validation_cases: Train on the validation cases of the fold too.
         collapse_patience: Stop when the collapse monitor has warned for this many epochs in a row; None = never stop.
+        max_skipped_steps: Steps of an epoch whose loss or gradient may be not finite; they change nothing. One more stops the
+            stage; 0 = stop at the first.
     """
 
     batch_size: int
@@ -46,6 +48,7 @@ class TrainingConfig:
     reconstruction_every: int = 10
     use_validation_cases: bool = False
     collapse_patience: int | None = None
+    max_skipped_steps: int = 5
 
     def __post_init__(self) -> None:
         for name in (
@@ -64,7 +67,7 @@ class TrainingConfig:
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name in ("initial_lr", "gradient_clip"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "seed", "checkpoint_minutes"):
+        for name in ("weight_decay", "warmup_epochs", "seed", "checkpoint_minutes", "max_skipped_steps"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
 
 

@@ -17,6 +17,11 @@ def step_record(output: Any) -> dict[str, Any]:
     return {"loss": output.loss.detach(), "terms": output.terms}
 
 
+def record_on(device: torch.device, record: dict[str, Any]) -> dict[str, Any]:
+    """A step's record, which a checkpoint held, on another device."""
+    return {"loss": record["loss"].to(device), "terms": {k: v.to(device) for k, v in record["terms"].items()}}
+
+
 def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
     """Loss and terms averaged over steps, keys ``prefix/loss``, ``prefix/TERM``."""
     rows = [{"loss": r["loss"]} | r["terms"] for r in records]

@@ -22,8 +22,8 @@ from emim_nnunet.training.ssl_trainer import SSLTrainer
 
 WARMUP_STEPS = 2
 DRAINED_BATCHES = 32  # more than any loader keeps ready
-# files that are there at once at the end of a run: ours keeps one, and an unfinished one is replaced by a whole new one
-SSL_CHECKPOINTS, NNUNET_CHECKPOINTS = 2, 3
+# files that are there at once: the two newest ones and the next one while it is written; nnU-Net: latest, best, final
+SSL_CHECKPOINTS, NNUNET_CHECKPOINTS = 3, 3
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,6 @@ def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Itera
     trainer.network.eval()
     if is_ssl:
         trainer.monitor.start()
-        trainer._iteration = 1  # no picture
     with torch.no_grad():
         checked = [_seconds(trainer, partial(trainer.validation_step, next(validation))) for _ in range(2)]
     step, load = median(taken[WARMUP_STEPS:]), sum(loading) / len(loading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from pathlib import Path
 from typing import ClassVar
@@ -15,11 +16,14 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import atomic_write, write_json
 from emim_nnunet.config import config_from_block, require
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.training import stage
 from emim_nnunet.training.config import FinetuneConfig
+from emim_nnunet.training.faults import explained
+from emim_nnunet.training.interruption import Interruption
+from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler, warmup_length
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 
@@ -70,6 +74,7 @@ class FinetuneTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
         self.initial_lr = self.config.finetune_initial_lr
         self._resumed = False
+        self._interruption = Interruption()
         self._fresh_encoder: dict[str, Tensor] = {}
 
     def initialize(self) -> None:
@@ -99,9 +104,37 @@ class FinetuneTrainer(nnUNetTrainer):
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
         if not self.was_initialized:
             self.initialize()
-        self._prepare_encoder()
-        self._seed()
-        super().run_training()
+        with explained():
+            self._prepare_encoder()
+            self._seed()
+            with self._interruption:
+                super().run_training()
+
+    def on_epoch_end(self) -> None:
+        """As in nnU-Net; after SIGTERM or SIGINT, a checkpoint and the end (nnU-Net cannot continue within an epoch)."""
+        super().on_epoch_end()
+        if self.current_epoch < self.num_epochs and self._interruption.asked():
+            self.current_epoch -= 1  # nnU-Net stores the number of the next epoch
+            self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
+            self.current_epoch += 1
+            self._interruption.wait_for_all()
+            self.print_to_log_file(
+                f"Stopped by a signal after epoch {self.current_epoch - 1}, with a checkpoint: --c continues (exit code "
+                f"{EXIT_INTERRUPTED})"
+            )
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def print_to_log_file(self, *args: object, **options: bool) -> None:
+        """nnU-Net's log, without the paths of this machine."""
+        super().print_to_log_file(*map(without_paths, args), **options)
+
+    def _save_debug_information(self) -> None:
+        """nnU-Net's ``debug.json``, without the paths and the name of this machine."""
+        super()._save_debug_information()
+        file = Path(self.output_folder) / "debug.json"
+        if self.local_rank == 0 and file.is_file():
+            content = json.loads(without_paths(file.read_text()))
+            write_json(file, {key: value for key, value in content.items() if key != "hostname"}, indent=4)
 
     def _seed(self) -> None:
         """Seed the generators that nnU-Net's training draws from, if asked to."""
@@ -159,15 +192,15 @@ class FinetuneTrainer(nnUNetTrainer):
     def _run_ssl_stage(self, fold: int | str, folder: Path) -> None:
         """Run (or continue) the SSL stage with this trainer's data set, plans and configuration."""
         self.print_to_log_file(f"SSL stage first: {folder}")
-        unfinished = folder / stage.LATEST
+        unfinished = stage.unfinished_checkpoint(folder)
         trainer = self.ssl_trainer_class(
-            plans=self.plans_manager.plans | {"continue_training": unfinished.is_file()},
+            plans=self.plans_manager.plans | {"continue_training": unfinished is not None},
             configuration=self.configuration_name,
             fold=fold,
             dataset_json=self.dataset_json,
             device=self.device,
         )
-        if unfinished.is_file():
+        if unfinished is not None:
             trainer.load_checkpoint(str(unfinished))
         trainer.run_training()
         self.print_to_log_file("SSL stage finished, segmentation follows")

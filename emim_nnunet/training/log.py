@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.checkpoints.io import write_text
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def without_paths(text: object) -> str:
+    """The text with the names of nnU-Net's variables in place of their folders: a log may be shown to others.
+
+    Args:
+        text: Line of a log.
+
+    Returns:
+        For example ``$nnUNet_results/Dataset137_X/...``, which a shell understands.
+    """
+    line = str(text)
+    for name in FOLDERS:
+        folder = os.environ.get(name)
+        for written in dict.fromkeys((os.path.abspath(folder), folder.rstrip("/"))) if folder else ():
+            line = line.replace(written, f"${name}")
+    return line
 
 
 class SSLLog:
@@ -51,4 +71,4 @@ class SSLLog:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+        write_text(path, text.getvalue())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from math import isfinite
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -26,12 +24,12 @@ from tqdm import tqdm
 
 from emim_nnunet.boxes import centre_box
 from emim_nnunet.checkpoints.channels import channel_names
-from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
-from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
+from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader, end_workers
 from emim_nnunet.dataloading.splits import read_origins, read_patients
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import materialise, own_norm_outputs
 from emim_nnunet.randomness import Stream, seeded_generator
@@ -39,8 +37,10 @@ from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
 from emim_nnunet.training.config import TrainingConfig
 from emim_nnunet.training.description import describe_cases, describe_cost
-from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, step_record
-from emim_nnunet.training.log import SSLLog
+from emim_nnunet.training.epoch_report import log_lines, mean_terms, record_on, save_reconstructions, step_record
+from emim_nnunet.training.faults import SkippedSteps, explained, read_later, when_there_is_space
+from emim_nnunet.training.interruption import Interruption, outlive_signals
+from emim_nnunet.training.log import SSLLog, without_paths
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
@@ -76,6 +76,7 @@ class SSLTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
+        self._asked_to_continue = plans.get("continue_training", False)  # nnU-Net takes the key away
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(TrainingConfig, self.block)
         self.method_config = config_from_block(self.method_class.config_class, self.block)
@@ -104,10 +105,18 @@ class SSLTrainer(nnUNetTrainer):
             norm_pix=getattr(self.method_config, "norm_pix", False),
         )
         self._resumed = self._finished = False
-        self._last_checkpoint = time()
+        self._last_checkpoint = 0.0  # the first epoch writes one
         self._bar: tqdm | None = None
-        self._iteration = 0
         self._row: dict[str, float] = {}
+        # of the epoch at hand, of which a checkpoint may be in the middle
+        self._iteration = 0
+        self._records: list[dict[str, Any]] = []
+        self._seconds_before = 0.0
+        self._picture_due = False
+        self._skipped = SkippedSteps(
+            Path(self.output_folder) / "non_finite", self.config.max_skipped_steps, self._redraw
+        )
+        self._interruption = Interruption()
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -195,7 +204,7 @@ class SSLTrainer(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Endless batches for training, from the current epoch on, and the repeating probe set."""
         self.cases = self.find_cases()
-        first_step = self.current_epoch * self.num_iterations_per_epoch
+        first_step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         workers = get_allowed_n_proc_DA()
         return (
             iter(self._loader(self.cases.training, self.config.seed, workers, first_step=first_step)),
@@ -212,20 +221,71 @@ class SSLTrainer(nnUNetTrainer):
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
         crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
         dataset = CropDataset(cases, self.dataset_class, crop_size, seed)
-        return crop_loader(dataset, batches, num_workers=workers, pin_memory=self.device.type == "cuda")
+        pin_memory = self.device.type == "cuda"
+        return crop_loader(dataset, batches, num_workers=workers, pin_memory=pin_memory, start_worker=outlive_signals)
 
     # ------------------------------------------------------------------------------------------------- the loop
 
     def run_training(self) -> None:
-        """nnU-Net's loop; nothing is done when the stage is finished already."""
+        """nnU-Net's loop, which may begin in the middle of an epoch; nothing is done when the stage is finished already.
+
+        Raises:
+            UserError: What the user can mend.
+            SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a checkpoint has been written then.
+        """
         if self._finished:
             self.print_to_log_file(f"This SSL stage is finished: {Path(self.output_folder) / stage.FINAL}")
             return
-        super().run_training()
+        with explained(), self._interruption:
+            try:
+                self.on_train_start()
+                while self.current_epoch < self.num_epochs:
+                    self.on_epoch_start()
+                    self._train_for_an_epoch()
+                    self._evaluate()
+                    self.on_epoch_end()
+                self.on_train_end()
+            finally:
+                end_workers(self.dataloader_train, self.dataloader_val)
+                self.dataloader_train = self.dataloader_val = None
+
+    def _train_for_an_epoch(self) -> None:
+        self.on_train_epoch_start()
+        for _ in range(self._iteration, self.num_iterations_per_epoch):
+            self._stop_if_asked()
+            record = self.train_step(next(self.dataloader_train))
+            if record is not None:
+                self._records.append(record)
+        self._stop_if_asked()
+        self.on_train_epoch_end(self._records)
+
+    def _evaluate(self) -> None:
+        with torch.no_grad():
+            self.on_validation_epoch_start()
+            outputs = []
+            for _ in range(self.num_val_iterations_per_epoch):
+                outputs.append(self.validation_step(next(self.dataloader_val)))
+                self._stop_if_asked()
+            self.on_validation_epoch_end(outputs)
+
+    def _stop_if_asked(self) -> None:
+        """Write a checkpoint and end, if SIGTERM or SIGINT came."""
+        if not self._interruption.asked():
+            return
+        self._skipped.read_gradients()
+        try:
+            self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
+            done = f"after step {self._iteration} of epoch {self.current_epoch}, with a checkpoint"
+        except OSError as error:
+            done = f"WITHOUT a new checkpoint ({describe_os_error(error)}); the last one is good"
+        self._interruption.wait_for_all()
+        cause = self._interruption.signal or "a signal to another process"
+        self.print_to_log_file(f"Stopped by {cause} {done}: --c continues (exit code {EXIT_INTERRUPTED})")
+        raise SystemExit(EXIT_INTERRUPTED)
 
     def on_train_start(self) -> None:
         """Open the data, say what will happen, keep plans beside the results."""
-        self._refuse_to_overwrite()
+        self._begin()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # first: its workers read while we go on
         if not self.was_initialized:
             self.initialize()
@@ -236,11 +296,14 @@ class SSLTrainer(nnUNetTrainer):
         ]:
             self.print_to_log_file(line)
         if self.local_rank == 0:
-            save_json(self.plans_manager.plans, str(Path(self.output_folder_base) / "plans.json"), sort_keys=False)
-            save_json(self.dataset_json, str(Path(self.output_folder_base) / "dataset.json"), sort_keys=False)
+            write_json(Path(self.output_folder_base) / "plans.json", self.plans_manager.plans, indent=4)
+            write_json(Path(self.output_folder_base) / "dataset.json", self.dataset_json, indent=4)
+            for name in (stage.FINAL, stage.LATEST):
+                remove_leftovers(Path(self.output_folder) / name)
         if self.is_ddp:
             dist.barrier()
-        self._last_checkpoint = time()
+        if self._resumed:
+            self._last_checkpoint = time()
 
     def _measure_untrained(self) -> None:
         """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
@@ -257,42 +320,81 @@ class SSLTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Losses of constant predictions on the probe set: {losses}")
         self.print_to_log_file(f"Untrained. {self.monitor.log_line()}")
 
-    def _refuse_to_overwrite(self) -> None:
-        existing = [n for n in (stage.FINAL, stage.LATEST) if (Path(self.output_folder) / n).is_file()]
-        if existing and not self._resumed:
-            raise UserError(
-                f"{self.output_folder} already holds an SSL stage ({existing[0]}): continue it with --c, or move it away"
-            )
+    def _begin(self) -> None:
+        """Refuse to begin over a stage that is there; find a checkpoint that nnU-Net does not know by name."""
+        if self._resumed:
+            return
+        folder = Path(self.output_folder)
+        unfinished = stage.unfinished_checkpoint(folder)
+        if self._asked_to_continue and unfinished is not None:
+            self.load_checkpoint(str(unfinished))
+            return
+        remark = stage.check_beginning(folder, asked_to_continue=self._asked_to_continue)
+        if remark:
+            self.print_to_log_file(remark)
 
     def on_epoch_start(self) -> None:
         """Start the clock."""
-        self._epoch_start = time()
+        self._epoch_start = time() - self._seconds_before
 
     def on_train_epoch_start(self) -> None:
         """Train mode, progress bar on a terminal."""
         self.network.train()
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
-        self._iteration = 0
         self._bar = tqdm(
             total=self.num_iterations_per_epoch,
+            initial=self._iteration,
             desc=f"Epoch {self.current_epoch}",
             disable=None if self.local_rank == 0 else True,
             leave=False,
         )
 
-    def train_step(self, batch: dict) -> dict[str, Any]:
-        """One step."""
+    def train_step(self, batch: dict) -> dict[str, Any] | None:
+        """One step; None if its loss was not finite, and nothing was changed."""
         self._set_learning_rate()
         inputs = self._prepare(batch, self.config.seed, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             output = self.network(*inputs)
-        self._optimise(output.loss)
-        self.method.after_step(output.state)
+        is_finite = read_later(output.loss.isfinite())
+        self._backward(output.loss)
+        finite = is_finite()  # waits for the forward pass, while the device is busy with the backward one
+        if finite:
+            self._optimise(batch)
+            self.method.after_step(output.state)
+        else:
+            self._skipped.add("loss", self._about_step(batch))
+            self.print_to_log_file(f"WARNING: {self._skipped.describe(self.current_epoch)}")
+            self._stop_if_too_many_were_skipped(repeated=1)
         self._iteration += 1
         self._bar.update()
-        return step_record(output)
+        return step_record(output) if finite else None
+
+    def _about_step(self, batch: dict) -> dict[str, Any]:
+        """What repeats the step that is at hand."""
+        return {
+            "epoch": self.current_epoch,
+            "step": self._iteration,
+            "rank": self.local_rank,
+            "cases": list(batch["case"]),
+            "index": batch["index"].tolist(),
+            "present": batch["present"],
+            "seed": self.config.seed,
+        }
+
+    def _stop_if_too_many_were_skipped(self, *, repeated: int = 0) -> None:
+        """End the stage with a checkpoint, from which ``repeated`` of the skipped steps will be taken again."""
+        if not self._skipped.too_many():
+            return
+        line = self._skipped.describe(self.current_epoch)
+        self._skipped.count -= repeated
+        self._write(lambda: self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST)))
+        raise UserError(
+            f"{line}, more than max_skipped_steps {self.config.max_skipped_steps}: the "
+            f"weights are those from before them; non_finite/ in {self.output_folder} holds crops and masks. Look at these "
+            f"cases, or lower initial_lr in a configuration of your own; --c tries again"
+        )
 
     def _set_learning_rate(self) -> None:
         per_epoch = self.num_iterations_per_epoch
@@ -305,16 +407,25 @@ class SSLTrainer(nnUNetTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def _optimise(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor) -> None:
+        (self.grad_scaler.scale(loss) if self.grad_scaler else loss).backward()
+
+    def _optimise(self, batch: dict) -> None:
+        """Change the weights, unless the gradient is not finite."""
         scaler = self.grad_scaler
-        (scaler.scale(loss) if scaler else loss).backward()
         if scaler:
             scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        if scaler:
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        if scaler:  # looks at the gradient itself: with float16, an overflow now and then is normal
             scaler.step(self.optimizer)
             scaler.update()
-        else:
+            return
+        broken = ~norm.isfinite()
+        self._skipped.watch_gradient(broken, self._about_step(batch))
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = broken.float()  # fused AdamW then does nothing, without a word to the host
+            self.optimizer.step()
+        elif not broken:
             self.optimizer.step()
 
     def _autocast(self) -> torch.autocast:
@@ -329,12 +440,19 @@ class SSLTrainer(nnUNetTrainer):
         if augment:
             self._augment(image, foreground, indices)
         clear_outside_(image, foreground, self.configuration_manager.use_mask_for_norm)
-        samples = [
-            self.method.draw(seeded_generator(seed, Stream.MASK, index), present)
-            for index, present in zip(indices, batch["present"], strict=True)
-        ]
-        draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]} | {"subject": batch["subject"]}
+        draws = self._draw(seed, indices, batch["present"]) | {"subject": batch["subject"]}
         return image, foreground, {key: value.to(self.device, non_blocking=True) for key, value in draws.items()}
+
+    def _draw(self, seed: int, indices: list[int], present: Tensor) -> dict[str, Tensor]:
+        """Masks and other random inputs of a batch."""
+        samples = [
+            self.method.draw(seeded_generator(seed, Stream.MASK, index), channels)
+            for index, channels in zip(indices, present, strict=True)
+        ]
+        return {key: torch.cat([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _redraw(self, about: dict[str, Any]) -> dict[str, Tensor]:
+        return self._draw(about["seed"], about["index"], about["present"])
 
     def _augment(self, image: Tensor, foreground: Tensor, indices: list[int]) -> None:
         config = self.config
@@ -345,17 +463,14 @@ class SSLTrainer(nnUNetTrainer):
             mirror_([image, foreground], indices, config.seed)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Average the steps; stop before broken weights overwrite a good checkpoint."""
+        """Average the steps."""
         self._bar.close()
+        self._skipped.read_gradients()
+        self._stop_if_too_many_were_skipped()
         self._row = {"epoch": self.current_epoch, "lr": self.optimizer.param_groups[0]["lr"]}
-        self._row |= mean_terms(train_outputs, "train")
+        self._row |= mean_terms(train_outputs, "train") | {"skipped_steps": self._skipped.count}
         patches = self.config.batch_size * self.num_iterations_per_epoch
         self._row["patches_per_second"] = patches / (time() - self._epoch_start)
-        if not isfinite(self._row["train/loss"]):
-            raise RuntimeError(
-                f"the loss became {self._row['train/loss']} in epoch {self.current_epoch}; the last checkpoint is from "
-                f"before. Continue from it with --c after lowering initial_lr in the emim block of the plans"
-            )
 
     def on_validation_epoch_start(self) -> None:
         """Evaluation mode; before the first evaluation, the one of the untrained network."""
@@ -363,16 +478,18 @@ class SSLTrainer(nnUNetTrainer):
         if not self.monitor.history:
             self._measure_untrained()
         self.monitor.start()
-        self._iteration = 0
+        self._picture_due = self.local_rank == 0 and self._is_picture_epoch()
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
         output = self._probe(batch, self.network, self.method.encoder)
-        reconstruction = output.reconstruction
-        if self._iteration == 0 and self.local_rank == 0 and self._is_picture_epoch() and reconstruction is not None:
+        if self._picture_due and output.reconstruction is not None:
             folder = Path(self.output_folder) / "reconstructions"
-            save_reconstructions(folder, self.current_epoch, batch["case"], reconstruction, self.channel_names)
-        self._iteration += 1
+            names = self.channel_names
+            self._write(
+                lambda: save_reconstructions(folder, self.current_epoch, batch["case"], output.reconstruction, names)
+            )
+        self._picture_due = False
         return step_record(output)
 
     @torch.no_grad()
@@ -393,30 +510,52 @@ class SSLTrainer(nnUNetTrainer):
         self._row |= mean_terms(val_outputs, "val") | self.monitor.skills()
 
     def on_epoch_end(self) -> None:
-        """Log lines, CSVs, pictures, checkpoint."""
+        """Log lines, checkpoint, CSVs, pictures."""
         self._row["seconds"] = time() - self._epoch_start
         self.ssl_log.append(self._row)
         for line in [*log_lines(self._row), self.monitor.log_line()]:
             self.print_to_log_file(line)
         picture = self._is_picture_epoch()
         self.current_epoch += 1
+        self._start_epoch()
         patience = self.config.collapse_patience
         stop = patience is not None and self.monitor.unhealthy_epochs >= patience
-        if self.local_rank == 0:
-            folder = Path(self.output_folder)
-            self.ssl_log.write(folder / "ssl_log.csv")
-            plot_progress(self.ssl_log.state(), folder / "progress.png")
-            self.monitor.write(folder, self._about(), picture=picture)
-            due = stop or time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
-            if due and self.current_epoch < self.num_epochs:
-                self.save_checkpoint(str(folder / stage.LATEST))
-                self._last_checkpoint = time()
+        due = stop or time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
+        if due and self.current_epoch < self.num_epochs:
+            self._write(lambda: self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST)))
+            self._last_checkpoint = time()
+        self._write(lambda: self._write_progress(picture))
         if stop and self.current_epoch < self.num_epochs:
             raise UserError(
                 f"the SSL stage was stopped after {self.current_epoch} epochs (collapse_patience {patience}): "
                 f"{self.monitor.verdict.line}. See collapse_spectrum.png in {self.output_folder}; --c continues with another "
                 f"collapse_patience"
             )
+
+    def _start_epoch(self, checkpoint: dict[str, Any] | None = None) -> None:
+        """Nothing done yet of the epoch at hand, or what a checkpoint says."""
+        done = checkpoint or {"iteration": 0, "records": [], "seconds": 0.0, "skipped_steps": 0}
+        self._iteration, self._seconds_before = done["iteration"], done["seconds"]
+        self._records = [record_on(self.device, record) for record in done["records"]]
+        self._skipped.start_epoch(done["skipped_steps"])
+
+    def _write(self, write: Callable[[], object]) -> bool:
+        """Write on the first rank; on a full disk wait, until there is space or somebody wants to end the stage.
+
+        Returns:
+            Whether it was written.
+        """
+        if self.local_rank != 0:
+            return True
+        interruption = self._interruption
+        folder = Path(self.output_folder)
+        return when_there_is_space(write, folder, self.print_to_log_file, lambda: interruption.signal is not None)
+
+    def _write_progress(self, picture: bool) -> None:
+        folder = Path(self.output_folder)
+        self.ssl_log.write(folder / stage.LOG)
+        plot_progress(self.ssl_log.state(), folder / "progress.png")
+        self.monitor.write(folder, self._about(), picture=picture)
 
     def _about(self) -> dict[str, Any]:
         assert self.cases is not None
@@ -432,16 +571,21 @@ class SSLTrainer(nnUNetTrainer):
         }
 
     def on_train_end(self) -> None:
-        """Final checkpoint; the one of the unfinished run is no longer needed."""
+        """Final checkpoint; the newest one of the unfinished run stays as the one before it."""
         self._finished = True
-        self.save_checkpoint(str(Path(self.output_folder) / stage.FINAL))
-        if self.local_rank == 0:
-            (Path(self.output_folder) / stage.LATEST).unlink(missing_ok=True)
+        folder = Path(self.output_folder)
+        self._finished = self._write(lambda: self.save_checkpoint(str(folder / stage.FINAL)))
+        self._stop_if_asked()
+        if self.local_rank == 0 and (folder / stage.FINAL).is_file() and (folder / stage.LATEST).is_file():
+            os.replace(folder / stage.LATEST, folder / stage.PREVIOUS)
         if self.is_ddp:
             dist.barrier()  # a segmentation stage on other ranks reads the checkpoint next
-        self.dataloader_train = self.dataloader_val = None  # ends the workers
         empty_cache(self.device)
         self.print_to_log_file("SSL stage done.")
+
+    def print_to_log_file(self, *args: object, **options: bool) -> None:
+        """nnU-Net's log, without the paths of this machine."""
+        super().print_to_log_file(*map(without_paths, args), **options)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing to segment after an SSL stage; nnU-Net always calls this."""
@@ -456,17 +600,20 @@ class SSLTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write everything that continuing or transferring needs, atomically.
+        """Write everything that continuing or transferring needs, atomically; the checkpoint before it is kept.
 
         Args:
             filename: Path of the checkpoint.
+
+        Raises:
+            OSError: As raised by the file system; earlier checkpoints are as they were then.
         """
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        save_checkpoint(self._checkpoint(), Path(filename))
+        save_checkpoint(self._checkpoint(), Path(filename), keep_as=Path(filename).with_name(stage.PREVIOUS))
 
     def _checkpoint(self) -> dict[str, Any]:
         assert self.cases is not None
@@ -479,10 +626,14 @@ class SSLTrainer(nnUNetTrainer):
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler else None,
             "current_epoch": self.current_epoch,
+            "iteration": self._iteration,
+            "records": self._records,
+            "seconds": time() - self._epoch_start if self._iteration else 0.0,
+            "skipped_steps": self._skipped.count,
             "finished": self._finished,
             "history": self.ssl_log.state(),
             "collapse": self.monitor.history,
-            "verdict": self.monitor.verdict.to_dict(),
+            "verdict": self.monitor.verdict.to_dict() if self.monitor.history else None,
             "plans": self.plans_manager.plans,
             "configuration": self.configuration_name,
             "fold": self.fold,
@@ -502,9 +653,11 @@ class SSLTrainer(nnUNetTrainer):
             filename_or_checkpoint: Path of one of our checkpoints.
 
         Raises:
-            UserError: Not one of ours, or made with other settings or cases.
+            UserError: Not one of ours, damaged (and the one before it too), or made with other settings or cases.
         """
-        checkpoint = load_checkpoint(Path(filename_or_checkpoint))
+        checkpoint, remark = stage.load_newest(Path(filename_or_checkpoint))
+        if remark:
+            self.print_to_log_file(remark)
         if checkpoint["method"] != self.method_class.__name__:
             raise UserError(f"{filename_or_checkpoint} is of method {checkpoint['method']}, not of this trainer's")
         if not self.was_initialized:
@@ -519,4 +672,6 @@ class SSLTrainer(nnUNetTrainer):
         self._finished, self._resumed = checkpoint["finished"], True
         self.ssl_log.load_state(checkpoint["history"])
         self.monitor.history = checkpoint["collapse"]
-        self.print_to_log_file(f"Continuing after {self.current_epoch} epochs of {self.num_epochs}")
+        self._start_epoch(checkpoint)
+        steps = f" and {self._iteration} steps" if self._iteration else ""
+        self.print_to_log_file(f"Continuing after {self.current_epoch} epochs{steps} of {self.num_epochs}")

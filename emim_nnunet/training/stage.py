@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
 from emim_nnunet.training.config import FinetuneConfig, TrainingConfig
 
-FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+FINAL, LATEST, PREVIOUS = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_previous.pth"
+LOG = "ssl_log.csv"
 
 
 def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 def ssl_settings(block: dict[str, Any]) -> dict[str, Any]:
     """The part of a block that decides what an SSL stage computes."""
-    loop_only = ("checkpoint_minutes", "reconstruction_every", "collapse_patience")
+    loop_only = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")
     return {k: v for k, v in block.items() if not k.startswith("finetune_") and k not in loop_only}
 
 
@@ -132,6 +134,62 @@ def stage_cases(
 def stage_folder(trainer_name: str, dataset_name: str, plans_name: str, configuration: str, fold: int | str) -> Path:
     """Output folder that nnU-Net gives to a trainer."""
     return Path(nnUNet_results) / dataset_name / f"{trainer_name}__{plans_name}__{configuration}" / f"fold_{fold}"
+
+
+def unfinished_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that an unfinished SSL stage left, if any."""
+    return next((folder / name for name in (LATEST, PREVIOUS) if (folder / name).is_file()), None)
+
+
+def check_beginning(folder: Path, *, asked_to_continue: bool) -> str | None:
+    """Refuse to begin an SSL stage where there is one.
+
+    Args:
+        folder: Output folder of the stage.
+        asked_to_continue: Whether ``--c`` was given (and no checkpoint was found).
+
+    Returns:
+        What to tell the user, if anything.
+
+    Raises:
+        UserError: There are checkpoints, or results whose checkpoints are gone.
+    """
+    existing = [name for name in (FINAL, LATEST, PREVIOUS, LOG) if (folder / name).is_file()]
+    if not existing:
+        return (
+            "--c: there is no checkpoint to continue from, so the SSL stage starts anew" if asked_to_continue else None
+        )
+    if existing == [LOG]:
+        raise UserError(
+            f"{folder} holds the results of an SSL stage ({LOG}) but no checkpoint to continue from: move it away to start anew"
+        )
+    raise UserError(f"{folder} already holds an SSL stage ({existing[0]}): continue it with --c, or move it away")
+
+
+def load_newest(path: Path) -> tuple[dict[str, Any], str | None]:
+    """A checkpoint of an SSL stage; where it is damaged, the one before it.
+
+    The damaged one gets another name: later ones must not push the good one out.
+
+    Args:
+        path: File; :data:`PREVIOUS` lies beside it.
+
+    Returns:
+        The checkpoint, and what to tell the user, if anything.
+
+    Raises:
+        UserError: Neither can be read.
+    """
+    previous = path.with_name(PREVIOUS)
+    try:
+        return load_checkpoint(path), None
+    except UserError as error:
+        if path == previous or not previous.is_file():
+            raise
+        checkpoint = load_checkpoint(previous)
+        with suppress(OSError):  # another process of the stage was faster
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        return checkpoint, f"WARNING: {error}. Taking the checkpoint before it, {PREVIOUS}"
 
 
 def finished_stage(folder: Path, block: dict[str, Any], training_ids: list[str] | None = None) -> dict[str, Any] | None:
