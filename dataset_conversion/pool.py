@@ -14,12 +14,13 @@ from nnunetv2.paths import nnUNet_raw
 
 from emim_nnunet.checkpoints.channels import channel_names, standard_name
 from emim_nnunet.checkpoints.io import write_json
+from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.dataset_conversion.converter import target_folder, zeros_like
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import save_image
-from emim_nnunet.planners.raw_dataset import UNLABELLED, dataset_name, images_of_cases, read_dataset_json
+from emim_nnunet.planners.raw_dataset import UNLABELLED, dataset_name, images_of_cases
 from emim_nnunet.training.provenance import versions
 
 

@@ -17,9 +17,10 @@ import SimpleITK as sitk
 
 from emim_nnunet.dataset_conversion.family import LABEL, STACK, DatasetFamily
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import stream_damage
+from emim_nnunet.imageio import header_problem, stream_damage
 
 GRID_TOLERANCE = 1e-3
+MAX_INTENSITY = 1e12  # squares of larger ones leave the range of float32 sums
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HASH_CHUNK = 1 << 20
 MAX_LISTED = 5
@@ -208,7 +209,7 @@ def _read(file: SourceFile, case: SourceCase) -> sitk.Image | None:
     """The image if it is whole and as it should be."""
     path = file.path
     if case.file_key(path) not in case.sha256:
-        damage = "is missing" if not path.is_file() else stream_damage(path)
+        damage = "is missing" if not path.is_file() else stream_damage(path) or header_problem(path)
         if damage:
             case.problems.append(f"{path} {damage}")
             return None
@@ -234,16 +235,26 @@ def _digest(path: Path) -> str:
 
 def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> None:
     path, voxels = file.path, sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(voxels).all() or not _finite_on_disk(path):
+    try:
+        finite = bool(np.isfinite(voxels).all()) and _finite_on_disk(path)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+        case.problems.append(f"{path} is not a readable NIfTI ({' '.join(str(error).split())})")
+        return
+    if not finite:
         case.problems.append(f"{path} holds NaN or infinite voxels: replace them")
     elif is_label:
         unknown = [v.item() for v in np.unique(voxels) if v.item() not in family.label_map]
         if unknown:
             allowed = ", ".join(map(str, family.label_map))
             case.problems.append(f"{path} holds the unknown label {unknown[0]:g}; {family.name} has {allowed}")
-    elif not voxels.any():
+    else:
+        low, high = float(voxels.min()), float(voxels.max())
         place = "" if file.component is None else f", channel {file.component},"
-        case.problems.append(f"{path}{place} is 0 everywhere")
+        if low == high:
+            what = "is 0 everywhere" if high == 0 else f"holds one value everywhere ({high:g})"
+            case.problems.append(f"{path}{place} {what}: it shows nothing")
+        elif max(-low, high) > MAX_INTENSITY:
+            case.problems.append(f"{path}{place} holds values up to {max(-low, high):.3g}, which no scanner gives")
 
 
 def _finite_on_disk(path: Path) -> bool:

@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import inheritance
 
 BLOCK = "emim"
 
@@ -35,19 +36,7 @@ def emim_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     Raises:
         UserError: Unknown configuration, circular inheritance, or no ``emim`` block anywhere in the chain.
     """
-    chain: list[dict[str, Any]] = []
-    name: str | None = configuration
-    visited: set[str] = set()
-    while name is not None:
-        if name not in plans["configurations"]:
-            known = ", ".join(plans["configurations"])
-            raise UserError(f"plans '{plans.get('plans_name')}' have no configuration '{name}'; they have: {known}")
-        if name in visited:
-            raise UserError(f"configuration '{configuration}' inherits from itself through '{name}'")
-        visited.add(name)
-        chain.append(plans["configurations"][name])
-        name = chain[-1].get("inherits_from")
-    blocks = [link[BLOCK] for link in reversed(chain) if BLOCK in link]
+    blocks = [link[BLOCK] for link in inheritance(plans, configuration) if BLOCK in link]
     if not blocks:
         raise UserError(
             f"configuration '{configuration}' of plans '{plans.get('plans_name')}' has no '{BLOCK}' block: "

@@ -57,7 +57,15 @@ def look_up_own_trainers_first(module: ModuleType) -> None:
 
     def look_up(trainer_name: str) -> type | None:
         trainers = importlib.import_module("emim_nnunet.trainers")
-        return getattr(trainers, trainer_name) if trainer_name in trainers.__all__ else search(trainer_name)
+        if trainer_name in trainers.__all__:
+            return getattr(trainers, trainer_name)
+        try:
+            return search(trainer_name)
+        except RuntimeError as error:
+            known = ", ".join(trainers.__all__)
+            raise UserError(
+                f"-tr {trainer_name}: there is no such trainer; those of this package are {known}"
+            ) from error
 
     module.recursive_find_trainer_class_by_name = look_up
 

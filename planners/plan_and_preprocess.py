@@ -19,7 +19,8 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import write_json
-from emim_nnunet.dataloading.splits import ensure_splits, take_over_splits
+from emim_nnunet.checkpoints.locate import read_dataset_json
+from emim_nnunet.dataloading.splits import ensure_splits, read_origins, read_patients, read_splits, take_over_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
@@ -28,10 +29,10 @@ from emim_nnunet.planners.raw_dataset import (
     dataset_name,
     images_of_cases,
     raw_files,
-    read_dataset_json,
     unlabelled_images,
 )
 from emim_nnunet.planners.transfer import Like
+from emim_nnunet.plans import is_folder_name
 
 NUM_INTENSITY_SAMPLES = 10_000_000
 
@@ -84,6 +85,11 @@ def plan_and_preprocess(
                 "--like_spacing: the source does not say its spacing, or -overwrite_target_spacing is given too"
             )
         target_spacing = like.spacing if like_spacing else target_spacing
+    for option, value in (("-np", num_processes), ("-npfp", num_processes_fingerprint)):
+        if value < 1:
+            raise UserError(f"{option} {value}: at least 1 worker is needed")
+    if plans_name is not None and not is_folder_name(plans_name):
+        raise UserError(f"-overwrite_plans_name {plans_name!r}: use letters, digits, _ . + and - only")
     planner = nnUNetPlannerEMIM if like is None else type("nnUNetPlannerEMIM", (nnUNetPlannerEMIM,), {"like": like})
     name = dataset_name(dataset_id)
     raw = Path(nnUNet_raw) / name
@@ -92,6 +98,8 @@ def plan_and_preprocess(
     unlabelled = unlabelled_images(raw, dataset_json)
     if not labelled and not unlabelled:
         raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
+    for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
+        known(raw)
     check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
     if labelled:
         workers = min(num_processes_fingerprint, len(labelled), num_cores())

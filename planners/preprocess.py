@@ -24,8 +24,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.errors import UserError
-from emim_nnunet.planners.raw_dataset import read_dataset_json
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 Job = tuple[str, list[str], str | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from emim_nnunet.errors import UserError
 
 UNLABELLED = "imagesUnlabelled"
-REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
 def dataset_name(dataset_id: int) -> str:
@@ -30,25 +28,6 @@ def dataset_name(dataset_id: int) -> str:
             f"-d {dataset_id}: expected one folder Dataset{dataset_id:03d}_NAME in {nnUNet_raw}, found {len(found)}"
         )
     return str(found[0])
-
-
-def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """``dataset.json`` of a raw data set.
-
-    Raises:
-        UserError: Missing, not JSON, or incomplete.
-    """
-    path = folder / "dataset.json"
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: convert the data set first") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    missing = [key for key in REQUIRED_KEYS if key not in content]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}")
-    return content
 
 
 def images_of_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ TIERS = {
     "emim_nnunet.errors": 0,
     "emim_nnunet.losses": 0,
     "emim_nnunet.masking": 0,
+    "emim_nnunet.plans": 0,
     "emim_nnunet.randomness": 0,
     "emim_nnunet.registration": 0,
     "emim_nnunet.networks": 1,

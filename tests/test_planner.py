@@ -318,7 +318,7 @@ def test_user_errors_are_one_line(planning: Path, capsys: pytest.CaptureFixture[
     (raw / "imagesTr" / "case0_0001.nii.gz").unlink()
     assert "imagesTr/case0: expected exactly the channels" in error_of(1)
     (raw / "dataset.json").write_text("{")
-    assert "dataset.json is not valid JSON" in error_of(1)
+    assert "dataset.json cannot be read as JSON" in error_of(1)
     (raw / "dataset.json").write_text("{}")
     assert "dataset.json lacks channel_names" in error_of(1)
     raw = write_raw(planning, 2, labelled=0)

@@ -19,6 +19,8 @@ from emim_nnunet.errors import UserError
 
 SSL_FORMAT = "emim_nnunet.ssl"
 EXPORT_FORMAT = "emim_nnunet.export"
+FAULT_FORMAT = "emim_nnunet.fault"
+OWN_FORMATS = (SSL_FORMAT, EXPORT_FORMAT, FAULT_FORMAT)
 FORMAT_VERSION = 1
 TEMPORARY = ".tmp"
 CHUNK = 1 << 24
@@ -97,6 +99,18 @@ def write_json(path: Path, content: object, indent: int = 2) -> None:
     """
     text = json.dumps(content, indent=indent)
     atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        UserError: It cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({' '.join(str(error).split())})") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -198,7 +212,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         The checkpoint.
 
     Raises:
-        UserError: Missing, damaged, or holding objects that only running code could restore.
+        UserError: Missing, damaged, holding objects that only running code could restore, or of a newer version of ours.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
@@ -215,6 +229,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
+    written_by = checkpoint.get("format_version", 0) if checkpoint.get("format") in OWN_FORMATS else 0
+    if written_by > FORMAT_VERSION:
+        raise UserError(f"{path} was written by a newer emim_nnunet (format {written_by}): update")
     return checkpoint
 
 
@@ -242,6 +259,4 @@ def load_checkpoint(path: Path, *, formats: tuple[str, ...] = (SSL_FORMAT,)) -> 
     checkpoint = read_checkpoint(path)
     if checkpoint.get("format") not in formats:
         raise UserError(f"{path} is not a checkpoint of emim_nnunet (expected format {' or '.join(formats)})")
-    if checkpoint["format_version"] > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer emim_nnunet (format {checkpoint['format_version']}): update")
     return checkpoint

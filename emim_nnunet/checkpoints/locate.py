@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from emim_nnunet.checkpoints.io import read_json
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import check_plans
 
-CHECKPOINT_NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+CHECKPOINT_NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth")
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
 def find_checkpoint(path: Path, fold: str | None = None) -> Path:
@@ -49,14 +51,45 @@ def read_target(dataset_id: int, plans_name: str) -> tuple[dict[str, Any], dict[
         Both as dicts.
 
     Raises:
-        UserError: Folder, data set or plans are missing, or not JSON.
+        UserError: Folder, data set or plans are missing, or not as they must be.
     """
-    folder = preprocessed_folder(dataset_id)
+    return read_plans(preprocessed_folder(dataset_id), plans_name)
+
+
+def read_plans(folder: Path, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As :func:`read_target`, from the preprocessed folder of a data set."""
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*Plans*.json"))) or "no plans"
         raise UserError(f"-p {plans_name}: {folder.name} has {known}")
-    return _read_json(plans_file), _read_json(folder / "dataset.json")
+    plans = read_json(plans_file)
+    check_plans(plans)
+    if plans["dataset_name"] != folder.name:
+        raise UserError(f"{plans_file} is of another data set, {plans['dataset_name']}")
+    return plans, read_dataset_json(folder)
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """``dataset.json`` of a raw or preprocessed data set.
+
+    Raises:
+        UserError: Missing, not JSON, or incomplete.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: convert the data set first")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a JSON object")
+    missing = [key for key in REQUIRED_KEYS if key not in content]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}")
+    for key in ("channel_names", "labels"):
+        if not isinstance(content[key], dict) or not content[key]:
+            raise UserError(f"'{key}' in {path} must be a JSON object with at least one entry")
+    if sorted(content["channel_names"]) != sorted(map(str, range(len(content["channel_names"])))):
+        raise UserError(f'\'channel_names\' in {path} must have the keys "0", "1", and so on')
+    return content
 
 
 def preprocessed_folder(dataset_id: int) -> Path:
@@ -80,10 +113,3 @@ def preprocessed_folder(dataset_id: int) -> Path:
             f"{len(folders)}"
         )
     return folders[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from error

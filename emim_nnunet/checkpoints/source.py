@@ -17,8 +17,7 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import SSL_FORMAT, read_checkpoint
 from emim_nnunet.errors import UserError
-
-NETWORKS = "dynamic_network_architectures."
+from emim_nnunet.plans import check_architecture, check_plans, planned
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,14 @@ class EncoderSource:
         Raises:
             UserError: Not one of nnU-Net's networks.
         """
-        name = self.architecture["network_class_name"]
-        if not name.startswith(NETWORKS):
-            raise UserError(f"{self.path} is of a network '{name}', which is not one of nnU-Net's ({NETWORKS}*)")
-        with torch.random.fork_rng(devices=[]):
+        check_architecture(self.architecture, str(self.path))
+        with (
+            torch.random.fork_rng(devices=[]),
+            planned(f"the network that {self.path} describes cannot be built", "is it a whole checkpoint?"),
+        ):
             torch.manual_seed(seed)
             return get_network_from_plans(
-                name,
+                self.architecture["network_class_name"],
                 self.architecture["arch_kwargs"],
                 self.architecture["_kw_requires_import"],
                 num_channels,
@@ -123,23 +123,32 @@ def read_source(path: Path) -> EncoderSource:
 
 
 def _planned(path: Path, kind: str, checkpoint: dict[str, Any], about: dict[str, Any]) -> EncoderSource:
-    plans = PlansManager(about["plans"])
-    configuration = plans.get_configuration(about["configuration"])
-    return EncoderSource(
-        path=path,
-        kind=kind,
-        checkpoint=checkpoint,
-        architecture=configuration.configuration["architecture"],
-        num_channels=determine_num_input_channels(plans, configuration, about["dataset_json"]),
-        patch_size=tuple(configuration.patch_size),
-        epochs=checkpoint["current_epoch"],
-        trainer=checkpoint["trainer_name"],
-        plans_name=plans.plans_name,
-        configuration=about["configuration"],
-        fold=about["fold"],
-        dataset_name=plans.dataset_name,
-        channel_names=channel_names(about["dataset_json"]),
-    )
+    lacking = [key for key in ("plans", "configuration", "dataset_json", "fold") if key not in about]
+    if lacking:
+        raise UserError(f"{path} does not say its {', '.join(lacking)}")
+    try:
+        check_plans(about["plans"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    with planned(f"{path} does not describe its network", "is it a whole checkpoint?"):
+        plans = PlansManager(about["plans"])
+        configuration = plans.get_configuration(about["configuration"])
+        check_architecture(configuration.configuration["architecture"], str(path))
+        return EncoderSource(
+            path=path,
+            kind=kind,
+            checkpoint=checkpoint,
+            architecture=configuration.configuration["architecture"],
+            num_channels=determine_num_input_channels(plans, configuration, about["dataset_json"]),
+            patch_size=tuple(configuration.patch_size),
+            epochs=checkpoint["current_epoch"],
+            trainer=checkpoint["trainer_name"],
+            plans_name=plans.plans_name,
+            configuration=about["configuration"],
+            fold=about["fold"],
+            dataset_name=plans.dataset_name,
+            channel_names=channel_names(about["dataset_json"]),
+        )
 
 
 def _adaptation_plan(path: Path, checkpoint: dict[str, Any]) -> EncoderSource:

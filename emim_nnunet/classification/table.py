@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
+from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS, read_splits
 from emim_nnunet.errors import UserError
 
 CASE, PATIENT = "case", "patient"
@@ -111,7 +110,7 @@ def check_cases(table: LabelTable, present: Sequence[str], where: str) -> None:
         )
 
 
-def split(table: LabelTable, splits_file: Path, fold: int | str) -> tuple[list[str], list[str]]:
+def split(table: LabelTable, dataset_folder: Path, fold: int | str) -> tuple[list[str], list[str]]:
     """Training and validation cases of a fold of nnU-Net's split; no patient is in both.
 
     Cases that nnU-Net does not split (those without segmentation) are split like it does, by patient. A patient who has a case
@@ -119,7 +118,7 @@ def split(table: LabelTable, splits_file: Path, fold: int | str) -> tuple[list[s
 
     Args:
         table: Labels.
-        splits_file: nnU-Net's ``splits_final.json``; may be missing.
+        dataset_folder: Preprocessed folder with nnU-Net's ``splits_final.json``, which may be missing.
         fold: Number, or ``all`` for training on everything.
 
     Returns:
@@ -130,7 +129,7 @@ def split(table: LabelTable, splits_file: Path, fold: int | str) -> tuple[list[s
     """
     if fold == "all":
         return sorted(table.rows), []
-    folds = json.loads(splits_file.read_text()) if splits_file.is_file() else []
+    folds = read_splits(dataset_folder)
     known = {case for part in folds for case in (*part["train"], *part["val"])}
     rest = sorted({table.patients[case] for case in set(table.rows) - known})
     num_folds = len(folds) or min(NUM_FOLDS, len(rest))

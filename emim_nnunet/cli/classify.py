@@ -94,7 +94,7 @@ def _train(arguments: argparse.Namespace) -> None:
     table = read_table(arguments.labels, arguments.column, read_patients(data.folder))
     check_cases(table, list(data.cases), data.folder.name)
     fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
-    training, validation = split(table, data.folder / "splits_final.json", fold)
+    training, validation = split(table, data.folder, fold)
     settings = Settings(
         frozen=arguments.frozen,
         class_weights=not arguments.no_class_weights,

@@ -50,9 +50,11 @@ def _estimate(arguments: argparse.Namespace) -> None:
     from emim_nnunet.errors import UserError
     from emim_nnunet.registration import look_up_own_trainers_first
     from emim_nnunet.training.estimate import estimate
+    from emim_nnunet.training.request import check_request
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU: use -device cpu")
+    check_request(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
     look_up_own_trainers_first(run_training)
     trainer = run_training.get_trainer_from_args(
         arguments.dataset,

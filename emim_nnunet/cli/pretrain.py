@@ -55,8 +55,10 @@ def _train(arguments: argparse.Namespace, device: object) -> None:
 
     from emim_nnunet.errors import UserError
     from emim_nnunet.registration import look_up_own_trainers_first
+    from emim_nnunet.training.request import check_request
     from emim_nnunet.training.ssl_trainer import SSLTrainer
 
+    check_request(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
     look_up_own_trainers_first(run_training)
     trainer = run_training.get_trainer_from_args(
         arguments.dataset, arguments.configuration, arguments.fold, arguments.tr, arguments.p, arguments.c, device

@@ -21,8 +21,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Hand all arguments to nnU-Net."""
     from nnunetv2.run import run_training
 
+    from emim_nnunet.training.request import check_requests_of
+
     enable_search()
     look_up_own_trainers_first(run_training)
+    check_requests_of(run_training)
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.report import collect_spectra, read_scores, write_results
 from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name, make_splits
 from emim_nnunet.config import config_from_block
-from emim_nnunet.dataloading.splits import read_patients
+from emim_nnunet.dataloading.splits import SPLITS, read_patients, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.config import TrainingConfig
 from emim_nnunet.training.stage import FINAL, LATEST, read_block
@@ -113,10 +112,12 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
 
 def _test_cases(protocol: Protocol, folder: Path, labelled: Sequence[str]) -> list[str]:
     if protocol.num_test is None:
-        file = folder / "splits_final.json"
-        if not file.is_file():
-            raise UserError(f"{file} is missing: preprocess with emim_plan_and_preprocess, or give --num_test")
-        return sorted(json.loads(file.read_text())[0]["val"])
+        splits = read_splits(folder)
+        if not splits:
+            raise UserError(
+                f"{folder / SPLITS} is missing or empty: preprocess with emim_plan_and_preprocess, or give --num_test"
+            )
+        return sorted(splits[0]["val"])
     if not 1 <= protocol.num_test < len(labelled):
         raise UserError(f"--num_test {protocol.num_test}: there are {len(labelled)} labelled cases")
     return make_splits(labelled, [], [protocol.num_test], [0], {})[1]["train"]

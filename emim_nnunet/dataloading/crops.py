@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -107,6 +108,25 @@ class CropDataset(Dataset):
             int, tuple[int, Tensor]
         ] = {}  # of each group, the round that was asked for last and its order
 
+    def check_channels(self, number: int) -> None:
+        """Look at the first case of each folder.
+
+        Args:
+            number: Channels that the images must have.
+
+        Raises:
+            UserError: They have others, or cannot be read.
+        """
+        for folder in self.readers:
+            case = next(case for case in self.cases if case.folder == folder)
+            with self._naming(case):
+                found = self.readers[folder].load_case(case.identifier)[0].shape[0]
+            if found != number:
+                raise UserError(
+                    f"the preprocessed case {case.identifier} has {found} channels, dataset.json of {folder.parent.name} names "
+                    f"{number}: preprocess it anew"
+                )
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Crop ``index``.
 
@@ -119,18 +139,24 @@ class CropDataset(Dataset):
             UserError: The files of the case cannot be read.
         """
         case = self.case_of(index)
-        try:
+        with self._naming(case):
             item = self._read(case, seeded_generator(self.seed, Stream.CROP, index))
-        except Exception as error:  # blosc2, pickle and numpy raise what they like on a damaged file
-            reason = " ".join(str(error).split()) or "no reason given"
-            raise UserError(
-                f"the preprocessed case {case.identifier} cannot be read ({type(error).__name__}: {reason}): preprocess it anew"
-            ) from error
         image = item["image"]
         if self.is_2d:
             item = {key: value[:, 0] for key, value in item.items()}
         about = {"index": index, "case": case.identifier, "subject": subject_number(case.subject)}
         return item | about | {"present": present_channels(image)}
+
+    @contextmanager
+    def _naming(self, case: Case) -> Iterator[None]:
+        """Name the case that cannot be read."""
+        try:
+            yield
+        except Exception as error:  # blosc2, pickle and numpy raise what they like on a damaged file
+            reason = " ".join(str(error).split()) or "no reason given"
+            raise UserError(
+                f"the preprocessed case {case.identifier} cannot be read ({type(error).__name__}: {reason}): preprocess it anew"
+            ) from error
 
     def _read(self, case: Case, generator: torch.Generator) -> dict[str, Any]:
         """Image, foreground and, where asked for, label of a crop."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from emim_nnunet.checkpoints.io import atomic_write, write_json
+from emim_nnunet.checkpoints.io import atomic_write, read_json, write_json
 from emim_nnunet.errors import UserError
 
 SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
+PARTS = ("train", "val")
 NUM_FOLDS = 5
 NNUNET_SEED = 12345  # of nnUNetTrainer.do_split
 
@@ -41,10 +42,7 @@ def read_origins(dataset_folder: Path) -> dict[str, str]:
 def _read_names(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    try:
-        names = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
+    names = read_json(path)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{path} must be a JSON object: case -> name")
     return names
@@ -80,5 +78,54 @@ def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:
         splits = [{"train": [c for c in cases if c != held_out], "val": [held_out]} for held_out in cases]
     else:
         splits = generate_crossval_split(cases, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
-    plain = [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in splits]
+    plain = [{part: [str(case) for case in split[part]] for part in PARTS} for split in splits]
     write_json(path, plain, indent=4)
+
+
+def read_splits(dataset_folder: Path) -> list[dict[str, list[str]]]:
+    """The folds of ``splits_final.json``.
+
+    Args:
+        dataset_folder: Preprocessed folder of the data set.
+
+    Returns:
+        Per fold, the ids under ``train`` and ``val``; empty without the file.
+
+    Raises:
+        UserError: The file is not as nnU-Net writes it.
+    """
+    path = dataset_folder / SPLITS
+    if not path.is_file():
+        return []
+    splits = read_json(path)
+    right = isinstance(splits, list) and all(
+        isinstance(fold, dict)
+        and all(isinstance(fold.get(part), list) and all(isinstance(c, str) for c in fold[part]) for part in PARTS)
+        for fold in splits
+    )
+    if not right:
+        raise UserError(f"{path} must be a list of folds, each with lists of case ids under 'train' and 'val'")
+    return splits
+
+
+def check_fold(dataset_folder: Path, fold: int, identifiers: Sequence[str]) -> None:
+    """Whether a fold can be trained.
+
+    Args:
+        dataset_folder: Preprocessed folder of the data set.
+        fold: Number.
+        identifiers: All labelled cases that are preprocessed.
+
+    Raises:
+        UserError: No such fold, or it names cases that are not there.
+    """
+    splits = read_splits(dataset_folder)
+    if not 0 <= fold < len(splits):
+        raise UserError(
+            f"fold {fold}: {SPLITS} of {dataset_folder.name} has the folds 0 to {len(splits) - 1}, and 'all'"
+        )
+    unknown = sorted({case for part in PARTS for case in splits[fold][part]} - set(identifiers))
+    if unknown:
+        raise UserError(
+            f"fold {fold} in {dataset_folder / SPLITS} names cases that are not preprocessed: {', '.join(unknown[:5])}"
+        )

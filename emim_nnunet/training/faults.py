@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emim_nnunet.checkpoints.io import FORMAT_VERSION, save_checkpoint
+from emim_nnunet.checkpoints.io import FAULT_FORMAT, FORMAT_VERSION, save_checkpoint
 from emim_nnunet.errors import DISK_FULL, UserError
 
-FAULT_FORMAT = "emim_nnunet.fault"
 RETRY_SECONDS = 60.0
 GIGABYTE = 1e9
 LESS_MEMORY = (

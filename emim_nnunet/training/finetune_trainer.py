@@ -19,6 +19,7 @@ from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import atomic_write, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
+from emim_nnunet.plans import planned
 from emim_nnunet.training import stage
 from emim_nnunet.training.config import FinetuneConfig
 from emim_nnunet.training.faults import explained
@@ -68,7 +69,8 @@ class FinetuneTrainer(nnUNetTrainer):
             f"finetune_ssl_trainer is {self.ssl_trainer_name}, but {type(self).__name__} runs the SSL stage of "
             f"{self.ssl_trainer_class.__name__}: use nnUNetTrainerEMIMFinetune",
         )
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with planned(f"configuration '{configuration}' of the plans cannot be used"):
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.config.finetune_num_epochs
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
@@ -80,7 +82,8 @@ class FinetuneTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
         self._seed()
-        super().initialize()
+        with planned("the network that the plans describe cannot be built"):
+            super().initialize()
         self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
 
     @property
@@ -102,9 +105,9 @@ class FinetuneTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
-        if not self.was_initialized:
-            self.initialize()
         with explained():
+            if not self.was_initialized:
+                self.initialize()
             self._prepare_encoder()
             self._seed()
             with self._interruption:

@@ -32,6 +32,7 @@ from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import materialise, own_norm_outputs
+from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
@@ -80,10 +81,11 @@ class SSLTrainer(nnUNetTrainer):
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(TrainingConfig, self.block)
         self.method_config = config_from_block(self.method_class.config_class, self.block)
-        planned = PlansManager(plans).get_configuration(configuration)
-        require(planned.previous_stage_name is None, f"'{configuration}' is a cascade stage: pretrain '3d_fullres'")
-        self.method_class.check(self.method_config, planned.patch_size, planned.pool_op_kernel_sizes)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with planned(f"configuration '{configuration}' of the plans cannot be used"):
+            about = PlansManager(plans).get_configuration(configuration)
+            require(about.previous_stage_name is None, f"'{configuration}' is a cascade stage: pretrain '3d_fullres'")
+            self.method_class.check(self.method_config, about.patch_size, about.pool_op_kernel_sizes)
+            super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:  # nnU-Net assumes CUDA, and one machine: its local_rank is the rank among all processes
             index = int(os.environ.get("LOCAL_RANK", self.local_rank))
             self.device = torch.device("cuda", index) if device.type == "cuda" else device
@@ -97,7 +99,7 @@ class SSLTrainer(nnUNetTrainer):
         self.cases: stage.StageCases | None = None
         self.ssl_log = SSLLog()
         self.monitor = CollapseMonitor(
-            planned.patch_size,
+            about.patch_size,
             self.method_config.cell_size,
             self.channel_names,
             seed=self.config.seed,
@@ -127,7 +129,8 @@ class SSLTrainer(nnUNetTrainer):
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
-        self.network = self._build_method().to(self.device)
+        with planned("the network that the plans describe cannot be built"):
+            self.network = self._build_method().to(self.device)
         if not self._do_i_compile():
             own_norm_outputs(self.network)
         else:
@@ -221,6 +224,7 @@ class SSLTrainer(nnUNetTrainer):
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
         crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
         dataset = CropDataset(cases, self.dataset_class, crop_size, seed)
+        dataset.check_channels(len(self.channel_names))
         pin_memory = self.device.type == "cuda"
         return crop_loader(dataset, batches, num_workers=workers, pin_memory=pin_memory, start_worker=outlive_signals)
 

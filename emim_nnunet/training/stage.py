@@ -13,9 +13,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.config import check_known_keys, config_from_block, emim_block
 from emim_nnunet.dataloading.crops import Case
-from emim_nnunet.dataloading.splits import ensure_splits
+from emim_nnunet.dataloading.splits import check_fold, ensure_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
+from emim_nnunet.plans import check_plans
 from emim_nnunet.training.config import FinetuneConfig, TrainingConfig
 
 FINAL, LATEST, PREVIOUS = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_previous.pth"
@@ -26,8 +27,9 @@ def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     """The resolved ``emim`` block, all keys known and all loop settings valid.
 
     Raises:
-        UserError: Naming the key and the valid ones.
+        UserError: The plans are not as they must be, or naming the key and the valid ones.
     """
+    check_plans(plans, configuration)
     block = emim_block(plans, configuration)
     check_known_keys(block, [*config_classes(), TrainingConfig, FinetuneConfig])
     config_from_block(TrainingConfig, block)
@@ -42,14 +44,16 @@ def ssl_settings(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare_splits(labelled: Path, fold: int | str) -> None:
-    """Make sure that nnU-Net can split few cases as well (its five folds need five).
+    """Make sure that nnU-Net can split few cases as well (its five folds need five), and that it has the fold.
+
+    For a fold that is not in the split, nnU-Net would take a random one, whose validation cases others learn from.
 
     Args:
         labelled: Folder of the preprocessed labelled cases, in the folder of the data set.
         fold: Number of a fold, or ``all``.
 
     Raises:
-        UserError: A numbered fold of a single case.
+        UserError: A numbered fold of a single case, no such fold, or a split of other cases.
     """
     if fold == "all":
         return
@@ -57,6 +61,7 @@ def prepare_splits(labelled: Path, fold: int | str) -> None:
     ensure_splits(labelled.parent, identifiers)
     if len(identifiers) == 1:
         raise UserError(f"{labelled.parent.name} has one labelled case, which cannot be split: use fold 'all'")
+    check_fold(labelled.parent, int(fold), identifiers)
 
 
 def unlabelled_folder(data_folder: Path) -> Path:

@@ -1,0 +1,169 @@
+"""What must be true of a plans JSON before anything in it is used: it is a file that others may have written.
+
+Names in it become folders, and names of classes are imported and called; both are held to what nnU-Net's planners write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from emim_nnunet.errors import UserError
+
+NETWORKS = "dynamic_network_architectures."
+IMPORTED = ("torch.nn.", NETWORKS)
+FOLDER_NAME = re.compile(r"[\w.+-]+")
+BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+MAX_NUMBER = 1 << 20  # of patch sizes, features and batches: whatever is larger is a mistake
+
+
+def check_plans(plans: Any, configuration: str | None = None) -> None:
+    """Whether plans are as nnU-Net and this package need them.
+
+    Args:
+        plans: Content of a plans JSON.
+        configuration: The one that will be used; None = check what holds for all.
+
+    Raises:
+        UserError: Naming the key and what is expected there.
+    """
+    _require(isinstance(plans, dict), "must be a JSON object")
+    for key in ("dataset_name", "plans_name"):
+        _require_folder_name(plans.get(key), f"'{key}'")
+    for key in ("transpose_forward", "transpose_backward"):
+        value = plans.get(key, [0, 1, 2])  # export can do without
+        _require(isinstance(value, list) and sorted(map(repr, value)) == ["0", "1", "2"], f"'{key}' must order 0, 1, 2")
+    configurations = plans.get("configurations")
+    _require(isinstance(configurations, dict) and bool(configurations), "'configurations' must be a JSON object")
+    for name, content in configurations.items():
+        _require_folder_name(name, "the name of a configuration")
+        _require(isinstance(content, dict), f"configuration '{name}' must be a JSON object")
+    if configuration is not None:
+        content = {key: value for link in inheritance(plans, configuration) for key, value in link.items()}
+        _check_configuration(content, f"configuration '{configuration}'")
+
+
+def is_folder_name(value: Any) -> bool:
+    """Whether something is a name that a folder or file can have and that leads nowhere else."""
+    return isinstance(value, str) and FOLDER_NAME.fullmatch(value) is not None and value.strip(".") != ""
+
+
+@contextmanager
+def planned(what: str, advice: str = "plan again with emim_plan_and_preprocess") -> Iterator[None]:
+    """Turn what nnU-Net raises over plans that only look right into a :class:`UserError`.
+
+    Args:
+        what: For the message, for example ``the network that the plans describe cannot be built``.
+        advice: How to mend it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BROKEN as error:
+        if "CUDA" in str(error) or "DefaultCPUAllocator" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{what} ({type(error).__name__}: {reason}): {advice}") from error
+
+
+def check_architecture(architecture: Any, where: str) -> None:
+    """Whether an architecture is one of nnU-Net's and names nothing else to import.
+
+    Args:
+        architecture: As in a configuration of the plans.
+        where: For the message.
+
+    Raises:
+        UserError: It is not.
+    """
+    _require(isinstance(architecture, dict), f"'architecture' of {where} must be a JSON object")
+    name, kwargs = architecture.get("network_class_name"), architecture.get("arch_kwargs")
+    if not isinstance(name, str) or not name.startswith(NETWORKS):
+        raise UserError(f"{where} is of a network {name!r}, which is not one of nnU-Net's ({NETWORKS}*)")
+    _require(isinstance(kwargs, dict), f"'arch_kwargs' of {where} must be a JSON object")
+    imported = architecture.get("_kw_requires_import")
+    _require(
+        isinstance(imported, list | tuple) and all(isinstance(key, str) for key in imported),
+        f"'_kw_requires_import' of {where} must be a list of texts",
+    )
+    for key in imported:
+        value = kwargs.get(key)
+        allowed = value is None or (isinstance(value, str) and value.startswith(IMPORTED))
+        _require(allowed, f"{where}: '{key}' of the network is {value!r}, only {' and '.join(IMPORTED)}* are imported")
+    for key, value in kwargs.items():
+        _require(_small(value), f"{where}: '{key}' of the network is out of range")
+
+
+def _check_configuration(content: dict[str, Any], where: str) -> None:
+    _require_folder_name(content.get("data_identifier"), f"'data_identifier' of {where}")
+    patch = content.get("patch_size")
+    _require(
+        isinstance(patch, list) and len(patch) in (2, 3) and all(map(_is_count, patch)),
+        f"'patch_size' of {where} must be 2 or 3 whole numbers",
+    )
+    _require(_is_count(content.get("batch_size")), f"'batch_size' of {where} must be a whole number")
+    spacing = content.get("spacing")
+    _require(
+        isinstance(spacing, list) and len(spacing) == len(patch) and all(map(_is_positive, spacing)),
+        f"'spacing' of {where} must be {len(patch)} positive numbers",
+    )
+    for key, kind in (("normalization_schemes", str), ("use_mask_for_norm", bool)):
+        value = content.get(key)
+        right = isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+        _require(right, f"'{key}' of {where} must be a list with an entry per channel")
+    check_architecture(content.get("architecture"), where)
+
+
+def inheritance(plans: dict[str, Any], configuration: str) -> list[dict[str, Any]]:
+    """A configuration and those that it inherits from.
+
+    Args:
+        plans: Content of a plans JSON.
+        configuration: Name.
+
+    Returns:
+        Contents, the most general one first.
+
+    Raises:
+        UserError: Unknown configuration, or circular inheritance.
+    """
+    known = plans["configurations"]
+    chain: dict[str, dict[str, Any]] = {}
+    name: Any = configuration
+    while name is not None:
+        if not isinstance(name, str) or name not in known:
+            names = ", ".join(known)
+            raise UserError(f"plans '{plans.get('plans_name')}' have no configuration '{name}'; they have: {names}")
+        if name in chain:
+            raise UserError(f"configuration '{configuration}' inherits from itself through '{name}'")
+        chain[name] = known[name]
+        name = known[name].get("inherits_from")
+    return list(chain.values())[::-1]
+
+
+def _require_folder_name(value: Any, what: str) -> None:
+    _require(
+        is_folder_name(value), f"{what} must be a name that a folder can have (letters, digits, _ . + -), not {value!r}"
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_NUMBER
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _small(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_small, value))
+    return not isinstance(value, int | float) or abs(value) <= MAX_NUMBER
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"the plans are not as nnU-Net writes them: {message}")

@@ -1,0 +1,78 @@
+"""Whether what a command asks for can be trained, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from emim_nnunet.checkpoints.locate import preprocessed_folder, read_plans
+from emim_nnunet.dataloading.splits import check_fold, read_splits
+from emim_nnunet.errors import UserError
+from emim_nnunet.plans import check_plans, inheritance
+
+
+def check_request(dataset: str, configuration: str, fold: int | str, plans_name: str) -> None:
+    """Look at what nnU-Net would stumble over without a word that helps.
+
+    Args:
+        dataset: Id or name of a preprocessed data set.
+        configuration: Of the plans.
+        fold: Number, or ``all``.
+        plans_name: Name of the plans.
+
+    Raises:
+        UserError: Variables, data set, plans, configuration, preprocessed cases or fold are missing or not as they must be.
+    """
+    if not nnUNet_results.is_set():
+        raise UserError("the environment variable nnUNet_results is not set: it must name the folder of results")
+    folder = _folder(dataset)
+    plans, _ = read_plans(folder, plans_name)
+    check_plans(plans, configuration)
+    content = {key: value for link in inheritance(plans, configuration) for key, value in link.items()}
+    data = folder / content["data_identifier"]
+    cases = infer_dataset_class(str(data)).get_identifiers(str(data)) if _holds_cases(data) else []
+    if not cases and not _holds_cases(data.with_name(f"{data.name}_unlabelled")):
+        raise UserError(f"no preprocessed case in {data}: run emim_plan_and_preprocess first")
+    if fold == "all" or not cases:
+        return
+    if not str(fold).isdecimal():
+        raise UserError(f"fold {fold}: must be a number or 'all'")
+    if read_splits(folder):
+        check_fold(folder, int(fold), cases)
+
+
+def check_requests_of(run_training: ModuleType) -> None:
+    """Let nnU-Net's training command look first, in this process.
+
+    Args:
+        run_training: ``nnunetv2.run.run_training``.
+    """
+    train: Callable[..., Any] = run_training.run_training
+
+    def checked(
+        dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, *rest: Any, **options: Any
+    ) -> None:
+        check_request(dataset, configuration, fold, plans)
+        train(dataset, configuration, fold, trainer, plans, *rest, **options)
+
+    run_training.run_training = checked
+
+
+def _folder(dataset: str) -> Path:
+    if dataset.isdecimal():
+        return preprocessed_folder(int(dataset))
+    if not nnUNet_preprocessed.is_set():
+        raise UserError("the environment variable nnUNet_preprocessed is not set: it must name a folder")
+    folder = Path(nnUNet_preprocessed) / Path(dataset).name
+    if folder.name != dataset or not folder.is_dir():
+        raise UserError(f"data set {dataset}: neither a number nor the name of a folder in {nnUNet_preprocessed}")
+    return folder
+
+
+def _holds_cases(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.pkl"))
