@@ -20,6 +20,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import header_problem, stream_damage
 
 GRID_TOLERANCE = 1e-3
+UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 MAX_INTENSITY = 1e12  # squares of larger ones leave the range of float32 sums
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HASH_CHUNK = 1 << 20
@@ -237,7 +238,7 @@ def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: D
     path, voxels = file.path, sitk.GetArrayViewFromImage(image)
     try:
         finite = bool(np.isfinite(voxels).all()) and _finite_on_disk(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+    except UNREADABLE as error:
         case.problems.append(f"{path} is not a readable NIfTI ({' '.join(str(error).split())})")
         return
     if not finite:

@@ -53,7 +53,7 @@ def stream_damage(file: Path) -> str:
         return ""
     size = [int(n) for n in header["dim"][1 : 1 + min(7, max(0, int(header["dim"][0])))]]
     promised = prod(size) * int(header["bitpix"]) // 8
-    if length < promised + float(header["vox_offset"]):
+    if not length >= promised + float(header["vox_offset"]):  # NaN is not a place either
         return f"is truncated: its header promises {promised} bytes of voxels, the file has {length} in all"
     return ""
 

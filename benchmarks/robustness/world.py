@@ -8,10 +8,10 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -84,11 +84,21 @@ def in_child(
         seconds: After these it is killed.
         memory: Bytes of address space that it may use.
     """
-    with tempfile.TemporaryFile() as output:
-        child = start_child(work, env, output.fileno(), memory)
-        code = wait(child, seconds)
-        output.seek(0)
-        return Outcome(code, output.read().decode(errors="replace"))
+    reader, writer = os.pipe()  # a file would fall under limits on the size of files
+    child = start_child(work, env, writer, memory)
+    os.close(writer)
+    os.set_blocking(reader, False)
+    output: list[bytes] = []
+
+    def collect() -> None:
+        with suppress(BlockingIOError):
+            while chunk := os.read(reader, 1 << 16):
+                output.append(chunk)
+
+    code = wait(child, seconds, collect)
+    collect()
+    os.close(reader)
+    return Outcome(code, b"".join(output).decode(errors="replace"))
 
 
 def start_child(work: Callable[[], int], env: Mapping[str, str], output: int, memory: int | None = None) -> int:
@@ -128,10 +138,11 @@ def start_child(work: Callable[[], int], env: Mapping[str, str], output: int, me
         os._exit(code)
 
 
-def wait(child: int, seconds: float) -> int:
+def wait(child: int, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> int:
     """Exit code of a child, which is killed with all of its own children after some time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        meanwhile()
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr
 
+logger = logging.getLogger(__name__)
 MODEL, UNFINISHED, UNFINISHED_FORMAT = "classifier.pth", "unfinished.pth", "emim_nnunet.classifier_training"
 ABSENT = -30.0  # bias of a class that no training case has
 
@@ -102,6 +104,9 @@ def train(
         raise UserError(
             f"{output} holds an unfinished training: continue it with --c, or choose another folder with -o"
         )
+    if resume and not (output / UNFINISHED).exists():
+        logger.warning("--c: there is nothing to continue in %s, so the training starts anew", output.name)
+        resume = False
     encoder, adapted = build_encoder(data, checkpoint, settings.seed)
     about = {
         "targets": table.targets,

@@ -1,0 +1,160 @@
+"""Is anything lost, is anything let in? Runs that are killed, writes that fail, inputs that are bad.
+
+    python benchmarks/reliability.py --json OUT            # some minutes on 2 cores
+    python benchmarks/reliability.py --json OUT --full     # every write, 20 kill points for each method, more chance
+
+Writes ``kill_points`` and ``kill_lost`` (SSL stages ended at random moments and continued, and those whose result was not that
+of an undisturbed stage, bit for bit), ``writes_faulted`` and ``writes_lost`` (faults in writes, and those after which something
+was half, lost, or not made whole by repeating the command), ``inputs_tried`` and ``inputs_mishandled`` (bad inputs, and those
+that did not end in one line with exit code 2 and leave nothing behind). Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measure.common import markdown_table, write_results
+from robustness import inputs, kills, writes
+from robustness.world import build_world, import_everything
+
+Job = tuple[str, Callable[[Path], str]]
+
+
+def main() -> None:
+    """Parse, try everything, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
+    parser.add_argument("--full", action="store_true", help="the large counts (an hour or two)")
+    parser.add_argument("--only", choices=["kills", "writes", "inputs"], help="one of the three")
+    parser.add_argument("--seed", type=int, default=0, help="of moments, places and fuzzing (default: 0)")
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
+    arguments = parser.parse_args()
+    import_everything()
+    with tempfile.TemporaryDirectory(prefix="reliability_") as name:
+        folder = Path(name)
+        build_world(folder / "world")
+        build_world(folder / "untrained", trained=False)
+        parts = {"kills": kill_jobs, "writes": write_jobs, "inputs": input_jobs}
+        found: dict[str, Any] = {}
+        rows = []
+        for part, jobs in parts.items():
+            if arguments.only not in (None, part):
+                continue
+            begin = monotonic()
+            problems = run(part, list(jobs(arguments, folder)), folder, arguments.jobs)
+            found[part] = {"tried": len(problems), "problems": {k: v for k, v in problems.items() if v}}
+            groups: dict[str, list[str]] = {}
+            for job, problem in problems.items():
+                groups.setdefault(job.split(":")[0], []).append(problem)
+            rows += [[part, group, str(len(p)), str(sum(map(bool, p)))] for group, p in groups.items()]
+            found[part]["seconds"] = monotonic() - begin
+    result = summary(found)
+    for part in found.values():
+        for job, problem in part["problems"].items():
+            print(f"{job}: {problem}")
+    table = markdown_table(["part", "what", "tried", "lost or mishandled"], rows)
+    write_results(arguments.json, result | {"seed": arguments.seed, "full": arguments.full}, "Reliability", table)
+    sys.exit(1 if any(part["problems"] for part in found.values()) else 0)
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """The figures under their names."""
+    names = {
+        "kills": ("kill_points", "kill_lost"),
+        "writes": ("writes_faulted", "writes_lost"),
+        "inputs": ("inputs_tried", "inputs_mishandled"),
+    }
+    result: dict[str, Any] = {}
+    for part, (tried, lost) in names.items():
+        if part in found:
+            result |= {tried: found[part]["tried"], lost: len(found[part]["problems"])}
+            result |= {f"{part}_problems": found[part]["problems"], f"{part}_seconds": round(found[part]["seconds"])}
+    return result
+
+
+def run(part: str, jobs: list[Job], folder: Path, num_jobs: int) -> dict[str, str]:
+    """Problem of every job. Each of some processes, forked with the jobs in memory, forks again for every command."""
+    global run_job
+
+    def run_job(number: int) -> str:
+        return jobs[number][1](folder / f"{part}_{number}")
+
+    with ProcessPoolExecutor(num_jobs, mp_context=get_context("fork")) as pool:
+        problems = tqdm(pool.map(_run_job, range(len(jobs))), part, len(jobs), disable=None)
+        return {name: problem for (name, _), problem in zip(jobs, problems, strict=True)}
+
+
+def _run_job(number: int) -> str:
+    return run_job(number)
+
+
+def kill_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
+    """SIGKILL and SIGTERM at random moments, for every method."""
+    from emim_nnunet.methods import method_classes
+
+    points = 20 if arguments.full else 4
+    world = folder / "untrained"
+    for method in sorted(method.__name__ for method in method_classes()):
+        expected, seconds = kills.reference(method, world, folder / "reference")
+        for number, points_of in ((signal.SIGKILL, points), (signal.SIGTERM, max(2, points // 4))):
+            for index, after in enumerate(kills.moments(f"{arguments.seed} {method} {number}", points_of, seconds)):
+                options = {"number": number, "after": after, "workers": index % 2}
+                yield (
+                    f"{signal.Signals(number).name}, {method}: {index}",
+                    bind(kills.interrupt, method, world, expected=expected, options=options),
+                )
+
+
+def bind(
+    interrupt: Callable[..., str], method: str, world: Path, *, expected: dict, options: dict
+) -> Callable[[Path], str]:
+    """The job of a kill point."""
+    return lambda copy: interrupt(method, world, copy, expected, **options)
+
+
+def write_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
+    """Faults in writes of every operation; planning takes long, so a few of its writes only."""
+    draw = random.Random(arguments.seed)
+    world = folder / "world"
+    for operation in writes.OPERATIONS:
+        slow = operation.command == "plan_and_preprocess"
+        if slow and not arguments.full:
+            continue
+        events, expected = writes.count_events(operation, world, folder / "reference")
+        wanted = (40 if slow else None) if arguments.full else 16
+        for index, (kind, place) in enumerate(writes.places(operation, events, draw, wanted)):
+            yield (
+                f"{operation.name}, {kind}: {place} ({index})",
+                lambda copy, o=operation, e=expected, k=kind, p=place: writes.fault(o, world, copy, e, k, p),
+            )
+
+
+def input_jobs(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
+    """The table, and chance."""
+    world = folder / "world"
+    for entry in inputs.INPUTS:
+        kind = "bad inputs" if entry.message else "inputs that only look bad"
+        yield f"{kind}: {entry.command} {entry.name}", lambda copy, e=entry: inputs.try_input(e, world, copy)
+    headers, plans = (1000, 500) if arguments.full else (60, 30)
+    for name, fuzz, number in (("NIfTI headers", inputs.fuzz_header, headers), ("plans", inputs.fuzz_plans, plans)):
+        for index in range(number):
+            seed = arguments.seed * 100_000 + index
+            yield f"random {name}: seed {seed}", lambda copy, f=fuzz, s=seed: f(s, world, copy)
+
+
+if __name__ == "__main__":
+    main()
