@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--full", action="store_true", help="the large counts (an hour or two)")
     parser.add_argument("--only", choices=["kills", "writes", "inputs"], help="one of the three")
+    parser.add_argument("--points", type=int, help="kill points for each method (default: 4, with --full 20)")
+    parser.add_argument("--methods", nargs="+", help="methods to kill (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of moments, places and fuzzing (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
     arguments = parser.parse_args()
@@ -106,11 +108,11 @@ def kill_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
     """SIGKILL and SIGTERM at random moments, for every method."""
     from emim_nnunet.methods import method_classes
 
-    points = 20 if arguments.full else 4
+    points = arguments.points or (20 if arguments.full else 4)
     world = folder / "untrained"
-    for method in sorted(method.__name__ for method in method_classes()):
+    for method in arguments.methods or sorted(method.__name__ for method in method_classes()):
         expected, seconds = kills.reference(method, world, folder / "reference")
-        for number, points_of in ((signal.SIGKILL, points), (signal.SIGTERM, max(2, points // 4))):
+        for number, points_of in ((signal.SIGKILL, points), (signal.SIGTERM, -(-points // 4))):
             for index, after in enumerate(kills.moments(f"{arguments.seed} {method} {number}", points_of, seconds)):
                 options = {"number": number, "after": after, "workers": index % 2}
                 yield (

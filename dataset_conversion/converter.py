@@ -20,7 +20,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import atomic_write, write_json
+from emim_nnunet.checkpoints.io import copy_file, write_json
 from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
 from emim_nnunet.dataset_conversion.family import LABEL, DatasetFamily
 from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile, check_case, find_cases, read_image
@@ -232,8 +232,7 @@ def _write_image(file: SourceFile, target: Path, grid: sitk.Image | None, *, lin
     if as_it_is and link:
         target.symlink_to(file.path.resolve())
     elif as_it_is:
-        with file.path.open("rb") as stream:
-            atomic_write(target, lambda out: shutil.copyfileobj(stream, out))
+        copy_file(file.path, target)
     else:
         image = read_image(file)
         save_image(

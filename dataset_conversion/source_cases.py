@@ -53,7 +53,7 @@ class SourceCase:
         on_other_grid: What must be resampled.
         shape: Voxels (z, y, x).
         spacing: mm (z, y, x).
-        sha256: File name -> checksum; with the folder before it where a case has several files of one name.
+        sha256: Channel name (or ``label``) -> checksum of its file. Names of files may say who a patient is.
     """
 
     identifier: str
@@ -64,11 +64,6 @@ class SourceCase:
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
-
-    def file_key(self, path: Path) -> str:
-        """Under which a file's checksum is kept."""
-        same_name = {file.path for file in self.files.values() if file.path.name == path.name}
-        return path.name if len(same_name) < 2 else f"{path.parent.name}/{path.name}"
 
     @property
     def labelled(self) -> bool:
@@ -164,7 +159,7 @@ def check_case(family: DatasetFamily, case: SourceCase, resample_to: str | None)
         file = case.files.get(what)
         if file is None:
             continue
-        image = _read(file, case)
+        image = _read(what, case)
         if image is None:
             continue
         _check_voxels(file, image, what == LABEL, family, case)
@@ -206,15 +201,19 @@ def read_image(file: SourceFile) -> sitk.Image:
     return image
 
 
-def _read(file: SourceFile, case: SourceCase) -> sitk.Image | None:
+def _read(what: str, case: SourceCase) -> sitk.Image | None:
     """The image if it is whole and as it should be."""
+    file = case.files[what]
     path = file.path
-    if case.file_key(path) not in case.sha256:
+    known = [case.sha256[other] for other in case.sha256 if case.files[other].path == path]  # channels of one file
+    if known:
+        case.sha256[what] = known[0]
+    else:
         damage = "is missing" if not path.is_file() else stream_damage(path) or header_problem(path)
         if damage:
             case.problems.append(f"{path} {damage}")
             return None
-        case.sha256[case.file_key(path)] = _digest(path)
+        case.sha256[what] = _digest(path)
     try:
         return read_image(file)
     except RuntimeError as error:

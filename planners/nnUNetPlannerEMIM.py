@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,19 +10,21 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     ResEncUNetPlanner,
 )
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.config import BLOCK
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.raw_dataset import unlabelled_images
 from emim_nnunet.planners.transfer import Like
 
+logger = logging.getLogger(__name__)
 DEFAULT_GPU_MEMORY = 24.0
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
 REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
-
-
 REFERENCE_BATCH_3D, REFERENCE_BATCH_2D = 2, 12  # nnU-Net's, for its reference values
 
 
@@ -102,6 +105,20 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Folders of our own: the normalisation differs from that of nnU-Net's default plans."""
         return f"{self.plans_identifier}_{configuration_name}"
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """nnU-Net's file by nnU-Net's rule (configurations of other names stay), as a whole or not at all.
+
+        Raises:
+            UserError: The file that is there is not JSON: what was added to it by hand would be lost.
+        """
+        recursive_fix_for_json_export(plans)
+        file = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
+        old = read_json(file)["configurations"] if file.is_file() else {}
+        plans["configurations"] |= {name: old[name] for name in old if name not in plans["configurations"]}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, plans, indent=4)
+        logger.info("plans: %s", file)
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """nnU-Net's configuration, or what :class:`Like` puts into its place, with the ``emim`` block."""

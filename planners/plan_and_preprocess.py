@@ -18,7 +18,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import write_json
+from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.splits import ensure_splits, read_origins, read_patients, read_splits, take_over_splits
 from emim_nnunet.errors import UserError
@@ -101,6 +101,8 @@ def plan_and_preprocess(
     for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
         known(raw)
     check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
+    fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
+    clean = clean or not _is_json(fingerprint)  # nnU-Net would stumble over one that was not written to its end
     if labelled:
         workers = min(num_processes_fingerprint, len(labelled), num_cores())
         _stock(
@@ -113,14 +115,14 @@ def plan_and_preprocess(
             verbose,
         )
     else:
-        _extract_unlabelled_fingerprint(name, dataset_json, unlabelled, clean)
+        _extract_unlabelled_fingerprint(fingerprint, dataset_json, unlabelled, clean)
+    take_over_splits(raw, fingerprint.parent)
     _, plans = plan_experiment_dataset(
         dataset_id, planner, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
     )
     if preprocess:
         preprocess_cases(name, plans, configurations, unlabelled, num_processes, verbose=verbose)
-    take_over_splits(raw, Path(nnUNet_preprocessed) / name)
-    ensure_splits(Path(nnUNet_preprocessed) / name, labelled)
+    ensure_splits(fingerprint.parent, labelled)
     return plans
 
 
@@ -146,11 +148,18 @@ def _stock(step: Any, *args: Any) -> None:
         raise UserError(f"nnU-Net's {step.__name__} failed: {' '.join(lines) or type(error).__name__}") from error
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except UserError:
+        return False
+    return True
+
+
 def _extract_unlabelled_fingerprint(
-    name: str, dataset_json: dict[str, Any], images: dict[str, list[str]], clean: bool
+    path: Path, dataset_json: dict[str, Any], images: dict[str, list[str]], clean: bool
 ) -> None:
     """nnU-Net's fingerprint where there is no label: intensities are those of non-zero voxels."""
-    path = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
     if path.is_file() and not clean:
         return
     reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0])()

@@ -24,6 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from emim_nnunet.checkpoints.io import copy_file
 from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.errors import UserError
 
@@ -165,4 +166,4 @@ def _copy_labels(target: Path, labels: dict[str, Path], dataset_json: dict[str, 
     for case, label in labels.items():
         copy = target / f"{case}{dataset_json['file_ending']}"
         if not copy.is_file() or copy.stat().st_mtime < label.stat().st_mtime:
-            shutil.copy2(label, copy)
+            copy_file(label, copy)

@@ -87,7 +87,7 @@ def test_labelled_and_unlabelled_cases_go_where_they_belong(source: Path, nnunet
     provenance = json.loads((target / "provenance.json").read_text())
     assert (provenance["num_labelled"], provenance["num_unlabelled"]) == (2, 1)
     assert str(source.parent) not in (target / "provenance.json").read_text()
-    assert provenance["cases"][CASE]["sha256"][file_of(source, "t1n").name] == before[str(file_of(source, "t1n"))]
+    assert provenance["cases"][CASE]["sha256"]["T1"] == before[str(file_of(source, "t1n"))]
 
 
 def test_region_order_restores_the_label_values() -> None:

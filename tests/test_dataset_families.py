@@ -32,12 +32,18 @@ def write(
     """An image whose voxels are a number everywhere inside (0 at the first plane), or an array."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(voxels, int):
-        number, voxels = voxels, np.zeros(shape, dtype=np.int16)
-        voxels[1:] = number
+        voxels = inside(shape, voxels)
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     sitk.WriteImage(image, str(path))
+
+
+def inside(shape: tuple[int, ...], number: int) -> np.ndarray:
+    """A number everywhere but in the first plane, which is 0."""
+    voxels = np.zeros(shape, dtype=np.int16)
+    voxels[1:] = number
+    return voxels
 
 
 def label(values: list[int], kind: Any = np.uint8, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -180,7 +186,7 @@ def isles(root: Path) -> None:
         data = root / "ISLES-2022" / top
         write(data / "dwi" / f"{case}_dwi.nii.gz", 1)
         write(data / "dwi" / f"{case}_adc.nii.gz", 2)
-        flair = np.full((12, 14, 16), 3, dtype=np.int16)  # finer, and larger than DWI's grid
+        flair = inside((12, 14, 16), 3)  # finer, and larger than DWI's grid
         write(data / "anat" / f"{case}_FLAIR.nii.gz", flair, spacing=(0.8, 0.8, 0.8), origin=(-2.0, -241.0, -2.0))
         write(root / "ISLES-2022" / "derivatives" / top / f"{case}_msk.nii.gz", label([1], np.float32))
 
@@ -248,7 +254,7 @@ def ixi(root: Path) -> None:
     for subject in ("IXI002-Guys-0828", "IXI012-HH-1211"):
         write(root / "IXI-T2" / f"{subject}-T2.nii.gz", 2)
         write(root / "IXI-PD" / f"{subject}-PD.nii.gz", 3)
-        t1 = np.full((12, 14, 16), 1, dtype=np.int16)
+        t1 = inside((12, 14, 16), 1)
         write(root / "IXI-T1" / f"{subject}-T1.nii.gz", t1, spacing=(0.8, 0.8, 0.8), origin=(-2.0, -241.0, -2.0))
     write(root / "IXI-T1" / "IXI013-HH-1212-T1.nii.gz", 1)  # lacks T2 and PD
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -84,6 +85,12 @@ def atomic_write(path: Path, write: Callable[[Any], object], *, keep_as: Path | 
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file with :func:`atomic_write`."""
+    with source.open("rb") as stream:
+        atomic_write(target, lambda file: shutil.copyfileobj(stream, file))
 
 
 def write_json(path: Path, content: object, indent: int = 2) -> None:

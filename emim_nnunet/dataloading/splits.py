@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from emim_nnunet.checkpoints.io import atomic_write, read_json, write_json
+from emim_nnunet.checkpoints.io import copy_file, read_json, write_json
 from emim_nnunet.errors import UserError
 
 SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
@@ -59,8 +59,7 @@ def take_over_splits(raw: Path, preprocessed: Path) -> None:
     for name, replace in ((SPLITS, False), (PATIENTS, True), (ORIGINS, True)):
         source, target = raw / name, preprocessed / name
         if source.is_file() and (replace or not target.exists()):
-            content = source.read_bytes()
-            atomic_write(target, lambda file, content=content: file.write(content))
+            copy_file(source, target)
 
 
 def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:

@@ -1,0 +1,104 @@
+"""Bad inputs, failing writes and killed runs: the same code as ``benchmarks/reliability.py``, in small counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from robustness import inputs, writes
+from robustness import world as worlds
+from robustness.results import broken_files
+
+from emim_nnunet.checkpoints import export
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+OPERATIONS = {o.name: o for o in writes.OPERATIONS if o.command != "plan_and_preprocess"}  # that one takes minutes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    worlds.import_everything()
+    folder = tmp_path_factory.mktemp("reliability") / "world"
+    worlds.build_world(folder)
+    return folder
+
+
+@pytest.mark.parametrize("entry", inputs.INPUTS, ids=lambda entry: f"{entry.command}-{entry.name}")
+def test_a_bad_input_ends_in_one_line_and_leaves_nothing(entry: Any, world: Path, tmp_path: Path) -> None:
+    assert inputs.try_input(entry, world, tmp_path / "copy") == ""
+
+
+def test_every_command_that_reads_something_is_tried() -> None:
+    commands = {path.stem for path in (BENCHMARKS.parent / "emim_nnunet" / "cli").glob("[a-z]*.py")}
+    assert commands - {entry.command for entry in inputs.INPUTS} == {"register", "trainers_path"}
+    assert sum(bool(entry.message) for entry in inputs.INPUTS) >= 60
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_headers_and_plans(seed: int, world: Path, tmp_path: Path) -> None:
+    assert inputs.fuzz_header(seed, world, tmp_path / "headers") == ""
+    assert inputs.fuzz_plans(seed, world, tmp_path / "plans") == ""
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_failing_write_loses_nothing(name: str, world: Path, tmp_path: Path) -> None:
+    operation = OPERATIONS[name]
+    events, expected = writes.count_events(operation, world, tmp_path / "reference")
+    assert events >= 3
+    for kind in writes.KINDS:
+        place = 3000 if kind == "file too large" else events // 2
+        assert writes.fault(operation, world, tmp_path / "copy", expected, kind, place) == "", kind
+
+
+def test_the_judges_do_find_fault(world: Path, tmp_path: Path) -> None:
+    """Checks that cannot fail would be worth nothing."""
+
+    def judge(code: int, output: str, change: str = "") -> str:
+        before = {"a": "1"}
+        after = before | ({change: "2"} if change else {})
+        return inputs.judge_refusal(worlds.Outcome(code, output), before, after)
+
+    line = "emim_convert: error: mend it\n"
+    assert judge(2, line) == ""
+    assert "traceback" in judge(2, f"Traceback (most recent call last)\n{line}")
+    assert "exit code 0" in judge(0, line)
+    assert "2 lines" in judge(2, line + line)
+    assert "changed ['a']" in judge(2, line, "a")
+    assert "left behind ['b']" in judge(2, line, "b")
+    assert judge(2, line, "results/Dataset902_Bench/x__y__z/fold_0/training_log_2026_1_1_00_00_00.txt") == ""
+    for name, content in (("a.json", b"{"), ("b.pth", b"PK"), ("c.csv", b"x"), ("d.png", b"x"), ("e.nii.gz", b"x")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / ".hidden.json").write_bytes(b"{")
+    assert [line.split(":")[0] for line in broken_files(tmp_path)] == ["a.json", "b.pth", "c.csv", "d.png", "e.nii.gz"]
+
+
+def test_a_lost_checkpoint_is_noticed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With writing that is not atomic the same faults must show."""
+
+    def careless(checkpoint: dict, path: Path, **_: Any) -> None:
+        with path.open("wb") as file:
+            file.write(b"half")
+            file.flush()
+            path.chmod(0o644)  # the second event after the file is opened: here it is killed
+            torch.save(checkpoint, file)
+
+    operation = OPERATIONS["export"]
+    _, expected = writes.count_events(operation, world, tmp_path / "reference")
+    monkeypatch.setattr(export, "save_checkpoint", careless)
+    assert "half: weights.pth" in writes.fault(operation, world, tmp_path / "copy", expected, "killed", 1)
+
+
+def test_the_command_writes_what_it_promises(tmp_path: Path) -> None:
+    out = tmp_path / "reliability.json"
+    options = ["--only", "kills", "--points", "1", "--methods", "MoCoZCA", "--json", str(out)]
+    command = [sys.executable, str(BENCHMARKS / "reliability.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())
+    assert (result["kill_points"], result["kill_lost"]) == (2, 0)  # SIGKILL and SIGTERM
+    assert "| kills | SIGKILL, MoCoZCA | 1 | 0 |" in out.with_suffix(".md").read_text()
