@@ -17,7 +17,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from emim_nnunet.checkpoints.io import load_checkpoint
-from tests.pipeline import PRETRAIN, fold_folder, trainer_of
+from tests.pipeline import PRETRAIN, fold_folder, log_of, trainer_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN_MODULE = ["-m", "emim_nnunet.cli.pretrain"]
@@ -120,6 +120,21 @@ def test_a_dying_process_ends_the_job_which_goes_on_with_another_number_of_proce
     trainer.num_epochs = done + 1
     trainer.run_training()
     assert load_checkpoint(latest.parent / "checkpoint_final.pth")["current_epoch"] == done + 1
+
+
+def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(nnunet: Path) -> None:
+    job = start([*TORCHRUN, "--standalone", "--nproc-per-node", "2"], "toy_long", "0")
+    folder = fold_folder(PRETRAIN, "toy_long")
+    latest = folder / "checkpoint_latest.pth"
+    deadline = time.monotonic() + 200
+    while not latest.is_file() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    stopped = load_checkpoint(latest)
+    steps = f"after step {stopped['iteration']} of epoch {stopped['current_epoch']}, with a checkpoint: --c continues"
+    assert steps in log_of(folder)
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_only_ssl_trainers_are_taken(nnunet: Path) -> None:
