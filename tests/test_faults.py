@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def test_the_command_ends_with_its_exit_code_and_so_does_plain_nnunet(nnunet: Pa
     for start in (["-m", "emim_nnunet.cli.train"], ["-c", plain]):
         arguments = ["1", "toy_long", "0", "-tr", PRETRAIN, "-p", PLANS, "-device", "cpu"]
         process = start_python([*start, *arguments], nnUNet_n_proc_DA="1")
-        wait_for(fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth", process)
+        wait_until((fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth").is_file, process)
         os.killpg(process.pid, signal.SIGTERM)  # a cluster's: to all processes of the job, workers included
         assert process.wait(120) == EXIT_INTERRUPTED, process.stdout.read()
         assert "Traceback" not in process.stdout.read()
@@ -91,11 +91,11 @@ def start_python(arguments: list[str], **environment: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *arguments], env=env, start_new_session=True, **pipes)
 
 
-def wait_for(file: Path, process: subprocess.Popen) -> None:
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen) -> None:
     end = time.monotonic() + 200
-    while not file.is_file() and process.poll() is None and time.monotonic() < end:
+    while not ready() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
-    assert file.is_file(), process.stdout.read()
+    assert ready(), process.communicate()[0]
 
 
 def test_a_segmentation_ends_after_its_epoch(nnunet: Path) -> None:
@@ -115,6 +115,21 @@ def test_a_segmentation_ends_after_its_epoch(nnunet: Path) -> None:
     assert latest["current_epoch"] == 1
     train(FINETUNE, continue_training=True)
     assert (fold_folder(FINETUNE) / "checkpoint_final.pth").is_file()
+
+
+def test_a_segmentation_whose_workers_got_the_signal_too_keeps_its_weights(own_data: Path) -> None:
+    set_blocks(own_data, finetune_init="scratch", finetune_num_iterations_per_epoch=100_000)
+    arguments = ["1", "toy_mine", "0", "-tr", FINETUNE, "-p", PLANS, "-device", "cpu"]
+    process = start_python(["-m", "emim_nnunet.cli.train", *arguments], nnUNet_n_proc_DA="2")
+    folder = fold_folder(FINETUNE, "toy_mine")
+    wait_until(lambda: "Current learning rate" in log_of(folder), process)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_INTERRUPTED, output
+    assert "Stopped by a signal in epoch 0, which will begin again, with a checkpoint" in output
+    latest = torch.load(folder / "checkpoint_latest.pth", weights_only=False)
+    assert latest["current_epoch"] == 0
 
 
 def test_the_two_newest_checkpoints_are_kept_and_a_damaged_one_is_replaced_by_the_one_before(nnunet: Path) -> None:
@@ -256,7 +271,7 @@ def test_a_dead_worker_is_reported(nnunet: Path) -> None:
     process = start_python(
         ["-m", "emim_nnunet.cli.pretrain", "1", "toy_long", "0", "-device", "cpu"], nnUNet_n_proc_DA="1"
     )
-    wait_for(fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth", process)
+    wait_until((fold_folder(PRETRAIN, "toy_long") / "checkpoint_latest.pth").is_file, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.is_file():
         pytest.skip("this kernel does not list the children of a process")

@@ -111,21 +111,28 @@ class FinetuneTrainer(nnUNetTrainer):
             self._prepare_encoder()
             self._seed()
             with self._interruption:
-                super().run_training()
+                try:
+                    super().run_training()
+                except RuntimeError:  # nnU-Net's workers got the signal too and are gone: this epoch cannot be finished
+                    if self._interruption.signal is None:
+                        raise
+                    self._stop(f"in epoch {self.current_epoch}, which will begin again")
 
     def on_epoch_end(self) -> None:
         """As in nnU-Net; after SIGTERM or SIGINT, a checkpoint and the end (nnU-Net cannot continue within an epoch)."""
         super().on_epoch_end()
         if self.current_epoch < self.num_epochs and self._interruption.asked():
-            self.current_epoch -= 1  # nnU-Net stores the number of the next epoch
-            self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
-            self.current_epoch += 1
-            self._interruption.wait_for_all()
-            self.print_to_log_file(
-                f"Stopped by a signal after epoch {self.current_epoch - 1}, with a checkpoint: --c continues (exit code "
-                f"{EXIT_INTERRUPTED})"
-            )
-            raise SystemExit(EXIT_INTERRUPTED)
+            self._stop(f"after epoch {self.current_epoch - 1}")
+
+    def _stop(self, when: str) -> None:
+        """Write a checkpoint from which :attr:`current_epoch` begins, and end."""
+        self.current_epoch -= 1  # nnU-Net stores the number of the epoch after this one
+        self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
+        self.current_epoch += 1
+        self.print_to_log_file(
+            f"Stopped by a signal {when}, with a checkpoint: --c continues (exit code {EXIT_INTERRUPTED})"
+        )
+        raise SystemExit(EXIT_INTERRUPTED)
 
     def print_to_log_file(self, *args: object, **options: bool) -> None:
         """nnU-Net's log, without the paths of this machine."""

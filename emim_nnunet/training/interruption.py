@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -25,11 +26,12 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._process = os.getpid()
         self._group: dist.ProcessGroup | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        self.signal = None
+        self.signal, self._process = None, os.getpid()
         self._group = dist.new_group(backend="gloo") if is_distributed() else None
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
@@ -44,6 +46,9 @@ class Interruption:
         self._group = None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child that was forked meanwhile, such as nnU-Net's workers
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.signal = signal.Signals(number).name  # nothing else: a handler must not print
 
     def asked(self) -> bool:

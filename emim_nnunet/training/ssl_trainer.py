@@ -280,6 +280,8 @@ class SSLTrainer(nnUNetTrainer):
         try:
             self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
             done = f"after step {self._iteration} of epoch {self.current_epoch}, with a checkpoint"
+            if self.disable_checkpointing:
+                done = "WITHOUT a checkpoint, which is disabled"
         except OSError as error:
             done = f"WITHOUT a new checkpoint ({describe_os_error(error)}); the last one is good"
         self._interruption.wait_for_all()
@@ -538,7 +540,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def _start_epoch(self, checkpoint: dict[str, Any] | None = None) -> None:
         """Nothing done yet of the epoch at hand, or what a checkpoint says."""
-        done = checkpoint or {"iteration": 0, "records": [], "seconds": 0.0, "skipped_steps": 0}
+        done = {"iteration": 0, "records": [], "seconds": 0.0, "skipped_steps": 0} | (checkpoint or {})
         self._iteration, self._seconds_before = done["iteration"], done["seconds"]
         self._records = [record_on(self.device, record) for record in done["records"]]
         self._skipped.start_epoch(done["skipped_steps"])
