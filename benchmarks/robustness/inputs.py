@@ -1069,6 +1069,26 @@ def export_for_nobody(world: Path) -> list[str]:
     return [str(final(world)), "-o", str(world / "weights.pth")]
 
 
+@bad("train", r"objects that only running code could restore, which is refused")
+def malicious_pretrained_weights(world: Path) -> list[str]:
+    file = edit_checkpoint(final(world), lambda c: c | {"x": Malicious(world / "owned")})
+    return training("0", "nnUNetTrainerEMIMFinetune", "-pretrained_weights", str(file))
+
+
+@bad("train", r"pretrained.pth does not exist")
+def missing_pretrained_weights(world: Path) -> list[str]:
+    return training("0", "nnUNetTrainerEMIMFinetune", "-pretrained_weights", str(world / "pretrained.pth"))
+
+
+@bad("train", r"objects that only running code could restore, which is refused")
+def segmentation_continues_from_a_malicious_checkpoint(world: Path) -> list[str]:
+    folder = stage_folder(world).parent
+    target = folder.with_name(folder.name.replace("EMIMPretrain", "EMIMFinetune")) / "fold_0"
+    target.mkdir(parents=True)
+    shutil.copy(edit_checkpoint(final(world), lambda c: c | {"x": Malicious(world / "owned")}), target)
+    return training("0", "nnUNetTrainerEMIMFinetune", "--c")
+
+
 @bad("diagnose", r"damaged or no checkpoint")
 def diagnose_damage(world: Path) -> list[str]:
     return [str(damaged_checkpoint(world)), "-d", DATASET_ID, "-o", str(world / "report"), "-device", "cpu"]

@@ -16,7 +16,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
-from emim_nnunet.checkpoints.io import atomic_write, write_json
+from emim_nnunet.checkpoints.io import atomic_write, read_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.plans import planned
@@ -216,8 +216,13 @@ class FinetuneTrainer(nnUNetTrainer):
         self.print_to_log_file("SSL stage finished, segmentation follows")
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
-        """Continue the segmentation stage: the encoder is in the checkpoint."""
-        super().load_checkpoint(filename_or_checkpoint)
+        """Continue the segmentation stage: the encoder is in the checkpoint. As in nnU-Net, but no code in the file is run.
+
+        Raises:
+            UserError: Damaged, or holding objects that only running code could restore.
+        """
+        known = isinstance(filename_or_checkpoint, dict)
+        super().load_checkpoint(filename_or_checkpoint if known else read_checkpoint(Path(filename_or_checkpoint)))
         self._resumed = True
 
     def save_checkpoint(self, filename: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from emim_nnunet.checkpoints.io import read_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_plans
 from emim_nnunet.dataloading.splits import check_fold, read_splits
 from emim_nnunet.errors import UserError
@@ -55,10 +56,19 @@ def check_requests_of(run_training: ModuleType) -> None:
     train: Callable[..., Any] = run_training.run_training
 
     def checked(
-        dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, *rest: Any, **options: Any
+        dataset: str,
+        configuration: str,
+        fold: int | str,
+        trainer: str,
+        plans: str,
+        weights: str | None = None,
+        *more: Any,
+        **named: Any,
     ) -> None:
         check_request(dataset, configuration, fold, plans)
-        train(dataset, configuration, fold, trainer, plans, *rest, **options)
+        if weights is not None:
+            read_checkpoint(Path(weights))  # nnU-Net would run what code is in it
+        train(dataset, configuration, fold, trainer, plans, weights, *more, **named)
 
     run_training.run_training = checked
 
