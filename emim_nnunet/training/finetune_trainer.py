@@ -221,8 +221,9 @@ class FinetuneTrainer(nnUNetTrainer):
         Raises:
             UserError: Damaged, or holding objects that only running code could restore.
         """
-        known = isinstance(filename_or_checkpoint, dict)
-        super().load_checkpoint(filename_or_checkpoint if known else read_checkpoint(Path(filename_or_checkpoint)))
+        if isinstance(filename_or_checkpoint, str):
+            read_checkpoint(Path(filename_or_checkpoint))  # refuses code; nnU-Net reads it again, and takes no dict here
+        super().load_checkpoint(filename_or_checkpoint)
         self._resumed = True
 
     def save_checkpoint(self, filename: str) -> None:
