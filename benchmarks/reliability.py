@@ -64,12 +64,11 @@ def main() -> None:
                 groups.setdefault(job.split(":")[0], []).append(problem)
             rows += [[part, group, str(len(p)), str(sum(map(bool, p)))] for group, p in groups.items()]
             found[part]["seconds"] = monotonic() - begin
-    result = summary(found)
-    for part in found.values():
-        for job, problem in part["problems"].items():
-            print(f"{job}: {problem}")
-    table = markdown_table(["part", "what", "tried", "lost or mishandled"], rows)
-    write_results(arguments.json, result | {"seed": arguments.seed, "full": arguments.full}, "Reliability", table)
+            for job, problem in found[part]["problems"].items():
+                print(f"{job}: {problem}")
+            figures = summary(found) | {"seed": arguments.seed, "full": arguments.full}
+            table = markdown_table(["part", "what", "tried", "lost or mishandled"], rows)
+            write_results(arguments.json, figures, "Reliability", table)  # after each part: a long run is not lost
     sys.exit(1 if any(part["problems"] for part in found.values()) else 0)
 
 

@@ -222,7 +222,9 @@ class FinetuneTrainer(nnUNetTrainer):
             UserError: Damaged, or holding objects that only running code could restore.
         """
         if isinstance(filename_or_checkpoint, str):
-            read_checkpoint(Path(filename_or_checkpoint))  # refuses code; nnU-Net reads it again, and takes no dict here
+            read_checkpoint(
+                Path(filename_or_checkpoint)
+            )  # refuses code; nnU-Net reads it again, and takes no dict here
         super().load_checkpoint(filename_or_checkpoint)
         self._resumed = True
 
