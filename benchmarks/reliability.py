@@ -137,7 +137,7 @@ def write_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
             continue
         events, expected = writes.count_events(operation, world, folder / "reference")
         wanted = (12 if slow else None) if arguments.full else 16
-        for index, (kind, place) in enumerate(writes.places(operation, events, draw, wanted)):
+        for index, (kind, place) in enumerate(writes.places(events, draw, wanted)):
             yield (
                 f"{operation.name}, {kind}: {place} ({index})",
                 lambda copy, o=operation, e=expected, k=kind, p=place: writes.fault(o, world, copy, e, k, p),

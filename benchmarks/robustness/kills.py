@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from robustness.results import content
+from robustness.results import content, difference
 from robustness.world import (
     Outcome,
     command,
@@ -68,9 +68,7 @@ def interrupt(
         second = in_child(command("pretrain", pretrain(method, "--c")), env, seconds=SECONDS)
         if second.code:
             return f"did not continue ({second.code}): {second.output[-800:]}"
-        result = content(stage_folder(copy, method))
-        different = sorted(key for key in expected.keys() | result.keys() if expected.get(key) != result.get(key))
-        return f"other results in {', '.join(different)}" if different else ""
+        return difference(expected, content(stage_folder(copy, method)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -25,6 +25,12 @@ def content(folder: Path) -> dict[str, str]:
     return found
 
 
+def difference(expected: dict[str, str], result: dict[str, str]) -> str:
+    """In what two results of :func:`content` differ, in words; empty = in nothing."""
+    different = sorted(key for key in expected.keys() | result.keys() if expected.get(key) != result.get(key))
+    return f"other results in {', '.join(different)}" if different else ""
+
+
 def _comparable(path: Path) -> bytes:
     if path.suffix == ".pth":
         return _weights_and_numbers(path)

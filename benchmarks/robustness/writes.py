@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustness.results import broken_files, content
+from robustness.results import broken_files, content, difference
 from robustness.world import (
     DATASET_ID,
     RAW,
@@ -73,10 +73,6 @@ def _pool(world: Path) -> list[str]:
             world / "T1.nii.gz", world / "raw" / "Dataset002_Raw" / "imagesTr" / "BraTS-GLI-00001-000_0000.nii.gz"
         )
     return ["-d", "1", "2", "-o", "9", "--name", "Pool"]
-
-
-def _stage(world: Path) -> str:
-    return str(stage_folder(world).relative_to(world))
 
 
 OPERATIONS = (
@@ -179,18 +175,15 @@ def fault(operation: Operation, world: Path, folder: Path, expected: dict[str, s
         problem = _harm(copy, before)
         if problem:
             return f"after the repetition, {problem}"
-        result = _result(output_of(operation, copy))
-        different = sorted(key for key in expected.keys() | result.keys() if expected.get(key) != result.get(key))
-        return f"other results in {', '.join(different)}" if different else ""
+        return difference(expected, _result(output_of(operation, copy)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def places(operation: Operation, events: int, draw: random.Random, count: int | None) -> Sequence[tuple[str, int]]:
+def places(events: int, draw: random.Random, count: int | None) -> Sequence[tuple[str, int]]:
     """Which faults to try: kind and place.
 
     Args:
-        operation: For the stage, whose larger files are some 100 KB.
         events: Writes of an undisturbed run.
         draw: Chooses.
         count: How many; None = every kind at every write, and a limit per write.

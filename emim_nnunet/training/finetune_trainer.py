@@ -122,13 +122,15 @@ class FinetuneTrainer(nnUNetTrainer):
         """As in nnU-Net; after SIGTERM or SIGINT, a checkpoint and the end (nnU-Net cannot continue within an epoch)."""
         super().on_epoch_end()
         if self.current_epoch < self.num_epochs and self._interruption.asked():
-            self._stop(f"after epoch {self.current_epoch - 1}")
+            self._stop(f"after epoch {self.current_epoch - 1}", together=True)
 
-    def _stop(self, when: str) -> None:
-        """Write a checkpoint from which :attr:`current_epoch` begins, and end."""
+    def _stop(self, when: str, *, together: bool = False) -> None:
+        """Write a checkpoint from which :attr:`current_epoch` begins, and end; ``together``: all processes are here."""
         self.current_epoch -= 1  # nnU-Net stores the number of the epoch after this one
         self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
         self.current_epoch += 1
+        if together:
+            self._interruption.wait_for_all()
         self.print_to_log_file(
             f"Stopped by a signal {when}, with a checkpoint: --c continues (exit code {EXIT_INTERRUPTED})"
         )
