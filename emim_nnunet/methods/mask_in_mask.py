@@ -15,7 +15,6 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from emim_nnunet.boxes import adaptive_pool, resize, take_blocks, take_boxes, unravel
 from emim_nnunet.config import require
@@ -23,7 +22,7 @@ from emim_nnunet.losses import cosine_alignment, info_nce_rows, masked_mse, norm
 from emim_nnunet.masking import cells_to_voxels, hybrid_mask_of, hybrid_scores, top_cells, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, Reconstruction
 from emim_nnunet.methods.mim import MIM, MIMConfig
-from emim_nnunet.networks import MLP, visible_only
+from emim_nnunet.networks import MLP, in_parts, visible_only
 
 ALIGNMENTS = ("cosine", "infonce")
 MIN_FOREGROUND = 0.1  # children with less of the body are avoided, and not aligned
@@ -327,16 +326,7 @@ class MaskInMask(MIM):
         """Decoded features, masked images and predictions, each per level."""
         hidden = torch.cat([level.hidden for level in levels])
         masked_image = self.fill_in(torch.cat([level.image for level in levels]), hidden)
-        total = len(masked_image)
-        step = min(total, self.config.patches_at_once or total)
-        parts = []
-        for first in range(0, total, step):
-            chunk = (masked_image[first : first + step], hidden[first : first + step])
-            if step < total and torch.is_grad_enabled():
-                parts.append(checkpoint(self._run_network, *chunk, use_reentrant=False))
-            else:
-                parts.append(self._run_network(*chunk))
-        decoded, prediction = (torch.cat(part) for part in zip(*parts, strict=True))
+        decoded, prediction = in_parts(self._run_network, self.config.patches_at_once, masked_image, hidden)
         sizes = [len(level.image) for level in levels]
         return decoded.split(sizes), masked_image.split(sizes), prediction.split(sizes)
 

@@ -19,7 +19,7 @@ from emim_nnunet.dataloading.intensity import change_intensity, draw_intensity, 
 from emim_nnunet.distributed import all_reduce_sum, weighted_moments
 from emim_nnunet.masking import choose_rows, foreground_cells, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
-from emim_nnunet.networks import Projector, stage_grids
+from emim_nnunet.networks import Projector, in_parts, stage_grids
 
 VIEWS = ("a", "b")
 
@@ -36,6 +36,8 @@ class VICRegConfig(SSLConfig):
         variance_weight: Of the hinge on the standard deviation of each column.
         covariance_weight: Of the squared covariances of different columns.
         cells_per_sample: At most this many foreground cells of each sample are rows.
+        patches_at_once: At most this many patches (a sample has two views) are in memory at once; the others are computed again
+            in the backward pass.
     """
 
     vicreg_stage: int = -1
@@ -44,11 +46,14 @@ class VICRegConfig(SSLConfig):
     variance_weight: float = 25.0
     covariance_weight: float = 1.0
     cells_per_sample: int = 512
+    patches_at_once: int | None = None
 
     def __post_init__(self) -> None:
         require(self.vicreg_stage >= -1, f"vicreg_stage must be at least -1, not {self.vicreg_stage}")
         require(self.vicreg_width >= 2, f"vicreg_width must be at least 2, not {self.vicreg_width}")
-        require(self.cells_per_sample >= 1, f"cells_per_sample must be at least 1, not {self.cells_per_sample}")
+        for name in ("cells_per_sample", "patches_at_once"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         for name in ("invariance_weight", "variance_weight", "covariance_weight"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
 
@@ -98,12 +103,15 @@ class VICReg(SSLMethod):
         """Weighted sum of invariance, variance and covariance terms, see :class:`SSLMethod`."""
         usable = foreground_cells(foreground, self.grid).flatten(1)
         chosen, weight = choose_rows(usable, draws["scores"], self.config.cells_per_sample)
-        rows, kept = [], None
-        for view in VIEWS:
-            changed = change_intensity(image, foreground, draws[f"intensity_{view}"], draws[f"noise_{view}"])
-            features = self.encoder(changed)
-            kept = kept or [f.detach() for f in features]
-            rows.append(self.projector(take_rows(voxels_to_cells(features[self.stage], self.grid), chosen), weight))
+        views = [
+            change_intensity(image, foreground, draws[f"intensity_{view}"], draws[f"noise_{view}"]) for view in VIEWS
+        ]
+        features = in_parts(lambda patches: tuple(self.encoder(patches)), self.config.patches_at_once, torch.cat(views))
+        rows = [
+            self.projector(take_rows(voxels_to_cells(view, self.grid), chosen), weight)
+            for view in features[self.stage].split(len(image))
+        ]
+        kept = [f[: len(image)].detach() for f in features]
         terms = vicreg_terms(*rows, weight)
         weights = {name: getattr(self.config, f"{name}_weight") for name in terms}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

@@ -1,7 +1,7 @@
 """Parts around the encoder that nnU-Net planned."""
 
 from emim_nnunet.networks.decoder import ReconstructionDecoder
-from emim_nnunet.networks.encoder import first_stages, materialise, own_norm_outputs
+from emim_nnunet.networks.encoder import first_stages, in_parts, materialise, own_norm_outputs
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.networks.masked_encoder import visible_only
 from emim_nnunet.networks.momentum import KeyQueue, momentum_copy, momentum_update_
@@ -16,6 +16,7 @@ __all__ = [
     "ReconstructionDecoder",
     "cumulative_strides",
     "first_stages",
+    "in_parts",
     "materialise",
     "momentum_copy",
     "momentum_update_",

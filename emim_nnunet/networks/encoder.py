@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class _Owned(torch.autograd.Function):
@@ -76,3 +77,27 @@ def first_stages(encoder: nn.Module, image: Tensor, count: int) -> list[Tensor]:
         x = stage(x)
         outputs.append(x)
     return outputs
+
+
+def in_parts(function: Callable[..., tuple[Tensor, ...]], at_once: int | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Run a function of many samples with the inner activations of a few of them in memory at once.
+
+    More than ``at_once`` samples are run part by part, each of which is computed again in the backward pass (activation
+    checkpointing, arXiv 1604.06174): the same values and gradients for about a third more time.
+
+    Args:
+        function: Takes (N, ...) tensors, returns (N, ...) tensors; samples may not depend on each other.
+        at_once: N of a part; None = all.
+        inputs: (N, ...) each.
+
+    Returns:
+        What ``function`` returns for all samples.
+    """
+    total = len(inputs[0])
+    size = total if at_once is None else min(total, at_once)
+    again = size < total and torch.is_grad_enabled()
+    parts = []
+    for first in range(0, total, size):
+        part = [x[first : first + size] for x in inputs]
+        parts.append(checkpoint(function, *part, use_reentrant=False) if again else function(*part))
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
