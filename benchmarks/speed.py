@@ -89,7 +89,7 @@ def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, 
             rows.append([trainer, label, show(values), f"{share:.1%}"])
         rows.append([trainer, "step without clocks inside", show(undisturbed), ""])
         rows.append([trainer, "peak memory, GB", show(peak), ""])
-        rows.append([trainer, "planner's estimate for E-MIM on a GPU in mixed precision, GB", f"{estimate:.2f}", ""])
+        rows.append([trainer, "planner's count for a GPU in mixed precision, GB", f"{estimate:.2f}", ""])
     return result, markdown_table(["trainer", "part", "seconds", "share"], rows)
 
 

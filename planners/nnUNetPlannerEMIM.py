@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,44 +13,35 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.config import BLOCK
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods.emim import EMIM
+from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.planners import ssl_plan
+from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.raw_dataset import unlabelled_images
 from emim_nnunet.planners.transfer import Like
 
 logger = logging.getLogger(__name__)
 DEFAULT_GPU_MEMORY = 24.0
+HUNGRIEST = (EMIM, MoCoZCA)  # of the methods; plain MIM takes less, others keep to patches_at_once
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
 REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
-REFERENCE_BATCH_3D, REFERENCE_BATCH_2D = 2, 12  # nnU-Net's, for its reference values
-
-
-def estimated_gigabytes(units_per_sample: float, batch_size: int, num_axes: int) -> float:
-    """Memory of a training step on a GPU as nnU-Net's planner estimates it: in proportion to what convolutions put out.
-
-    Args:
-        units_per_sample: Of nnU-Net's ``compute_conv_feature_map_size``, or :func:`ssl_plan.ssl_feature_map_size`.
-        batch_size: Samples.
-        num_axes: 2 or 3.
-
-    Returns:
-        1e9 bytes, in mixed precision.
-    """
-    reference, batch = (REFERENCE_3D, REFERENCE_BATCH_3D) if num_axes == 3 else (REFERENCE_2D, REFERENCE_BATCH_2D)
-    return DEFAULT_GPU_MEMORY * units_per_sample * batch_size / (reference * batch)
+# nnU-Net is asked for less memory at most in these steps, at least to this share of the target
+REDUCTION, LEAST_SHARE = 0.95, 0.25
 
 
 class nnUNetPlannerEMIM(ResEncUNetPlanner):
     """Plans ``nnUNetEMIMPlans``: nnU-Net's ResEnc L plan for any memory target, and an ``emim`` block per configuration.
 
-    Differences from nnU-Net's plan: every channel whose normalisation supports it is normalised inside the body, so that
-    background = padding = 0 whatever the field of view; hence the preprocessed data has folders of its own. Cases without
-    label (``imagesUnlabelled``) count for the schedule and suffice for planning.
+    Differences from nnU-Net's plan: where a step of it would take more than the target (see :mod:`.memory`; with small targets
+    it does), the plan for a smaller target is taken. Every channel whose normalisation supports it is normalised inside the
+    body, so that background = padding = 0 whatever the field of view; hence the preprocessed data has folders of its own. Cases
+    without label (``imagesUnlabelled``) count for the schedule and suffice for planning.
 
     Args:
         dataset_name_or_id: Data set.
@@ -112,6 +105,9 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         Raises:
             UserError: The file that is there is not JSON: what was added to it by hand would be lost.
         """
+        lowres = plans["configurations"].get("3d_lowres")
+        if lowres is not None:
+            lowres |= self._complete_plan(*self._lowres_request)
         recursive_fix_for_json_export(plans)
         file = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         old = read_json(file)["configurations"] if file.is_file() else {}
@@ -120,26 +116,87 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         write_json(file, plans, indent=4)
         logger.info("plans: %s", file)
 
-    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """nnU-Net's configuration, or what :class:`Like` puts into its place, with the ``emim`` block."""
-        plan = super().get_plans_for_configuration(*args, **kwargs)
-        like = self.like
-        if like is not None and len(like.patch_size) == len(plan["patch_size"]):
-            taken = {
-                "patch_size": list(like.patch_size),
-                "batch_size": like.batch_size,
-                "architecture": like.architecture,
-            }
-            plan = plan | taken
-        return plan | {BLOCK: self._emim_block(plan)}
+    def get_plans_for_configuration(
+        self,
+        spacing: Any,
+        median_shape: Any,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict[Any, Any],
+    ) -> dict[str, Any]:
+        """nnU-Net's configuration within the memory target, or what :class:`Like` puts into its place, with the block."""
+        request = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
+        if data_identifier == self.generate_data_identifier("3d_lowres"):
+            self._lowres_request = request
+            return self._stock_plan(*request)  # nnU-Net tries many spacings: see save_plans
+        return self._complete_plan(*request)
 
-    def _emim_block(self, plan: dict[str, Any]) -> dict[str, Any]:
-        architecture = plan["architecture"]
-        arch = architecture["arch_kwargs"]
+    def _stock_plan(self, *request: Any) -> dict[str, Any]:
+        plan = super().get_plans_for_configuration(*request)
+        like = self.like
+        if like is None or len(like.patch_size) != len(plan["patch_size"]):
+            return plan
+        return plan | {
+            "patch_size": list(like.patch_size),
+            "batch_size": like.batch_size,
+            "architecture": like.architecture,
+        }
+
+    def _complete_plan(self, *request: Any) -> dict[str, Any]:
+        _, _, name, num_voxels, _ = request
+        plan, peak = self._plan_within_target(*request)
+
+        @cache
+        def ssl_peak(batch_size: int) -> float:
+            block = self._emim_block(plan, batch_size)
+            return max(ssl_gigabytes(method, plan, block, self._num_channels) for method in HUNGRIEST)
+
+        num_voxels *= self.num_cases / max(1, len(self.dataset) or self.num_cases)  # unlabelled cases count too
+        limit = max(self.UNet_min_batch_size, round(num_voxels * self.max_dataset_covered / prod(plan["patch_size"])))
+        batch_size = ssl_plan.ssl_batch_size(ssl_peak, self.UNet_vram_target_GB, limit)
+        logger.info(
+            "%s: patch %s; on a GPU a step takes about %.2g GB in the SSL stage (batch size %d), %.2g GB in the segmentation "
+            "(batch size %d)",
+            name,
+            "x".join(str(p) for p in plan["patch_size"]),
+            ssl_peak(batch_size),
+            batch_size,
+            peak,
+            plan["batch_size"],
+        )
+        if max(peak, ssl_peak(batch_size)) > self.UNet_vram_target_GB:
+            reason = "nnU-Net plans none smaller" if self.like is None else "patch and batch size are those of --like"
+            logger.warning("%s: that is more than the target of %g GB; %s", name, self.UNet_vram_target_GB, reason)
+        return plan | {BLOCK: self._emim_block(plan, batch_size)}
+
+    def _plan_within_target(self, *request: Any) -> tuple[dict[str, Any], float]:
+        """nnU-Net's plan, or the one for less memory, such that a step fits the target; and what the step takes, in GB."""
+        target, asked = self.UNet_vram_target_GB, self.UNet_vram_target_GB
+        plan = self._stock_plan(*request)
+        peak = self._segmentation_gigabytes(plan)
+        try:
+            while peak > target and asked > LEAST_SHARE * target and self.like is None:
+                asked *= min(REDUCTION, target / peak)
+                self.UNet_vram_target_GB = asked
+                plan = self._stock_plan(*request)
+                peak = self._segmentation_gigabytes(plan)
+        finally:
+            self.UNet_vram_target_GB = target
+        return plan, peak
+
+    @property
+    def _num_channels(self) -> int:
+        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+
+    def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
+        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        return segmentation_gigabytes(plan, self._num_channels, labels)
+
+    def _emim_block(self, plan: dict[str, Any], batch_size: int) -> dict[str, Any]:
+        arch = plan["architecture"]["arch_kwargs"]
         patch_size = [int(p) for p in plan["patch_size"]]
         strides, features = arch["strides"], arch["features_per_stage"]
         cell = ssl_plan.cell_size(strides, patch_size)
-        batch_size = self._ssl_batch_size(plan["batch_size"], architecture, patch_size, cell)
         levels = ssl_plan.pyramid_levels(strides, patch_size, cell, batch_size)
         return {
             "cell_size": list(cell),
@@ -152,27 +209,3 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             "patches_at_once": batch_size,
             "num_epochs": ssl_plan.num_epochs(self.num_cases, batch_size),
         }
-
-    def _ssl_batch_size(
-        self, batch_size: int, architecture: dict[str, Any], patch_size: list[int], cell: tuple[int, ...]
-    ) -> int:
-        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
-        network = get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            channels,
-            len(self.dataset_json["labels"]),
-            allow_init=False,
-        )
-        arch = architecture["arch_kwargs"]
-        ssl_size = ssl_plan.ssl_feature_map_size(
-            int(network.encoder.compute_conv_feature_map_size(patch_size)),
-            arch["features_per_stage"],
-            arch["strides"],
-            patch_size,
-            cell,
-            channels,
-        )
-        unet_size = int(network.compute_conv_feature_map_size(patch_size))
-        return ssl_plan.ssl_batch_size(int(batch_size), unet_size, ssl_size)

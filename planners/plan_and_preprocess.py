@@ -37,6 +37,18 @@ from emim_nnunet.plans import is_folder_name
 NUM_INTENSITY_SAMPLES = 10_000_000
 
 
+class FingerprintExtractor(DatasetFingerprintExtractor):
+    """nnU-Net's, with a tenth of its samples of the intensities.
+
+    It always draws 1e8 of each channel, with repetition: a minute and several GB for eight channels of however small a data
+    set. The statistics matter for CT alone, and a percentile of 1e7 samples is exact to 0.005 percentiles.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_foreground_voxels_for_intensitystats = NUM_INTENSITY_SAMPLES
+
+
 def plan_and_preprocess(
     dataset_id: int,
     *,
@@ -108,7 +120,7 @@ def plan_and_preprocess(
         _stock(
             extract_fingerprint_dataset,
             dataset_id,
-            DatasetFingerprintExtractor,
+            FingerprintExtractor,
             workers,
             verify_integrity,
             clean,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, prod
 
 from nnunetv2.configuration import ANISO_THRESHOLD
 
 from emim_nnunet.errors import UserError
-from emim_nnunet.networks.decoder import decoder_widths
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 
 Strides = Sequence[int | Sequence[int]]
@@ -19,9 +18,6 @@ NUM_LEVELS, MIN_ROWS = 3, 256
 MIN_WIDTH, MAX_WIDTH, WIDTH_FACTOR = 512, 2048, 4
 CROPS_PER_CASE, ITERATIONS_PER_EPOCH = 400, 250
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
-# tensors of the size of the image (input, masked input, output, error, ...), of a decoder stage, of a projector's rows
-IMAGE_MAPS, DECODER_MAPS, PROJECTOR_MAPS = 8, 3, 20
-MAX_ROWS_PER_SAMPLE = 512
 
 
 def cell_size(strides: Strides, patch_size: Sequence[int]) -> tuple[int, ...]:
@@ -114,51 +110,22 @@ def num_epochs(num_cases: int, batch_size: int) -> int:
     return min(max(epochs, MIN_EPOCHS), MAX_EPOCHS)
 
 
-def ssl_feature_map_size(
-    encoder_size: int,
-    features_per_stage: Sequence[int],
-    strides: Strides,
-    patch_size: Sequence[int],
-    cell: Sequence[int],
-    channels: int,
-) -> float:
-    """Memory of an E-MIM step per sample in nnU-Net's unit: values that convolutions put out.
-
-    What autograd keeps is about 8 bytes per such value in float32 (measured on planned U-Nets, see the test), so a plain
-    float32 tensor counts half a unit per value. Encoder with gradient, light decoder, image-sized tensors, stage outputs of
-    the gradient-free pass over the original view, and the projectors' rows.
+def ssl_batch_size(gigabytes: Callable[[int], float], target: float, limit: int) -> int:
+    """The largest whose step fits the memory target, with no more voxels than the data set has (or 2 samples); at least 1.
 
     Args:
-        encoder_size: nnU-Net's ``compute_conv_feature_map_size`` of the encoder.
-        features_per_stage: Channels of each encoder stage.
-        strides: Stride of each encoder stage.
-        patch_size: Voxels per axis.
-        cell: Voxels of a cell per axis.
-        channels: Of the image.
+        gigabytes: Peak memory of a step with that many samples; about linear.
+        target: GB.
+        limit: The largest that the data set allows.
 
     Returns:
-        Units.
+        Batch size of the SSL stage.
     """
-    voxels = [prod(grid) for grid in stage_grids(strides, patch_size)]
-    widths = decoder_widths(features_per_stage)
-    decoder = sum(DECODER_MAPS * widths[s] * voxels[s] for s in range(1, len(voxels)))
-    image = 0.5 * IMAGE_MAPS * channels * voxels[0]
-    outputs = 0.5 * sum(f * v for f, v in zip(features_per_stage, voxels, strict=True))
-    deepest = range(max(1, len(voxels) - NUM_LEVELS), len(voxels))
-    rows = min(MAX_ROWS_PER_SAMPLE, prod(p // c for p, c in zip(patch_size, cell, strict=True)))
-    projectors = 0.5 * PROJECTOR_MAPS * rows * sum(projector_widths(features_per_stage, deepest))
-    return encoder_size + decoder + image + outputs + projectors
-
-
-def ssl_batch_size(batch_size: int, unet_size: int, ssl_size: float) -> int:
-    """The segmentation batch size scaled by the ratio of feature maps (U-Net : SSL), rounded down, at least 1.
-
-    Args:
-        batch_size: Of the segmentation stage, which fits the memory target.
-        unet_size: nnU-Net's ``compute_conv_feature_map_size`` of the whole U-Net.
-        ssl_size: Of :func:`ssl_feature_map_size`.
-
-    Returns:
-        Batch size of the SSL stage, which fits the same target.
-    """
-    return max(1, int(batch_size * unet_size / ssl_size))
+    most = gigabytes(limit)
+    if most <= target:
+        return limit
+    least = gigabytes(1)
+    result = max(1, 1 + int((target - least) * (limit - 1) / (most - least)))
+    while result > 1 and gigabytes(result) > target:
+        result -= 1
+    return result

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from torch import nn
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
-from emim_nnunet.methods.emim import EMIM, EMIMConfig
+from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners import ssl_plan
+from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.preprocess import num_workers, preprocess_cases
 
 BRATS = [[1, 1, 1]] + [[2, 2, 2]] * 5
@@ -76,64 +75,16 @@ def test_schedule_shows_400_crops_of_each_case(cases: int, batch: int, epochs: i
     assert ssl_plan.num_epochs(cases, batch) == epochs
 
 
-def saved_bytes(function: Any) -> int:
-    """Bytes of all different storages that autograd keeps for the backward pass."""
-    storages, alive = {}, []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(tensor)
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive.append(function())
-    return sum(storages.values())
-
-
 @pytest.mark.parametrize(
-    ("num_axes", "patch", "cell"), [(3, (32, 64, 48), (8, 8, 8)), (2, (128, 96), (16, 16))], ids=["3d", "2d"]
+    ("fixed", "per_sample", "target", "expected"),
+    [(1.0, 2.0, 9.0, 4), (1.0, 2.0, 8.9, 3), (0.0, 1.0, 0.5, 1), (3.0, 0.5, 6.0, 6), (0.1, 0.01, 1.004, 50)],
 )
-def test_ssl_stage_keeps_no_more_memory_than_the_segmentation_stage(num_axes: int, patch: Any, cell: Any) -> None:
-    """The planned batch of an E-MIM step against the planned batch of a segmentation step, as autograd keeps them."""
-    strides, features = [[1] * num_axes] + [[2] * num_axes] * 4, [32, 64, 128, 256, 320]
-    unet = ResidualEncoderUNet(
-        input_channels=4,
-        n_stages=5,
-        features_per_stage=features,
-        conv_op=nn.Conv3d if num_axes == 3 else nn.Conv2d,
-        kernel_sizes=3,
-        strides=strides,
-        n_blocks_per_stage=[1, 3, 4, 6, 6],
-        num_classes=3,
-        n_conv_per_stage_decoder=[1] * 4,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d if num_axes == 3 else nn.InstanceNorm2d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    )
-    encoder_size = int(unet.encoder.compute_conv_feature_map_size(patch))
-    ssl_size = ssl_plan.ssl_feature_map_size(encoder_size, features, strides, patch, cell, 4)
-    batch = 12
-    ssl_batch = ssl_plan.ssl_batch_size(batch, int(unet.compute_conv_feature_map_size(patch)), ssl_size)
-    config = EMIMConfig(cell_size=cell, pyramid_levels=(2, 3, 4), projector_widths=(512, 1024, 1280))
-    method = EMIM(unet.encoder, 4, patch, config)
+def test_ssl_batch_is_the_largest_that_fits(fixed: float, per_sample: float, target: float, expected: int) -> None:
+    assert ssl_plan.ssl_batch_size(lambda batch: fixed + per_sample * batch, target, 50) == expected
 
-    def segmentation(samples: int) -> Any:
-        return sum(output.square().mean() for output in unet(torch.randn(samples, 4, *patch)))
 
-    def ssl(samples: int) -> Any:
-        draws = [method.draw(torch.Generator().manual_seed(i)) for i in range(samples)]
-        joined = {key: torch.cat([d[key] for d in draws]) for key in draws[0]}
-        return method(torch.randn(samples, 4, *patch), torch.ones(samples, 1, *patch, dtype=torch.bool), joined)
-
-    per_sample = {f: saved_bytes(lambda f=f: f(2)) - saved_bytes(lambda f=f: f(1)) for f in (segmentation, ssl)}
-    # the stage outputs of the gradient-free view are alive as well, though autograd does not keep them
-    grids = [np.prod(patch) // (2**num_axes) ** s for s in range(5)]
-    second_view = 4 * sum(int(f * g) for f, g in zip(features, grids, strict=True))
-    used = ssl_batch * (per_sample[ssl] + second_view) / (batch * per_sample[segmentation])
-    assert 0.7 < used <= 1.0
+def test_ssl_batch_fits_where_memory_is_not_linear() -> None:
+    assert ssl_plan.ssl_batch_size(lambda batch: batch + (3 if batch > 4 else 0), 7.0, 50) == 4
 
 
 # ------------------------------------------------------------------------------------------- with nnU-Net's pipeline
@@ -293,16 +244,23 @@ def test_one_case_and_eight_channels(planning: Path) -> None:
     assert {"2d", "3d_fullres"} <= set(plans_of(planning, 1)["configurations"])
 
 
-def test_memory_target_is_honoured(planning: Path) -> None:
-    write_raw(planning, 1, labelled=2)
-    sizes = []
-    for target in ("0.05", "2"):
-        assert plan(1, "--no_pp", target=target) == 0
-        configuration = plans_of(planning, 1)["configurations"]["3d_fullres"]
-        block = configuration["emim"]
-        assert block["batch_size"] >= 1
-        sizes.append(configuration["batch_size"] * np.prod(configuration["patch_size"]))
-    assert sizes[1] > sizes[0]
+def test_both_stages_keep_to_the_memory_target(planning: Path, caplog: pytest.LogCaptureFixture) -> None:
+    raw = write_raw(planning, 1, labelled=2)
+    labels = LabelManager(json.loads((raw / "dataset.json").read_text())["labels"], None)
+    assert plan(1, "--no_pp", target="1.0") == 0
+    large = plans_of(planning, 1)["configurations"]
+    for name in ("2d", "3d_fullres"):
+        peaks = [ssl_gigabytes(method, large[name], large[name]["emim"], 4) for method in method_classes()]
+        assert max(peaks) <= 1.0
+        assert segmentation_gigabytes(large[name], 4, labels) <= 1.0
+    assert large["3d_fullres"]["emim"]["batch_size"] == 2  # two small cases have no more voxels
+    assert "more than the target" not in caplog.text
+    assert "nnUNetEMIMPlans_3d_fullres: patch 40x40x24; on a GPU a step takes about 0.66 GB in the SSL" in caplog.text
+    assert plan(1, "--no_pp", target="0.02") == 0
+    small = plans_of(planning, 1)["configurations"]
+    assert np.prod(small["3d_fullres"]["patch_size"]) < np.prod(large["3d_fullres"]["patch_size"])
+    assert small["3d_fullres"]["emim"]["batch_size"] == 1
+    assert "3d_fullres: that is more than the target of 0.02 GB; nnU-Net plans none smaller" in caplog.text
 
 
 def test_user_errors_are_one_line(planning: Path, capsys: pytest.CaptureFixture[str]) -> None:

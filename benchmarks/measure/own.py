@@ -103,19 +103,10 @@ def step(
 
 def planned_gigabytes(trainer: Any) -> float:
     """What the planner counts with for the batch of this stage, on a GPU in mixed precision."""
-    from emim_nnunet.planners import ssl_plan
-    from emim_nnunet.planners.nnUNetPlannerEMIM import estimated_gigabytes
+    from emim_nnunet.planners.memory import ssl_gigabytes
 
-    encoder, patch = trainer.method.encoder, trainer.configuration_manager.patch_size
-    units = ssl_plan.ssl_feature_map_size(
-        int(encoder.compute_conv_feature_map_size(patch)),
-        encoder.output_channels,
-        encoder.strides,
-        patch,
-        trainer.method_config.cell_size,
-        trainer.num_input_channels,
-    )
-    return estimated_gigabytes(units, trainer.config.batch_size, len(patch))
+    plan = trainer.configuration_manager.configuration
+    return ssl_gigabytes(type(trainer.method), plan, trainer.block, trainer.num_input_channels)
 
 
 def parts(dataset: str, configuration: str, trainer: str, device: str, steps: int, threads: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         The exit code: 0, 2 after an error (argparse itself also exits with 2), 130 after Ctrl-C.
     """
     program = Path(sys.argv[0]).name
+    _show_log()
     try:
         main(argv)
     except UserError as error:
@@ -35,6 +37,13 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPT
     return 0
+
+
+def _show_log() -> None:
+    """What this package logs goes to stderr, as plain lines."""
+    logging.getLogger("emim_nnunet").setLevel(logging.INFO)
+    if logging.lastResort is not None:  # takes what no handler of the embedding program takes
+        logging.lastResort.setLevel(logging.INFO)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> None:

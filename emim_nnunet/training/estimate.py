@@ -17,6 +17,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 
@@ -45,6 +46,7 @@ class StageEstimate:
         hours: Of the whole stage.
         peak_memory_gigabytes: 1e9 bytes; of the GPU as torch allocates it; on the CPU of the process, an
             earlier stage included.
+        counted_memory_gigabytes: What the planner counts with for a GPU, see :mod:`emim_nnunet.planners.memory`.
         checkpoint_gigabytes: One checkpoint.
         disk_gigabytes: All checkpoints that are kept at once.
     """
@@ -62,6 +64,7 @@ class StageEstimate:
     patches_per_second: float
     hours: float
     peak_memory_gigabytes: float
+    counted_memory_gigabytes: float
     checkpoint_gigabytes: float
     disk_gigabytes: float
 
@@ -80,7 +83,8 @@ class StageEstimate:
             f"  step {self.step_seconds:.2f} s (the first {self.first_step_seconds:.1f} s), "
             f"{self.patches_per_second:.2f} patches/s; validation {self.validation_seconds:.0f} s an epoch",
             f"  loading {loading}",
-            f"  peak memory {self.peak_memory_gigabytes:.1f} GB; checkpoint {self.checkpoint_gigabytes:.2f} GB, at most "
+            f"  peak memory {self.peak_memory_gigabytes:.1f} GB (counted for a GPU by the planner: "
+            f"{self.counted_memory_gigabytes:.1f} GB); checkpoint {self.checkpoint_gigabytes:.2f} GB, at most "
             f"{self.disk_gigabytes:.2f} GB at once",
         ]
 
@@ -179,6 +183,7 @@ def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Itera
         patches_per_second=batch_size / paced,
         hours=trainer.num_epochs * (trainer.num_iterations_per_epoch * paced + validate) / 3600,
         peak_memory_gigabytes=_peak_bytes(trainer.device) / 1e9,
+        counted_memory_gigabytes=_counted_gigabytes(trainer),
         checkpoint_gigabytes=checkpoint / 1e9,
         disk_gigabytes=checkpoint * (SSL_CHECKPOINTS if is_ssl else NNUNET_CHECKPOINTS) / 1e9,
     )
@@ -191,6 +196,13 @@ def _seconds(trainer: nnUNetTrainer, call: Any) -> float:
     if trainer.device.type == "cuda":
         torch.cuda.synchronize()
     return perf_counter() - start
+
+
+def _counted_gigabytes(trainer: nnUNetTrainer) -> float:
+    plan, channels = trainer.configuration_manager.configuration, trainer.num_input_channels
+    if isinstance(trainer, SSLTrainer):
+        return ssl_gigabytes(trainer.method_class, plan, trainer.block, channels)
+    return segmentation_gigabytes(plan, channels, trainer.label_manager)
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -1,0 +1,174 @@
+"""Peak memory of a training step, counted without taking it.
+
+nnU-Net plans by the number of values that convolutions put out, to which memory is only roughly proportional: weights,
+optimiser and losses are left out, and different networks keep different tensors. Here the step itself is run on torch's fake
+tensors, which have shape, type and lifetime but no memory, in the mixed precision of a GPU, and the storages alive at once are
+summed: weights, gradients, optimiser, activations, losses. Not counted: the CUDA context, work space of cuDNN, gaps between the
+blocks of the allocator; nor what torch.compile saves.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from emim_nnunet.config import config_from_block
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.networks import own_norm_outputs
+
+GRANULE = 512  # bytes: torch's allocator on GPUs hands out multiples of it
+
+
+class LiveStorages(TorchDispatchMode):
+    """While it is active, counts the bytes of the storages that operations make and that are still alive.
+
+    Attributes:
+        bytes: Alive now.
+        peak: Most that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it returns."""
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:  # a view, or changed in place
+            return
+        size = -(-storage.nbytes() // GRANULE) * GRANULE
+        self._alive.add(key)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.bytes -= size
+
+
+def _step_gigabytes(
+    live: LiveStorages, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+) -> float:
+    """Peak of the second training step, when the optimiser has its state.
+
+    Args:
+        live: The active counter.
+        network: Made while it counted.
+        optimizer: Of the network.
+        loss: Makes the batch, runs the network, returns the loss.
+
+    Returns:
+        1e9 bytes.
+    """
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    live.peak = live.bytes
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # of CUDA's two types of half size, the one that CPUs know
+        value = loss()
+    value.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    return live.peak / 1e9
+
+
+def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelManager) -> float:
+    """Peak of a step of nnU-Net's segmentation training, with its optimiser, its loss and deep supervision.
+
+    Args:
+        plan: A configuration: ``architecture``, ``patch_size``, ``batch_size``.
+        channels: Of the image.
+        labels: nnU-Net's label manager.
+
+    Returns:
+        1e9 bytes, see above.
+    """
+    heads, batch_size = labels.num_segmentation_heads, int(plan["batch_size"])
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": labels.has_regions, "ddp": False}
+    if labels.has_regions:
+        criterion = DC_and_BCE_loss({}, dice, use_ignore_label=False, dice_class=MemoryEfficientSoftDiceLoss)
+    else:
+        criterion = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    with FakeTensorMode(), LiveStorages() as live:
+        network = _network(plan, channels, heads, deep_supervision=True)
+        optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
+
+        def loss() -> Tensor:
+            outputs = network(torch.zeros(batch_size, channels, *plan["patch_size"]))
+            targets = [torch.zeros(batch_size, heads if labels.has_regions else 1, *o.shape[2:]) for o in outputs]
+            return DeepSupervisionWrapper(criterion, [1.0] * len(outputs))(outputs, targets)
+
+        return _step_gigabytes(live, network, optimizer, loss)
+
+
+def ssl_gigabytes(method_class: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any], channels: int) -> float:
+    """Peak of a step of an SSL stage.
+
+    Args:
+        method_class: The method.
+        plan: A configuration: ``architecture``, ``patch_size``.
+        block: Its ``emim`` block.
+        channels: Of the image.
+
+    Returns:
+        1e9 bytes, see above.
+    """
+    patch_size, batch_size = [int(p) for p in plan["patch_size"]], block["batch_size"]
+    config = config_from_block(method_class.config_class, block)
+    crop = method_class.crop_size(config, patch_size)
+    fake, live = FakeTensorMode(allow_non_fake_inputs=True), LiveStorages()
+    with fake, live, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Accessing the data pointer of FakeTensor"
+        )  # by deepcopy, which it does not harm
+        network = _network(plan, channels, 2, deep_supervision=False)
+        method = method_class(network.encoder, channels, patch_size, config)
+        own_norm_outputs(method)
+        optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], fused=True)
+        del network
+    # one sample's draws, as many times as there are samples: their values do not matter
+    sample = method.draw(torch.Generator().manual_seed(0)) | {"subject": torch.zeros(1, dtype=torch.int64)}
+    with fake, live:
+
+        def loss() -> Tensor:
+            draws = {key: torch.cat([value] * batch_size) for key, value in sample.items()}
+            image = torch.zeros(batch_size, channels, *crop)
+            return method(image, torch.ones(batch_size, 1, *crop, dtype=torch.bool), draws).loss
+
+        return _step_gigabytes(live, method, optimizer, loss)
+
+
+def _network(plan: dict[str, Any], channels: int, heads: int, *, deep_supervision: bool) -> nn.Module:
+    architecture = plan["architecture"]
+    return get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        channels,
+        heads,
+        allow_init=False,
+        deep_supervision=deep_supervision,
+    )
