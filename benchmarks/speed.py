@@ -66,8 +66,10 @@ def task_of(a: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 
 def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """Parts of a step and the peak of memory, for every method."""
-    result: dict[str, Any] = {}
+    """Parts of a step, its share of what convolutions reach on this device, and the peak of memory, for every method."""
+    peaks = run_task("own.py", "convolutions", task_of(a, device=a.device, threads=a.threads), env=env)
+    fastest = max(peaks["flops_per_second"])
+    result: dict[str, Any] = {"convolution_flops_per_second": peaks["flops_per_second"]}
     rows = []
     for trainer in (*TRAINERS, *OTHERS):
         common = task_of(a, trainer=trainer, device=a.device, steps=a.steps, threads=a.threads)
@@ -78,16 +80,21 @@ def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, 
         undisturbed = spread([t for run in whole for t in run["wall"]])
         peak = spread([run["peak_bytes"] / 1e9 for run in whole])
         estimate = whole[0]["estimated_gigabytes"]
+        achieved = whole[0]["flops"] / undisturbed["median"]
         result[trainer] = {
             "parts": parts,
             "step": undisturbed,
             "peak_gigabytes": peak,
             "estimated_gigabytes": estimate,
+            "flops": whole[0]["flops"],
+            "share_of_fastest_convolution": achieved / fastest,
         }
         for label, values in parts.items():
             share = values["median"] / parts["whole step"]["median"]
             rows.append([trainer, label, show(values), f"{share:.1%}"])
         rows.append([trainer, "step without clocks inside", show(undisturbed), ""])
+        label = f"useful TFLOP/s (fastest convolution of the network: {fastest / 1e12:.3g})"
+        rows.append([trainer, label, f"{achieved / 1e12:.3g}", f"{achieved / fastest:.1%}"])
         rows.append([trainer, "peak memory, GB", show(peak), ""])
         rows.append([trainer, "planner's count for a GPU in mixed precision, GB", f"{estimate:.2f}", ""])
     return result, markdown_table(["trainer", "part", "seconds", "share"], rows)

@@ -2,14 +2,12 @@
 
 nnU-Net plans by the number of values that convolutions put out, to which memory is only roughly proportional: weights,
 optimiser and losses are left out, and different networks keep different tensors. Here the step itself is run on torch's fake
-tensors, which have shape, type and lifetime but no memory, in the mixed precision of a GPU, and the storages alive at once are
-summed: weights, gradients, optimiser, activations, losses. Not counted: the CUDA context, work space of cuDNN, gaps between the
-blocks of the allocator; nor what torch.compile saves.
+tensors, in the mixed precision of a GPU, and the storages alive at once are summed: weights, gradients, optimiser, activations,
+losses. Not counted: the CUDA context, work space of cuDNN, gaps between the allocator's blocks; nor what torch.compile saves.
 """
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +16,14 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emim_nnunet.config import config_from_block
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.networks import own_norm_outputs
+from emim_nnunet.planners.dry_run import fake_stage, planned_network
 
 GRANULE = 512  # bytes: torch's allocator on GPUs hands out multiples of it
 
@@ -113,7 +109,7 @@ def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelMan
     else:
         criterion = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
     with FakeTensorMode(), LiveStorages() as live:
-        network = _network(plan, channels, heads, deep_supervision=True)
+        network = planned_network(plan, channels, heads, deep_supervision=True)
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
 
         def loss() -> Tensor:
@@ -136,39 +132,8 @@ def ssl_gigabytes(method_class: type[SSLMethod], plan: dict[str, Any], block: di
     Returns:
         1e9 bytes, see above.
     """
-    patch_size, batch_size = [int(p) for p in plan["patch_size"]], block["batch_size"]
-    config = config_from_block(method_class.config_class, block)
-    crop = method_class.crop_size(config, patch_size)
-    fake, live = FakeTensorMode(allow_non_fake_inputs=True), LiveStorages()
-    with fake, live, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Accessing the data pointer of FakeTensor"
-        )  # by deepcopy, which it does not harm
-        network = _network(plan, channels, 2, deep_supervision=False)
-        method = method_class(network.encoder, channels, patch_size, config)
-        own_norm_outputs(method)
-        optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], fused=True)
-        del network
-    # one sample's draws, as many times as there are samples: their values do not matter
-    sample = method.draw(torch.Generator().manual_seed(0)) | {"subject": torch.zeros(1, dtype=torch.int64)}
+    live = LiveStorages()
+    fake, method, loss = fake_stage(live, method_class, plan, block, channels)
     with fake, live:
-
-        def loss() -> Tensor:
-            draws = {key: torch.cat([value] * batch_size) for key, value in sample.items()}
-            image = torch.zeros(batch_size, channels, *crop)
-            return method(image, torch.ones(batch_size, 1, *crop, dtype=torch.bool), draws).loss
-
+        optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], fused=True)
         return _step_gigabytes(live, method, optimizer, loss)
-
-
-def _network(plan: dict[str, Any], channels: int, heads: int, *, deep_supervision: bool) -> nn.Module:
-    architecture = plan["architecture"]
-    return get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        channels,
-        heads,
-        allow_init=False,
-        deep_supervision=deep_supervision,
-    )

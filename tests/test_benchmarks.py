@@ -28,5 +28,5 @@ def test_growth_writes_its_ratios(tmp_path: Path) -> None:
 
 
 def test_every_benchmark_explains_itself() -> None:
-    for script in ("peer.py", "growth.py", "speed.py", "preprocess.py"):
+    for script in ("peer.py", "growth.py", "speed.py", "preprocess.py", "memory.py"):
         assert "--json" in run(script, "--help")

@@ -15,7 +15,7 @@ from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.vicreg import VICReg
 from emim_nnunet.networks import in_parts
-from emim_nnunet.planners import memory
+from emim_nnunet.planners import dry_run, memory
 from tests.toy import toy_unet
 
 PATCH = [32, 32, 32]
@@ -78,7 +78,8 @@ def check(count: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
     The allocator also serves the work space inside oneDNN's convolutions, which is up to an eighth here.
     """
     counted = count()
-    monkeypatch.setattr(memory, "FakeTensorMode", lambda **options: nullcontext())
+    for module in (memory, dry_run):
+        monkeypatch.setattr(module, "FakeTensorMode", lambda **options: nullcontext())
     real = []
     profiled = profiled_gigabytes(lambda: real.append(count()))
     assert real == [counted]

@@ -98,7 +98,16 @@ def step(
         "peak_bytes": peak_bytes(device),
         "estimated_gigabytes": planned_gigabytes(made),
         "encoder_parameters": parameters,
+        "flops": step_flops(made),
     }
+
+
+def step_flops(trainer: Any) -> int:
+    """Floating point operations of a step of this stage."""
+    from emim_nnunet.compare.compute import step_flops as count
+
+    plans, method = trainer.plans_manager.plans, type(trainer.method).__name__
+    return count(plans, trainer.dataset_json, trainer.configuration_name, method)
 
 
 def planned_gigabytes(trainer: Any) -> float:
@@ -107,6 +116,34 @@ def planned_gigabytes(trainer: Any) -> float:
 
     plan = trainer.configuration_manager.configuration
     return ssl_gigabytes(type(trainer.method), plan, trainer.block, trainer.num_input_channels)
+
+
+def convolutions(dataset: str, configuration: str, device: str, threads: int) -> dict[str, Any]:
+    """Floating point operations a second of the 3x3x3 convolutions that the encoder consists of, one per stage, forward.
+
+    In the precision of training: bfloat16 on a GPU, float32 on the CPU. The fastest of five runs each.
+    """
+    from emim_nnunet.networks import stage_grids
+
+    torch.set_num_threads(threads)
+    made = make_trainer(dataset, configuration, "nnUNetTrainerMIMPretrain", device)
+    encoder, dtype = made.method.encoder, torch.bfloat16 if device == "cuda" else torch.float32
+    rates = []
+    for grid, width in zip(
+        stage_grids(encoder.strides, made.configuration_manager.patch_size), encoder.output_channels, strict=True
+    ):
+        image = torch.randn((made.config.batch_size, width, *grid), device=device, dtype=dtype)
+        layer = torch.nn.Conv3d(width, width, 3, padding=1, device=device, dtype=dtype)
+        seconds = []
+        with torch.no_grad():
+            for _ in range(6):
+                synchronise(device)
+                start = perf_counter()
+                layer(image)
+                synchronise(device)
+                seconds.append(perf_counter() - start)
+        rates.append(2 * layer.weight.numel() * image.shape[0] * image[0, 0].numel() / min(seconds[1:]))
+    return {"flops_per_second": rates}
 
 
 def parts(dataset: str, configuration: str, trainer: str, device: str, steps: int, threads: int) -> dict[str, Any]:
@@ -306,7 +343,7 @@ def report(result: dict[str, Any]) -> None:
     print("RESULT " + json.dumps(result), flush=True)
 
 
-TASKS = {t.__name__: t for t in (step, parts, loader, start, epoch, growth, scaling)}
+TASKS = {t.__name__: t for t in (step, convolutions, parts, loader, start, epoch, growth, scaling)}
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
