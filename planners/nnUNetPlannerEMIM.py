@@ -153,7 +153,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
         num_voxels *= self.num_cases / max(1, len(self.dataset) or self.num_cases)  # unlabelled cases count too
         limit = max(self.UNet_min_batch_size, round(num_voxels * self.max_dataset_covered / prod(plan["patch_size"])))
-        batch_size = ssl_plan.ssl_batch_size(ssl_peak, self.UNet_vram_target_GB, limit)
+        batch_size = ssl_plan.ssl_batch_size(ssl_peak, self.UNet_vram_target_GB, int(plan["batch_size"]), limit)
         logger.info(
             "%s: patch %s; on a GPU a step takes about %.2g GB in the SSL stage (batch size %d), %.2g GB in the segmentation "
             "(batch size %d)",

@@ -18,6 +18,7 @@ NUM_LEVELS, MIN_ROWS = 3, 256
 MIN_WIDTH, MAX_WIDTH, WIDTH_FACTOR = 512, 2048, 4
 CROPS_PER_CASE, ITERATIONS_PER_EPOCH = 400, 250
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
+FILLED = 0.95  # of the memory target
 
 
 def cell_size(strides: Strides, patch_size: Sequence[int]) -> tuple[int, ...]:
@@ -110,22 +111,28 @@ def num_epochs(num_cases: int, batch_size: int) -> int:
     return min(max(epochs, MIN_EPOCHS), MAX_EPOCHS)
 
 
-def ssl_batch_size(gigabytes: Callable[[int], float], target: float, limit: int) -> int:
+def ssl_batch_size(gigabytes: Callable[[int], float], target: float, first_guess: int, limit: int) -> int:
     """The largest whose step fits the memory target, with no more voxels than the data set has (or 2 samples); at least 1.
 
+    A batch whose step fills 95 % of the target is taken without looking for a larger one.
+
     Args:
-        gigabytes: Peak memory of a step with that many samples; about linear.
+        gigabytes: Peak memory of a step with that many samples; it grows, about linearly.
         target: GB.
+        first_guess: Where the search begins.
         limit: The largest that the data set allows.
 
     Returns:
         Batch size of the SSL stage.
     """
-    most = gigabytes(limit)
-    if most <= target:
-        return limit
-    least = gigabytes(1)
-    result = max(1, 1 + int((target - least) * (limit - 1) / (most - least)))
-    while result > 1 and gigabytes(result) > target:
-        result -= 1
-    return result
+    fits, taken, too_many = 0, 0.0, limit + 1
+    batch = min(first_guess, limit)
+    while too_many - fits > 1 and taken < FILLED * target:
+        peak = gigabytes(batch)
+        if peak <= target:
+            fits, taken = batch, peak
+        else:
+            too_many = batch
+        # in proportion: a little too few upwards and too many downwards, because part of the memory is fixed
+        batch = min(max(int(batch * target / peak), fits + 1), too_many - 1)
+    return max(1, fits)

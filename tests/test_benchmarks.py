@@ -19,12 +19,14 @@ def run(script: str, *options: str) -> str:
 
 def test_growth_writes_its_ratios(tmp_path: Path) -> None:
     out = tmp_path / "growth.json"
-    run("growth.py", "--rounds", "1", "--steps", "3", "--json", str(out))
+    run("growth.py", "--rounds", "1", "--steps", "3", "--counts", "2", "200", "--json", str(out))
     result = json.loads(out.read_text())
-    assert 0.1 < result["step_ratio_10000"] < 10
-    assert abs(result["start_seconds_extra_10000"]) < 60
-    assert result["about"]["command"] == "python .../growth.py --rounds 1 --steps 3 --json .../growth.json"
-    assert "| 10,000 |" in out.with_suffix(".md").read_text()
+    assert 0.1 < result["step_ratio_200"] < 10
+    assert abs(result["start_seconds_extra_200"]) < 60
+    assert (
+        result["about"]["command"] == "python .../growth.py --rounds 1 --steps 3 --counts 2 200 --json .../growth.json"
+    )
+    assert "| 200 |" in out.with_suffix(".md").read_text()
 
 
 def test_every_benchmark_explains_itself() -> None:

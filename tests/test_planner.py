@@ -75,16 +75,29 @@ def test_schedule_shows_400_crops_of_each_case(cases: int, batch: int, epochs: i
     assert ssl_plan.num_epochs(cases, batch) == epochs
 
 
+@pytest.mark.parametrize("guess", [1, 2, 7, 1000])
 @pytest.mark.parametrize(
-    ("fixed", "per_sample", "target", "expected"),
-    [(1.0, 2.0, 9.0, 4), (1.0, 2.0, 8.9, 3), (0.0, 1.0, 0.5, 1), (3.0, 0.5, 6.0, 6), (0.1, 0.01, 1.004, 50)],
+    ("memory", "target", "expected"),
+    [
+        (lambda b: 1.0 + 2.0 * b, 9.0, [4]),
+        (lambda b: 1.0 + 2.0 * b, 8.9, [3]),
+        (lambda b: 1.0 * b, 0.5, [1]),
+        (lambda b: 3.0 + 0.5 * b, 6.0, [6]),
+        (lambda b: 0.1 + 0.01 * b, 1.004, [50]),  # the data set's limit
+        (lambda b: 0.5 + 0.1 * b, 4.0, range(33, 36)),  # within 5 % of the target
+        (lambda b: 1.0 + 0.1 * b + 0.01 * b * b, 4.0, range(12, 14)),  # not linear: negatives of each other in a batch
+        (lambda b: b + (3 if b > 4 else 0), 7.0, [4]),
+    ],
 )
-def test_ssl_batch_is_the_largest_that_fits(fixed: float, per_sample: float, target: float, expected: int) -> None:
-    assert ssl_plan.ssl_batch_size(lambda batch: fixed + per_sample * batch, target, 50) == expected
+def test_ssl_batch_is_the_largest_that_fits(memory: Any, target: float, expected: Any, guess: int) -> None:
+    tried = []
 
+    def gigabytes(batch: int) -> float:
+        tried.append(batch)
+        return memory(batch)
 
-def test_ssl_batch_fits_where_memory_is_not_linear() -> None:
-    assert ssl_plan.ssl_batch_size(lambda batch: batch + (3 if batch > 4 else 0), 7.0, 50) == 4
+    assert ssl_plan.ssl_batch_size(gigabytes, target, guess, 50) in expected
+    assert len(tried) == len(set(tried)) <= 12
 
 
 # ------------------------------------------------------------------------------------------- with nnU-Net's pipeline
