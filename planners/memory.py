@@ -113,7 +113,8 @@ def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelMan
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
 
         def loss() -> Tensor:
-            outputs = network(torch.zeros(batch_size, channels, *plan["patch_size"]))
+            # CUDA's autocast computes softmax and cross entropy in float32, that of the CPU does not
+            outputs = [o.float() for o in network(torch.zeros(batch_size, channels, *plan["patch_size"]))]
             targets = [torch.zeros(batch_size, heads if labels.has_regions else 1, *o.shape[2:]) for o in outputs]
             return DeepSupervisionWrapper(criterion, [1.0] * len(outputs))(outputs, targets)
 

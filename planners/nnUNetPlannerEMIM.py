@@ -134,13 +134,16 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     def _stock_plan(self, *request: Any) -> dict[str, Any]:
         plan = super().get_plans_for_configuration(*request)
         like = self.like
-        if like is None or len(like.patch_size) != len(plan["patch_size"]):
+        if not self._is_like(plan):
             return plan
         return plan | {
             "patch_size": list(like.patch_size),
             "batch_size": like.batch_size,
             "architecture": like.architecture,
         }
+
+    def _is_like(self, plan: dict[str, Any]) -> bool:
+        return self.like is not None and len(self.like.patch_size) == len(plan["patch_size"])
 
     def _complete_plan(self, *request: Any) -> dict[str, Any]:
         _, _, name, num_voxels, _ = request
@@ -165,7 +168,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             plan["batch_size"],
         )
         if max(peak, ssl_peak(batch_size)) > self.UNet_vram_target_GB:
-            reason = "nnU-Net plans none smaller" if self.like is None else "patch and batch size are those of --like"
+            reason = "patch and batch size are those of --like" if self._is_like(plan) else "nnU-Net plans none smaller"
             logger.warning("%s: that is more than the target of %g GB; %s", name, self.UNet_vram_target_GB, reason)
         return plan | {BLOCK: self._emim_block(plan, batch_size)}
 
@@ -175,7 +178,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         plan = self._stock_plan(*request)
         peak = self._segmentation_gigabytes(plan)
         try:
-            while peak > target and asked > LEAST_SHARE * target and self.like is None:
+            while peak > target and asked > LEAST_SHARE * target and not self._is_like(plan):
                 asked *= min(REDUCTION, target / peak)
                 self.UNet_vram_target_GB = asked
                 plan = self._stock_plan(*request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.methods import method_classes
-from emim_nnunet.training.faults import explained
+from emim_nnunet.training.faults import SkippedSteps, explained
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
 
@@ -377,3 +378,18 @@ def test_nothing_that_a_run_writes_names_a_folder_of_this_machine(nnunet: Path) 
             continue
         content = file.read_bytes()
         assert not [place for place in places if place.encode() in content], file
+
+
+def test_a_skipped_step_that_the_full_disk_does_not_take_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(content: dict, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("emim_nnunet.training.faults.save_checkpoint", full)
+    skipped = SkippedSteps(tmp_path / "non_finite", 5, lambda about: {})
+    skipped.add("loss", {"epoch": 3, "step": 7, "rank": 0, "cases": ["a"]})
+    line = "loss or gradient not finite in 1 steps of epoch 3 (cases a); 1 not in non_finite/, because the disk is full"
+    assert skipped.describe(3) == line
+    skipped.start_epoch()
+    assert skipped.describe(4) == "loss or gradient not finite in 0 steps of epoch 4"

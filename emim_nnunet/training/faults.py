@@ -125,7 +125,7 @@ class SkippedSteps:
 
     def __init__(self, folder: Path, limit: int, draw: Callable[[dict[str, Any]], dict[str, Tensor]]) -> None:
         self.folder, self.limit, self.draw = folder, limit, draw
-        self.count = 0
+        self.count = self.unsaved = 0
         self.cases: list[str] = []
         self._gradients: list[tuple[Tensor, dict[str, Any]]] = []
 
@@ -135,10 +135,10 @@ class SkippedSteps:
         Args:
             count: Steps skipped already, in an epoch that is continued.
         """
-        self.count, self.cases, self._gradients = count, [], []
+        self.count, self.unsaved, self.cases, self._gradients = count, 0, [], []
 
     def add(self, what: str, about: dict[str, Any]) -> None:
-        """Note a step and save what repeats it.
+        """Note a step and save what repeats it, where there is space.
 
         Args:
             what: ``loss`` or ``gradient``.
@@ -146,11 +146,16 @@ class SkippedSteps:
         """
         self.count += 1
         self.cases += [case for case in about["cases"] if case not in self.cases]
-        self.folder.mkdir(exist_ok=True)
         name = "epoch_{epoch:04d}_step_{step:04d}_rank_{rank}.pth".format(**about)
         content = {"format": FAULT_FORMAT, "format_version": FORMAT_VERSION, "not_finite": what}
         content |= about | {"draws": self.draw(about)}
-        save_checkpoint(content, self.folder / name)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            save_checkpoint(content, self.folder / name)
+        except OSError as error:  # no reason to wait within a step, for which other ranks wait in turn
+            if error.errno not in DISK_FULL:
+                raise
+            self.unsaved += 1
 
     def watch_gradient(self, broken: Tensor, about: dict[str, Any]) -> None:
         """Note later, see :meth:`read_gradients`, if ``broken`` () bool is True: reading it now would wait for the device."""
@@ -171,4 +176,5 @@ class SkippedSteps:
     def describe(self, epoch: int) -> str:
         """One line for a log."""
         cases = f" (cases {', '.join(self.cases)})" if self.cases else ""
-        return f"loss or gradient not finite in {self.count} steps of epoch {epoch}{cases}"
+        unsaved = f"; {self.unsaved} not in {self.folder.name}/, because the disk is full" if self.unsaved else ""
+        return f"loss or gradient not finite in {self.count} steps of epoch {epoch}{cases}{unsaved}"
