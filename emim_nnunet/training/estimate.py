@@ -16,6 +16,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from emim_nnunet.dataloading.crops import end_workers
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
@@ -144,7 +145,8 @@ def _loaders(trainer: nnUNetTrainer) -> Iterator[tuple[Iterator, Iterator]]:
     finally:
         for loader in loaders:
             with suppress(AttributeError):
-                loader._finish()  # nnU-Net's; ours end with their iterator
+                loader._finish()  # nnU-Net's
+        end_workers(*loaders)
 
 
 def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Iterator, steps: int) -> StageEstimate:
