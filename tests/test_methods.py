@@ -6,7 +6,6 @@ import pickle
 from dataclasses import replace
 from itertools import accumulate
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,41 +185,51 @@ def test_an_unknown_key_is_refused_with_the_valid_ones(method_class: type[SSLMet
         check_known_keys({"cel_size": [4, 4, 4]}, config_classes())
 
 
-def _rank_gradients(rank: int, shares: list[range], port_file: str, out: str, method_class: type[SSLMethod]) -> None:
+def _rank_gradients(rank: int, shares: list[range], store: str, out: str, methods: list[type[SSLMethod]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(shares))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=len(shares))
-    method = make(method_class)
-    network = DistributedDataParallel(method)
-    share = shares[rank]
-    output = network(*toy_batch(method, len(share), first=share.start))
-    output.loss.backward()
-    method.after_step(output.state)
-    if rank == 0:
+    share, results = shares[rank], {}
+    for method_class in methods:
+        method = make(method_class)
+        network = DistributedDataParallel(method)
+        output = network(*toy_batch(method, len(share), first=share.start))
+        output.loss.backward()
+        method.after_step(output.state)
         grads = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
-        torch.save({"loss": output.loss.detach(), "grads": grads, "state": method.state_dict()}, out)
+        results[method_class.__name__] = {"loss": output.loss.detach(), "grads": grads, "state": method.state_dict()}
+    if rank == 0:
+        torch.save(results, out)
     dist.destroy_process_group()
 
 
-@each_method
-@pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (1, 2, 1, 2)], ids=["equal", "unequal", "four"])
-def test_ranks_on_a_sharded_batch_equal_one_process(
-    method_class: type[SSLMethod], sizes: tuple[int, ...], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module", params=[(2, 2), (1, 3), (1, 2, 1, 2)], ids=["equal", "unequal", "four"])
+def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
+    """Size of a batch, and what every method makes of it in several processes, which take seconds to start."""
+    sizes = request.param
     ends = list(accumulate(sizes))
     shares = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    out = tmp_path / "out.pth"
-    mp.spawn(_rank_gradients, (shares, str(tmp_path / "store"), str(out), method_class), nprocs=len(sizes))
-    sharded = torch.load(out)
+    folder = tmp_path_factory.mktemp("ranks")
+    out = folder / "out.pth"
+    mp.spawn(_rank_gradients, (shares, str(folder / "store"), str(out), found_methods()), nprocs=len(sizes))
+    return sum(sizes), torch.load(out)
+
+
+@each_method
+def test_ranks_on_a_sharded_batch_equal_one_process(
+    method_class: type[SSLMethod], sharded: tuple[int, dict[str, Any]]
+) -> None:
+    size, results = sharded
+    result = results[method_class.__name__]
     method = make(method_class)
-    output = method(*toy_batch(method, sum(sizes)))
+    output = method(*toy_batch(method, size))
     output.loss.backward()
     method.after_step(output.state)
-    assert sharded["loss"].item() == pytest.approx(output.loss.item(), rel=1e-5)
+    assert result["loss"].item() == pytest.approx(output.loss.item(), rel=1e-5)
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            assert torch.allclose(sharded["grads"][name], parameter.grad, rtol=1e-4, atol=1e-5), name
+            assert torch.allclose(result["grads"][name], parameter.grad, rtol=1e-4, atol=1e-5), name
     for name, ours in method.state_dict().items():  # queues and whitening, where there are any
-        assert torch.allclose(sharded["state"][name].float(), ours.float(), rtol=1e-3, atol=1e-4), name
+        assert torch.allclose(result["state"][name].float(), ours.float(), rtol=1e-3, atol=1e-4), name
 
 
 # ---------------------------------------------------------------------------------------------------------- E-MIM
