@@ -95,7 +95,9 @@ def segmentation(dataset: str, configuration: str, device: str, steps: int) -> d
     image = torch.randn(about.batch_size, made.num_input_channels, *about.patch_size)
     scales = made._get_deep_supervision_scales()
     sizes = [[round(p * s) for p, s in zip(about.patch_size, scale, strict=True)] for scale in scales]
-    target = [torch.randint(len(LABELS), (about.batch_size, 1, *size)).float() for size in sizes]
+    target = [
+        torch.randint(made.label_manager.num_segmentation_heads, (about.batch_size, 1, *size)).float() for size in sizes
+    ]
     for _ in range(steps):
         made.train_step({"data": image.clone(), "target": [t.clone() for t in target]})
     return {"peak_bytes": peak_bytes(device)}
