@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from measure.data import RES_ENC_L
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.methods import method_classes
@@ -21,21 +22,14 @@ from tests.toy import toy_unet
 PATCH = [32, 32, 32]
 ARCHITECTURE = {
     "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-    "arch_kwargs": {
+    "arch_kwargs": RES_ENC_L
+    | {
         "n_stages": 4,
         "features_per_stage": [8, 16, 32, 64],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [[3, 3, 3]] * 4,
         "strides": [[1, 1, 1], *[[2, 2, 2]] * 3],
         "n_blocks_per_stage": [1, 2, 2, 2],
         "n_conv_per_stage_decoder": [1] * 3,
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
     },
     "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
 }
