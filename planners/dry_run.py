@@ -8,37 +8,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.config import config_from_block
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks import own_norm_outputs
-
-
-def planned_network(plan: dict[str, Any], channels: int, heads: int, *, deep_supervision: bool) -> nn.Module:
-    """The network of a configuration, without nnU-Net's initialisation.
-
-    Args:
-        plan: A configuration with its ``architecture``.
-        channels: Of the image.
-        heads: Segmentation heads.
-        deep_supervision: Whether it returns all resolutions.
-
-    Returns:
-        nnU-Net's U-Net.
-    """
-    architecture = plan["architecture"]
-    return get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        channels,
-        heads,
-        allow_init=False,
-        deep_supervision=deep_supervision,
-    )
 
 
 def fake_stage(
@@ -67,7 +43,7 @@ def fake_stage(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does, without harm
-        encoder = planned_network(plan, channels, 2, deep_supervision=False).encoder
+        encoder = planned_network(plan["architecture"], channels, 2, deep_supervision=False).encoder
         method = method_class(encoder, channels, patch_size, config)
         own_norm_outputs(method)
     # one sample's draws, as many times as there are samples: their values do not matter

@@ -22,8 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.planners.dry_run import fake_stage, planned_network
+from emim_nnunet.planners.dry_run import fake_stage
 
 GRANULE = 512  # bytes: torch's allocator on GPUs hands out multiples of it
 
@@ -109,7 +110,7 @@ def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelMan
     else:
         criterion = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
     with FakeTensorMode(), LiveStorages() as live:
-        network = planned_network(plan, channels, heads, deep_supervision=True)
+        network = planned_network(plan["architecture"], channels, heads, deep_supervision=True)
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
 
         def loss() -> Tensor:

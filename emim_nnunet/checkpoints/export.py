@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from emim_nnunet.checkpoints.adaptation_plan import adaptation_plan
 from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, save_checkpoint
+from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import papers_of
@@ -79,7 +78,9 @@ def export(
         )
     channels = determine_num_input_channels(manager, target, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    network = _fresh_network(target.configuration["architecture"], channels, heads)
+    network = planned_network(
+        target.configuration["architecture"], channels, heads, deep_supervision=True, seed=DECODER_SEED
+    )
     state = encoder_state(source.checkpoint)
     names = channel_names(dataset_json)
     adapted = load_encoder(network.encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
@@ -150,20 +151,6 @@ def _summary(provenance: dict[str, Any], encoder: nn.Module, adapted: list[str])
         len({v.data_ptr() for v in encoder.state_dict().values()}),
         adapted,
     )
-
-
-def _fresh_network(architecture: dict[str, Any], channels: int, heads: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(DECODER_SEED)
-        return get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            channels,
-            heads,
-            allow_init=True,
-            deep_supervision=True,
-        )
 
 
 def _provenance(source: EncoderSource) -> dict[str, Any]:

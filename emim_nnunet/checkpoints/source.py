@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -16,6 +14,7 @@ from torch import nn
 from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import SSL_FORMAT, read_checkpoint
+from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.errors import UserError
 from emim_nnunet.plans import check_architecture, check_plans, planned
 
@@ -65,20 +64,9 @@ class EncoderSource:
             UserError: Not one of nnU-Net's networks.
         """
         check_architecture(self.architecture, str(self.path))
-        with (
-            torch.random.fork_rng(devices=[]),
-            planned(f"the network that {self.path} describes cannot be built", "is it a whole checkpoint?"),
-        ):
-            torch.manual_seed(seed)
-            return get_network_from_plans(
-                self.architecture["network_class_name"],
-                self.architecture["arch_kwargs"],
-                self.architecture["_kw_requires_import"],
-                num_channels,
-                2,  # classes; the decoder is not looked at
-                allow_init=True,
-                deep_supervision=False,
-            )
+        with planned(f"the network that {self.path} describes cannot be built", "is it a whole checkpoint?"):
+            heads = 2  # the decoder is not looked at
+            return planned_network(self.architecture, num_channels, heads, deep_supervision=False, seed=seed)
 
     def encoder(self, channel_names: Sequence[str]) -> tuple[nn.Module, list[str]]:
         """The encoder with the weights of the checkpoint.

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
+from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
@@ -139,17 +139,8 @@ def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[nn.Mo
     """
     manager = data.manager
     channels = determine_num_input_channels(PlansManager(data.plans), manager, data.dataset_json)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = get_network_from_plans(
-            manager.network_arch_class_name,
-            manager.network_arch_init_kwargs,
-            manager.network_arch_init_kwargs_req_import,
-            channels,
-            2,
-            allow_init=True,
-            deep_supervision=False,
-        ).encoder
+    architecture, heads = manager.configuration["architecture"], 2  # the decoder is not looked at
+    encoder = planned_network(architecture, channels, heads, deep_supervision=False, seed=seed).encoder
     if checkpoint is None:
         return encoder, []
     source = read_source(checkpoint)
