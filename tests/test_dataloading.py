@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +21,8 @@ from emim_nnunet.dataloading.augmentation import (
     rotate_and_scale_,
     rotation_ranges,
 )
-from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropDataset, crop_loader, present_channels
+from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropBatches, CropDataset, present_channels
+from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
 
 SHAPE = (12, 20, 18)
@@ -96,10 +101,30 @@ def test_crops_prefer_the_body(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(cases: list[Case], workers: int) -> None:
-    loader = crop_loader(crops(cases), BatchNumbers(batch_size=2), num_workers=workers, pin_memory=False)
-    batches = list(islice(iter(loader), 4))
+    loader = CropBatches(crops(cases), BatchNumbers(batch_size=2), num_workers=workers, pin_memory=False)
+    batches = list(islice(loader, 4))
     assert [b["index"].tolist() for b in batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert torch.equal(batches[3]["image"][1], crops(cases)[7]["image"])
+
+
+def test_a_death_shows_where_a_batch_is_waited_for_and_nowhere_else(cases: list[Case]) -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    numbers = BatchNumbers(batch_size=2)
+    training, probe = (CropBatches(crops(cases), numbers, num_workers=2, pin_memory=False) for _ in range(2))
+    before = set(multiprocessing.active_children())
+    next(training.start())
+    next(probe)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 4
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(0.05)  # a place where torch's handler would raise
+    for batches in (training, probe):
+        with pytest.raises(UserError, match=r"^a data-loading worker died \(Killed(; Killed)?\): .* with --c$"):
+            for _ in range(10):
+                next(batches)
+        batches.close()
 
 
 def test_a_resumed_loader_continues_the_sequence(cases: list[Case]) -> None:

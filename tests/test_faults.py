@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_skipped_named_and_saved(own_data: Path) ->
     assert (fault["not_finite"], case in fault["cases"]) == ("loss", True)
     trainer = trainer_of(PRETRAIN, "toy_mine", continued=True)
     trainer.initialize()
-    dataset = trainer._loader(trainer.find_cases().training, fault["seed"], 0).dataset
+    dataset = trainer._batches(trainer.find_cases().training, fault["seed"], 0).dataset
     assert [dataset[i]["case"] for i in fault["index"]] == fault["cases"]
     again = trainer._redraw(fault)
     assert all(torch.equal(v, fault["draws"][k]) for k, v in again.items())
@@ -279,10 +279,9 @@ def test_a_dead_worker_is_reported(nnunet: Path) -> None:
     for child in children.read_text().split():
         os.kill(int(child), signal.SIGKILL)
     assert process.wait(60) == 2
-    lines = process.stdout.read().splitlines()
-    assert "a data-loading worker died" in lines[-1]
-    assert "Killed" in lines[-1]
-    assert not [line for line in lines if "Traceback" in line]
+    output = process.stdout.read()
+    assert "a data-loading worker died (Killed" in output.splitlines()[-1]
+    assert "Traceback" not in output
 
 
 def test_what_to_do_when_memory_runs_out() -> None:

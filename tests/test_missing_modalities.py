@@ -75,8 +75,7 @@ def test_the_loader_says_what_is_there(ready: Path) -> None:
     trainer = trainer_of_gaps("nnUNetTrainerEMIMPretrain")
     for case in trainer.find_cases().training:
         trainer.cases = trainer.find_cases()
-        loader = iter(trainer._loader([case], 0, 0))
-        batch = next(loader)
+        batch = next(trainer._batches([case], 0, 0))
         kept = KEPT[int(case.identifier.split("-")[2]) - 1]
         assert batch["present"].tolist() == [[c in kept for c in range(4)]] * 3
         assert (batch["image"][:, [c for c in range(4) if c not in kept]] == 0).all()  # through nnU-Net's normalisation

@@ -51,13 +51,6 @@ def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
         first += batch
 
 
-def end_loader(*batches: Any) -> None:
-    """End the workers of a stage, which outlive SIGTERM for half a minute."""
-    from emim_nnunet.dataloading.crops import end_workers
-
-    end_workers(*batches)
-
-
 def peak_bytes(device: str) -> int:
     """Largest memory of this process so far: on the GPU what torch allocated, on the CPU the resident set."""
     if device == "cuda":
@@ -284,7 +277,7 @@ def epoch(dataset: str, configuration: str, trainer: str, device: str, steps: in
             busy.append(events)
     synchronise(device)
     total = perf_counter() - begin
-    end_loader(batches)
+    batches.close()
     worked = sum(a.elapsed_time(b) for a, b in busy) / 1000 if busy else total - waited
     return {"seconds": total, "patches_per_second": steps * made.config.batch_size / total, "idle": 1 - worked / total}
 
@@ -303,7 +296,8 @@ def growth(dataset: str, configuration: str, trainer: str, steps: int, threads: 
         before = perf_counter()
         made.train_step(next(batches))
         seconds.append(perf_counter() - before)
-    end_loader(made.dataloader_train, made.dataloader_val)
+    made.dataloader_train.close()
+    made.dataloader_val.close()
     return {"start": started, "steps": seconds, "peak_bytes": peak_bytes("cpu"), "cases": len(made.cases.training)}
 
 

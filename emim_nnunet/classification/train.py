@@ -29,7 +29,7 @@ from emim_nnunet.classification.model import (
 )
 from emim_nnunet.classification.table import LabelTable
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
-from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader
+from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr
@@ -210,7 +210,7 @@ def _finetune(
     first = _resume(model, optimizer, output / UNFINISHED, about, device) if resume else 0
     cases = [data.cases[case] for case in training]
     dataset = CropDataset(cases, infer_dataset_class(str(cases[0].folder)), data.manager.patch_size, settings.seed)
-    loader = crop_loader(
+    batches = CropBatches(
         dataset,
         BatchNumbers(settings.batch_size, first_step=first),
         num_workers=get_allowed_n_proc_DA(),
@@ -222,7 +222,7 @@ def _finetune(
     ]
     last = time()
     steps = tqdm(range(first, settings.steps), desc="Fine-tuning", initial=first, total=settings.steps, disable=None)
-    for step, batch in zip(steps, loader, strict=False):
+    for step, batch in zip(steps, batches, strict=False):
         rate = warmup_cosine_lr(step, peak=settings.initial_lr, warmup=settings.steps // 20, total=settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -245,6 +245,7 @@ def _finetune(
         if time() - last >= 60 * checkpoint_minutes:
             _save_state(model, optimizer, step + 1, output / UNFINISHED, about)
             last = time()
+    batches.close()
     model.eval()
 
 

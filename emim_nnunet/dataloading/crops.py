@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -252,15 +254,11 @@ class BatchNumbers:
         return range(*bounds)
 
 
-def crop_loader(
-    dataset: CropDataset,
-    numbers: BatchNumbers,
-    *,
-    num_workers: int,
-    pin_memory: bool,
-    start_worker: Callable[[int], None] | None = None,
-) -> DataLoader:
-    """Batches of crops in a fixed order, whatever the number of workers.
+class CropBatches:
+    """An endless iterator over batches of crops, in a fixed order whatever the number of workers.
+
+    Gives dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,), ``present`` (B, C),
+    ``case`` list of ids. The workers start with the first batch, or with :meth:`start`.
 
     Args:
         dataset: Crops.
@@ -268,29 +266,80 @@ def crop_loader(
         num_workers: Processes; 0 loads in this one.
         pin_memory: For faster copies to a GPU.
         start_worker: Called in each worker with its number.
-
-    Returns:
-        An endless loader of dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,),
-        ``present`` (B, C), ``case`` list of ids.
     """
-    return DataLoader(
-        dataset,
-        batch_sampler=numbers,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=2 if num_workers else None,
-        worker_init_fn=start_worker,
-    )
+
+    def __init__(
+        self,
+        dataset: CropDataset,
+        numbers: BatchNumbers,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        start_worker: Callable[[int], None] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=numbers,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=2 if num_workers else None,
+            worker_init_fn=start_worker,
+        )
+        self._iterator: Any = None
+
+    def start(self) -> CropBatches:
+        """Let the workers begin to read; does nothing where they have."""
+        if self._iterator is None:
+            with _sigchld_kept():
+                self._iterator = iter(self._loader)
+        return self
+
+    def close(self) -> None:
+        """End the workers, which otherwise live as long as something refers to this object."""
+        if self._iterator is not None and self._loader.num_workers:
+            self._iterator._shutdown_workers()
+        self._iterator = None
+
+    def __iter__(self) -> CropBatches:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """The next batch.
+
+        Raises:
+            UserError: A worker died, or a case cannot be read.
+        """
+        try:
+            return next(self.start()._iterator)
+        except UserError as error:
+            if "\n" in str(error):  # came out of a worker, with the traceback in its text
+                raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2]) from error
+            raise
+        except Exception as error:  # whatever a worker leaves behind that dies while it hands over a batch
+            if death := self._death():
+                raise UserError(
+                    f"a data-loading worker died ({death}): mostly the machine's memory ran out, or /dev/shm did. "
+                    f"Use fewer workers (nnUNet_n_proc_DA) and continue with --c"
+                ) from error
+            raise
+
+    def _death(self) -> str:
+        """What a worker died of, if one did."""
+        workers = getattr(self._iterator, "_workers", [])
+        if workers:
+            wait([worker.sentinel for worker in workers], timeout=1)  # its files are closed a moment before it is dead
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        return "; ".join(str(signal.strsignal(-code) if code < 0 else f"exit code {code}") for code in codes)
 
 
-def end_workers(*batches: Any) -> None:
-    """End the processes behind iterators over a loader, which otherwise live as long as something refers to the iterator.
-
-    Args:
-        batches: Iterators over a loader, generators around one, or None.
+@contextmanager
+def _sigchld_kept() -> Iterator[None]:
+    """Undo that torch handles SIGCHLD: its handler raises wherever the main thread happens to be, in the middle of a
+    checkpoint or of ending other workers too. Without it a death is noticed where the next batch is waited for.
     """
-    for iterator in batches:
-        for name in ("_shutdown_workers", "close"):  # torch's iterator, a generator's
-            end = getattr(iterator, name, None)
-            if end is not None:
-                end()
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    handler = number and signal.getsignal(number)
+    yield
+    if number and signal.getsignal(number) is not handler:
+        signal.signal(number, handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -16,7 +16,6 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from emim_nnunet.dataloading.crops import end_workers
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
@@ -144,9 +143,9 @@ def _loaders(trainer: nnUNetTrainer) -> Iterator[tuple[Iterator, Iterator]]:
         yield loaders
     finally:
         for loader in loaders:
-            with suppress(AttributeError):
-                loader._finish()  # nnU-Net's
-        end_workers(*loaders)
+            end = getattr(loader, "close", None) or getattr(loader, "_finish", None)  # ours, nnU-Net's with workers
+            if end is not None:
+                end()
 
 
 def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Iterator, steps: int) -> StageEstimate:

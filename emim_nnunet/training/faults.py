@@ -28,7 +28,7 @@ def explained() -> Iterator[None]:
     """Turn what training dies of without being wrong itself into a :class:`UserError` of one line.
 
     Raises:
-        UserError: Out of memory, or a data-loading worker died or could not read its case.
+        UserError: Out of memory.
     """
     try:
         yield
@@ -36,18 +36,8 @@ def explained() -> Iterator[None]:
         raise UserError(f"the memory of the GPU ran out ({_first_line(error)}): {LESS_MEMORY}") from error
     except MemoryError as error:
         raise UserError(f"the memory of this machine ran out: {LESS_MEMORY}") from error
-    except UserError as error:
-        if "\n" in str(error):  # came out of a worker, with the traceback in its text
-            raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2]) from error
-        raise
     except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" in text and "Caught" not in text:
-            raise UserError(
-                f"a data-loading worker died ({_first_line(error)}): mostly the machine's memory ran out, or /dev/shm did. "
-                f"Use fewer workers (nnUNet_n_proc_DA) and continue with --c"
-            ) from error
-        if "DefaultCPUAllocator" in text:
+        if "DefaultCPUAllocator" in str(error):
             raise UserError(f"the memory of this machine ran out: {LESS_MEMORY}") from error
         raise
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -19,7 +19,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from emim_nnunet.boxes import centre_box
@@ -27,7 +26,7 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
-from emim_nnunet.dataloading.crops import BatchNumbers, CropDataset, crop_loader, end_workers
+from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
@@ -204,29 +203,24 @@ class SSLTrainer(nnUNetTrainer):
         stage.prepare_splits(Path(self.preprocessed_dataset_folder), self.fold)
         return super().do_split()
 
-    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+    def get_dataloaders(self) -> tuple[CropBatches, CropBatches]:
         """Endless batches for training, from the current epoch on, and the repeating probe set."""
         self.cases = self.find_cases()
         first_step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         workers = get_allowed_n_proc_DA()
-        return (
-            iter(self._loader(self.cases.training, self.config.seed, workers, first_step=first_step)),
-            self._probe_batches(min(1, workers)),
-        )
+        seed, steps = self.config.seed, self.num_val_iterations_per_epoch
+        training = self._batches(self.cases.training, seed, workers, first_step=first_step).start()
+        # its worker starts when it is needed, and not in the way of the first training batches
+        return training, self._batches(self.cases.probe, seed + PROBE_SEED_OFFSET, min(1, workers), num_steps=steps)
 
-    def _probe_batches(self, workers: int) -> Iterator[dict]:
-        # a generator: its worker starts when it is needed, and not in the way of the first training batches
-        seed, steps = self.config.seed + PROBE_SEED_OFFSET, self.num_val_iterations_per_epoch
-        yield from self._loader(self.cases.probe, seed, workers, num_steps=steps)
-
-    def _loader(self, cases: list, seed: int, workers: int, **numbers: int) -> DataLoader:
+    def _batches(self, cases: list, seed: int, workers: int, **numbers: int) -> CropBatches:
         world_size = dist.get_world_size() if self.is_ddp else 1
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
         crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
         dataset = CropDataset(cases, self.dataset_class, crop_size, seed)
         dataset.check_channels(len(self.channel_names))
         pin_memory = self.device.type == "cuda"
-        return crop_loader(dataset, batches, num_workers=workers, pin_memory=pin_memory, start_worker=outlive_signals)
+        return CropBatches(dataset, batches, num_workers=workers, pin_memory=pin_memory, start_worker=outlive_signals)
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -250,7 +244,8 @@ class SSLTrainer(nnUNetTrainer):
                     self.on_epoch_end()
                 self.on_train_end()
             finally:
-                end_workers(self.dataloader_train, self.dataloader_val)
+                for batches in filter(None, (self.dataloader_train, self.dataloader_val)):
+                    batches.close()
                 self.dataloader_train = self.dataloader_val = None
 
     def _train_for_an_epoch(self) -> None:
