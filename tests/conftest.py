@@ -18,6 +18,13 @@ from tests.pipeline import nnunet, prepared  # noqa: F401 - fixtures
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what forks this process and trains in the fork: autograd refuses that once it has threads of its own, which it
+    starts with the first backward pass where there is a GPU, or where a fake one has been (``planners/dry_run.py``).
+    """
+    items.sort(key=lambda item: item.path.name != "test_reliability.py")
+
+
 @pytest.fixture
 def nnunet_dirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with nnU-Net's three folders, named in the environment."""
