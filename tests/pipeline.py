@@ -121,8 +121,10 @@ def train(trainer: str, configuration: str = "toy", fold: int | str = 0, **optio
     return fold_folder(trainer, configuration, fold)
 
 
-def trainer_of(name: str, configuration: str = "toy", fold: int | str = 0, continued: bool = False) -> Any:
-    return get_trainer_from_args("1", configuration, fold, name, PLANS, continued, device=CPU)
+def trainer_of(
+    name: str, configuration: str = "toy", fold: int | str = 0, continued: bool = False, dataset: str = "1"
+) -> Any:
+    return get_trainer_from_args(dataset, configuration, fold, name, PLANS, continued, device=CPU)
 
 
 def log_of(folder: Path) -> str:

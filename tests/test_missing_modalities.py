@@ -6,7 +6,6 @@ import csv
 import json
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from emim_nnunet.cli import convert, plan_and_preprocess
 from emim_nnunet.cli._run import run
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import MODALITIES, write_brats2023
-from tests.pipeline import PLANS, TOY_BLOCK, set_folders, toy_architecture
+from emim_nnunet.registration import enable_search
+from tests.pipeline import PLANS, TOY_BLOCK, set_folders, toy_architecture, trainer_of
 
 DATASET = "Dataset002_Gaps"
 KEPT = ([0], [1, 3], [0, 1, 2], [2], [0, 1, 2, 3], [3], [0, 2])  # modalities of each case; no case pair is alike
@@ -56,6 +56,7 @@ def ready(incomplete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     set_folders(incomplete, monkeypatch)
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    enable_search()
     return incomplete
 
 
@@ -72,7 +73,7 @@ def test_zeros_stand_for_what_is_missing_and_are_recorded(incomplete: Path) -> N
 
 
 def test_the_loader_says_what_is_there(ready: Path) -> None:
-    trainer = trainer_of_gaps("nnUNetTrainerEMIMPretrain")
+    trainer = trainer_of("nnUNetTrainerEMIMPretrain", dataset="2")
     for case in trainer.find_cases().training:
         trainer.cases = trainer.find_cases()
         batch = next(trainer._batches([case], 0, 0))
@@ -81,19 +82,9 @@ def test_the_loader_says_what_is_there(ready: Path) -> None:
         assert (batch["image"][:, [c for c in range(4) if c not in kept]] == 0).all()  # through nnU-Net's normalisation
 
 
-def trainer_of_gaps(name: str) -> Any:
-    from nnunetv2.run.run_training import get_trainer_from_args
-
-    from emim_nnunet.registration import enable_search
-    from tests.pipeline import CPU
-
-    enable_search()
-    return get_trainer_from_args("2", "toy", 0, name, PLANS, device=CPU)
-
-
 @pytest.mark.parametrize("method", [m.__name__ for m in method_classes()])
 def test_every_method_trains_with_finite_losses(method: str, ready: Path) -> None:
-    trainer = trainer_of_gaps(f"nnUNetTrainer{method}Pretrain")
+    trainer = trainer_of(f"nnUNetTrainer{method}Pretrain", dataset="2")
     trainer.run_training()
     folder = Path(trainer.output_folder)
     rows = list(csv.DictReader((folder / "ssl_log.csv").open()))

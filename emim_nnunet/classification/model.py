@@ -26,8 +26,8 @@ from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.errors import UserError
-from emim_nnunet.training.stage import unlabelled_folder
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
 
@@ -67,10 +67,7 @@ def find_data(dataset_id: int, plans_name: str, configuration: str) -> Data:
         raise UserError(f"-c {configuration}: the plans '{plans_name}' have {', '.join(plans['configurations'])}")
     folder = preprocessed_folder(dataset_id)
     labelled = folder / PlansManager(plans).get_configuration(configuration).data_identifier
-    cases = {}
-    for place in (labelled, unlabelled_folder(labelled)):
-        if place.is_dir() and any(place.glob("*.pkl")):
-            cases |= {i: Case(place, i) for i in infer_dataset_class(str(place)).get_identifiers(str(place))}
+    cases = {i: Case(place, i) for place in (labelled, unlabelled_folder(labelled)) for i in case_identifiers(place)}
     if not cases:
         raise UserError(f"no preprocessed case in {labelled}: preprocess configuration {configuration} first")
     return Data(folder, plans, dataset_json, configuration, cases)

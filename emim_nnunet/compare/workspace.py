@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from emim_nnunet.checkpoints.io import write_json
 from emim_nnunet.compare.arms import Arm
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.errors import UserError
-from emim_nnunet.training.stage import unlabelled_folder
 
 SSL_FOLD = 0
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -61,16 +60,14 @@ class Workspace:
 
     def labelled_cases(self) -> list[str]:
         """Ids of the preprocessed labelled cases."""
-        if not self.labelled_folder.is_dir():
+        identifiers = case_identifiers(self.labelled_folder)
+        if not identifiers:
             raise UserError(f"no preprocessed case in {self.labelled_folder}: preprocess {self.configuration} first")
-        return sorted(infer_dataset_class(str(self.labelled_folder)).get_identifiers(str(self.labelled_folder)))
+        return identifiers
 
     def unlabelled_cases(self) -> list[str]:
         """Ids of the preprocessed cases without label."""
-        folder = unlabelled_folder(self.labelled_folder)
-        if not folder.is_dir() or not any(folder.glob("*.pkl")):
-            return []
-        return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+        return case_identifiers(unlabelled_folder(self.labelled_folder))
 
     def write(self, splits: list[dict[str, list[str]]], configurations: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Link the data and write plans and splits.

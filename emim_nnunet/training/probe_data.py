@@ -14,8 +14,8 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.dataloading.crops import Case, CropDataset
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.errors import UserError
-from emim_nnunet.training.stage import unlabelled_folder
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ def find_data(source: EncoderSource, dataset_id: int, plans_name: str | None, co
     manager = plans.get_configuration(configuration)
     dataset_folder = preprocessed_folder(dataset_id)
     folder = dataset_folder / manager.data_identifier
-    folders = [f for f in (folder, unlabelled_folder(folder)) if f.is_dir() and any(f.glob("*.pkl"))]
-    if not folders:
+    present = [Case(f, i) for f in (folder, unlabelled_folder(folder)) for i in case_identifiers(f)]
+    if not present:
         raise UserError(f"no preprocessed case in {folder}: preprocess configuration {configuration} first")
-    present = [Case(f, i) for f in folders for i in sorted(infer_dataset_class(str(f)).get_identifiers(str(f)))]
     held_out = _held_out(source, dataset_folder)
     chosen = [case for case in present if case.identifier in held_out] or present
     known = source.dataset_name == dataset_folder.name

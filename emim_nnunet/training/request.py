@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from emim_nnunet.checkpoints.io import read_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_plans
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.dataloading.splits import check_fold, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.plans import check_plans, inheritance
@@ -36,8 +36,8 @@ def check_request(dataset: str, configuration: str, fold: int | str, plans_name:
     check_plans(plans, configuration)
     content = {key: value for link in inheritance(plans, configuration) for key, value in link.items()}
     data = folder / content["data_identifier"]
-    cases = infer_dataset_class(str(data)).get_identifiers(str(data)) if _holds_cases(data) else []
-    if not cases and not _holds_cases(data.with_name(f"{data.name}_unlabelled")):
+    cases = case_identifiers(data)
+    if not cases and not case_identifiers(unlabelled_folder(data)):
         raise UserError(f"no preprocessed case in {data}: run emim_plan_and_preprocess first")
     if fold == "all" or not cases:
         return
@@ -82,7 +82,3 @@ def _folder(dataset: str) -> Path:
     if folder.name != dataset or not folder.is_dir():
         raise UserError(f"data set {dataset}: neither a number nor the name of a folder in {nnUNet_preprocessed}")
     return folder
-
-
-def _holds_cases(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob("*.pkl"))

@@ -27,6 +27,7 @@ from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftov
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
@@ -181,18 +182,17 @@ class SSLTrainer(nnUNetTrainer):
             UserError: None preprocessed, or a numbered fold of a single case.
         """
         labelled = Path(self.preprocessed_dataset_folder)
-        unlabelled = stage.unlabelled_folder(labelled)
-        present = [folder for folder in (labelled, unlabelled) if folder.is_dir() and any(folder.glob("*.pkl"))]
-        if not present:
+        unlabelled = unlabelled_folder(labelled)
+        labelled_ids, unlabelled_ids = case_identifiers(labelled), case_identifiers(unlabelled)
+        if not labelled_ids and not unlabelled_ids:
             raise UserError(f"no preprocessed case in {labelled}: run emim_plan_and_preprocess first")
-        self.dataset_class = infer_dataset_class(str(present[0]))
-        ids = {folder: sorted(self.dataset_class.get_identifiers(str(folder))) for folder in present}
-        training_ids, validation_ids = self.do_split() if labelled in ids else ([], [])
+        self.dataset_class = infer_dataset_class(str(labelled if labelled_ids else unlabelled))
+        training_ids, validation_ids = self.do_split() if labelled_ids else ([], [])
         return stage.stage_cases(
             labelled,
             training_ids,
             validation_ids,
-            ids.get(unlabelled, []),
+            unlabelled_ids,
             self.config.use_validation_cases,
             read_patients(labelled.parent),
             read_origins(labelled.parent),

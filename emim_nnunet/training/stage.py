@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.config import check_known_keys, config_from_block, emim_block
 from emim_nnunet.dataloading.crops import Case
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.dataloading.splits import check_fold, ensure_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
@@ -57,16 +57,11 @@ def prepare_splits(labelled: Path, fold: int | str) -> None:
     """
     if fold == "all":
         return
-    identifiers = infer_dataset_class(str(labelled)).get_identifiers(str(labelled))
+    identifiers = case_identifiers(labelled)
     ensure_splits(labelled.parent, identifiers)
     if len(identifiers) == 1:
         raise UserError(f"{labelled.parent.name} has one labelled case, which cannot be split: use fold 'all'")
     check_fold(labelled.parent, int(fold), identifiers)
-
-
-def unlabelled_folder(data_folder: Path) -> Path:
-    """Folder of the preprocessed cases without label, beside the folder of the labelled ones."""
-    return data_folder.with_name(data_folder.name + "_unlabelled")
 
 
 @dataclass(frozen=True)
