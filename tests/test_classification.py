@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,23 @@ def test_an_interrupted_training_continues_bit_for_bit(
     parts = load_classifier(tmp_path / "parts" / "classifier.pth")[0].state_dict()
     assert all(torch.equal(parts[key], value) for key, value in whole.items())
     assert not (tmp_path / "parts" / "unfinished.pth").exists()
+
+
+def test_a_dead_worker_ends_in_one_line(
+    nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    original, before = nn.utils.clip_grad_norm_, set(multiprocessing.active_children())
+
+    def killing(*args: Any) -> Any:
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
+        return original(*args)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", killing)
+    command = ["train", "1", "toy", "all", str(labels_file(tmp_path)), "--scratch", "-device", "cpu", "--steps", "50"]
+    assert run(classify.main, [*command, "-o", str(tmp_path / "out")]) == 2
+    assert "error: a data-loading worker died (Killed)" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,8 @@ def _sigchld_kept() -> Iterator[None]:
     """
     number = getattr(signal, "SIGCHLD", None)  # not on Windows
     handler = number and signal.getsignal(number)
-    yield
-    if number and signal.getsignal(number) is not handler:
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if number and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
