@@ -148,8 +148,7 @@ def input_jobs(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
     """The table, and chance."""
     world = folder / "world"
     for entry in inputs.INPUTS:
-        kind = "bad inputs" if entry.message else "inputs that only look bad"
-        yield f"{kind}: {entry.command} {entry.name}", lambda copy, e=entry: inputs.try_input(e, world, copy)
+        yield f"{entry.kind}: {entry.command} {entry.name}", lambda copy, e=entry: inputs.try_input(e, world, copy)
     headers, plans = (400, 200) if arguments.full else (60, 30)
     for name, fuzz, number in (("NIfTI headers", inputs.fuzz_header, headers), ("plans", inputs.fuzz_plans, plans)):
         for index in range(number):

@@ -56,6 +56,7 @@ class Input:
         message: Pattern of the one line; empty = it only looks bad and must work.
         arrange: Spoils a world, returns the arguments.
         env: Added to the environment.
+        kind: Under which it is counted.
     """
 
     name: str
@@ -63,16 +64,17 @@ class Input:
     message: str
     arrange: Arrange
     env: dict[str, str]
+    kind: str
 
 
 INPUTS: list[Input] = []
 
 
-def bad(command: str, message: str, **env: str) -> Callable[[Arrange], Arrange]:
+def bad(command: str, message: str, kind: str = "bad inputs", **env: str) -> Callable[[Arrange], Arrange]:
     """Add the decorated function to the table."""
 
     def add(arrange: Arrange) -> Arrange:
-        INPUTS.append(Input(arrange.__name__, command, message, arrange, env))
+        INPUTS.append(Input(arrange.__name__, command, message, arrange, env, kind))
         return arrange
 
     return add
@@ -80,7 +82,7 @@ def bad(command: str, message: str, **env: str) -> Callable[[Arrange], Arrange]:
 
 def good(command: str, **env: str) -> Callable[[Arrange], Arrange]:
     """As :func:`bad`, for what only looks bad."""
-    return bad(command, "", **env)
+    return bad(command, "", "inputs that only look bad", **env)
 
 
 def try_input(entry: Input, world: Path, folder: Path) -> str:
