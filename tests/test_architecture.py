@@ -22,6 +22,7 @@ TIERS = {
     "emim_nnunet.diagnostics": 0,
     "emim_nnunet.distributed": 0,
     "emim_nnunet.errors": 0,
+    "emim_nnunet.locks": 0,
     "emim_nnunet.losses": 0,
     "emim_nnunet.masking": 0,
     "emim_nnunet.plans": 0,
