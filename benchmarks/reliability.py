@@ -1,10 +1,11 @@
-"""Is anything lost, is anything let in? Runs that are killed, writes that fail, inputs that are bad.
+"""Is anything lost, is anything let in? Runs that are killed or collide, writes that fail, inputs that are bad.
 
     python benchmarks/reliability.py --json OUT            # some minutes on 2 cores
-    python benchmarks/reliability.py --json OUT --full     # every write, 20 kill points for each method, more chance
+    python benchmarks/reliability.py --json OUT --full     # every write, 20 kill points and collisions each, more chance
 
 Writes ``kill_points`` and ``kill_lost`` (SSL stages ended at random moments and continued, and those whose result was not that
-of an undisturbed stage, bit for bit), ``writes_faulted`` and ``writes_lost`` (faults in writes, and those after which something
+of an undisturbed stage, bit for bit), ``collisions`` and ``collisions_lost`` (two processes that wrote the same thing, and what was
+mixed, short or doubled then), ``writes_faulted`` and ``writes_lost`` (faults in writes, and those after which something
 was half, lost, or not made whole by repeating the command), ``inputs_tried`` and ``inputs_mishandled`` (bad inputs, and those
 that did not end in one line with exit code 2 and leave nothing behind). Needs Linux.
 """
@@ -28,10 +29,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure.common import markdown_table, write_results
-from robustness import inputs, kills, writes
+from robustness import collisions, inputs, kills, writes
 from robustness.world import build_world, import_everything
 
 Job = tuple[str, Callable[[Path], str]]
+PARTS = ("kills", "collisions", "writes", "inputs")
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--full", action="store_true", help="the large counts (about an hour)")
-    parser.add_argument("--only", choices=["kills", "writes", "inputs"], help="one of the three")
+    parser.add_argument("--only", choices=PARTS, help="one of the parts")
     parser.add_argument("--points", type=int, help="kill points for each method (default: 4, with --full 20)")
     parser.add_argument("--methods", nargs="+", help="methods to kill (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of moments, places and fuzzing (default: 0)")
@@ -50,7 +52,7 @@ def main() -> None:
         folder = Path(name)
         build_world(folder / "world")
         build_world(folder / "untrained", trained=False)
-        parts = {"kills": kill_jobs, "writes": write_jobs, "inputs": input_jobs}
+        parts = {"kills": kill_jobs, "collisions": collision_jobs, "writes": write_jobs, "inputs": input_jobs}
         found: dict[str, Any] = {}
         rows = []
         for part, jobs in parts.items():
@@ -76,6 +78,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The figures under their names."""
     names = {
         "kills": ("kill_points", "kill_lost"),
+        "collisions": ("collisions", "collisions_lost"),
         "writes": ("writes_faulted", "writes_lost"),
         "inputs": ("inputs_tried", "inputs_mishandled"),
     }
@@ -125,6 +128,21 @@ def bind(
 ) -> Callable[[Path], str]:
     """The job of a kill point."""
     return lambda copy: interrupt(method, world, copy, expected, **options)
+
+
+def collision_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
+    """Every pair of commands, the second at random moments after the first."""
+    world = folder / "planned"
+    build_world(world)
+    collisions.prepare_world(world)
+    for collision in collisions.COLLISIONS:
+        expected, seconds = collisions.alone(collision, world, folder / "reference")
+        name = f"{arguments.seed} {collision.name}"
+        for index, after in enumerate(collisions.moments(name, 20 if arguments.full else 2, seconds)):
+            yield (
+                f"{collision.name}: {index}",
+                lambda copy, c=collision, e=expected, a=after: collisions.collide(c, world, copy, e, a),
+            )
 
 
 def write_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:

@@ -20,12 +20,13 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import copy_file, write_json
+from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
 from emim_nnunet.dataset_conversion.family import LABEL, DatasetFamily
 from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile, check_case, find_cases, read_image
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import save_image
+from emim_nnunet.locks import Lock, acquire
 from emim_nnunet.planners.raw_dataset import UNLABELLED
 from emim_nnunet.training.provenance import versions
 
@@ -65,7 +66,7 @@ def convert(
 
     Everything is read and checked first. Labelled cases go to imagesTr and labelsTr, the others to imagesUnlabelled. The
     folder appears under its name only when it is complete; the source is never changed. Until then the work lies in a hidden
-    folder beside it, which the same command takes up again.
+    folder beside it, which the same command takes up again. One process at a time writes data sets of an id.
 
     Args:
         family: Table of the data set.
@@ -80,9 +81,22 @@ def convert(
         The new folder (None for a dry run) and the cases.
 
     Raises:
-        UserError: Anything is not as it must be; nothing has been written then.
+        UserError: Anything is not as it must be, or another process writes this id; nothing has been written then.
     """
-    target = target_folder(dataset_id, dataset_name or family.default_dataset_name)
+    name = dataset_name or family.default_dataset_name
+    if dry_run:
+        target_folder(dataset_id, name)
+        return None, _checked_cases(family, source, options, num_processes)
+    with dataset_lock(dataset_id, name) as lock:
+        target = target_folder(dataset_id, name)
+        cases = _checked_cases(family, source, options, num_processes)
+        _write_all(family, source, cases, target, options, num_processes, lock)
+    logger.info("wrote %s", target)
+    return target, cases
+
+
+def _checked_cases(family: DatasetFamily, source: Path, options: Options, num_processes: int) -> list[SourceCase]:
+    """The cases of a source, with what is wrong with them."""
     if options.resample_to is not None and options.resample_to not in family.channels:
         raise UserError(f"--resample-to {options.resample_to}: the channels are {', '.join(family.channels)}")
     cases = find_cases(family, source)
@@ -97,25 +111,76 @@ def convert(
     with ThreadPoolExecutor(num_processes) as pool:
         jobs = pool.map(lambda case: check_case(family, case, options.resample_to), _taken(cases, options))
         list(tqdm(jobs, total=len(_taken(cases, options)), desc="Checking", disable=None))
-    if dry_run:
-        return None, cases
+    return cases
+
+
+def _write_all(
+    family: DatasetFamily,
+    source: Path,
+    cases: list[SourceCase],
+    target: Path,
+    options: Options,
+    num_processes: int,
+    lock: Lock,
+) -> None:
+    """Write the data set if nothing is wrong with any case."""
     problems = [problem for case in _taken(cases, options) for problem in case.problems]
     if problems:
         more = f" (and {len(problems) - 1} more problems: --dry_run lists all)" if len(problems) > 1 else ""
         raise UserError(problems[0] + more)
     if not _taken(cases, options):
         raise UserError(f"no complete case in {source}: every one lacks a channel, see --dry_run")
-    partial = target.with_name(f".{target.name}.partial")
-    state = _state(family, options, _taken(cases, options))
-    if not partial.is_dir() or _read_state(partial) != state:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write_json(partial / STATE, state)
+    partial = _work_folder(target, _state(family, options, _taken(cases, options)))
     _write(family, source, cases, partial, target.name, options, num_processes)
+    _keep_only_what_was_planned(partial, family, _taken(cases, options))
     (partial / STATE).unlink()
+    lock.check()
     partial.rename(target)
-    logger.info("wrote %s", target)
-    return target, cases
+
+
+def dataset_lock(dataset_id: int, name: str) -> Lock:
+    """The lock of a new raw data set, whatever its name: an id may be used once.
+
+    Raises:
+        UserError: See :func:`target_folder`; or another process writes this id.
+    """
+    return acquire(
+        target_folder(dataset_id, name).with_name(f"Dataset{dataset_id:03d}"), f"data set {dataset_id} in nnUNet_raw"
+    )
+
+
+def _work_folder(target: Path, state: dict[str, Any]) -> Path:
+    """A work folder of this run's own, with what an interrupted run of the same conversion has written."""
+    own = new_work_folder(target)
+    for left in left_work_folders(target.parent, target.name.split("_")[0] + "_"):
+        if own.exists() or _read_state(left) != state:
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(own)
+    if not own.exists():
+        own.mkdir()
+        write_json(own / STATE, state)
+    return own
+
+
+def _keep_only_what_was_planned(folder: Path, family: DatasetFamily, cases: Sequence[SourceCase]) -> None:
+    """Compare images and labels with the plan; remove what a killed run left beside them.
+
+    Raises:
+        UserError: Something that was written is gone.
+    """
+    channels = range(len(family.channels))
+    planned = {
+        f"{'imagesTr' if case.labelled else UNLABELLED}/{case.identifier}_{c:04d}{ENDING}"
+        for case in cases
+        for c in channels
+    }
+    planned |= {f"labelsTr/{case.identifier}{ENDING}" for case in cases if case.labelled}
+    found = {f"{sub}/{name}" for sub in ("imagesTr", "labelsTr", UNLABELLED) for name in os.listdir(folder / sub)}
+    if planned - found:
+        raise UserError(f"{folder / min(planned - found)} was written and is gone again: repeat the command")
+    for name in found - planned:
+        (folder / name).unlink()
 
 
 def _taken(cases: Sequence[SourceCase], options: Options) -> list[SourceCase]:

@@ -13,13 +13,14 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from nnunetv2.paths import nnUNet_raw
 
 from emim_nnunet.checkpoints.channels import channel_names, standard_name
-from emim_nnunet.checkpoints.io import write_json
+from emim_nnunet.checkpoints.io import left_work_folders, new_work_folder, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.splits import ORIGINS, PATIENTS, read_patients
-from emim_nnunet.dataset_conversion.converter import target_folder, zeros_like
+from emim_nnunet.dataset_conversion.converter import dataset_lock, target_folder, zeros_like
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import save_image
+from emim_nnunet.locks import Lock
 from emim_nnunet.planners.raw_dataset import UNLABELLED, dataset_name, images_of_cases
 from emim_nnunet.training.provenance import versions
 
@@ -38,11 +39,16 @@ def pool(dataset_ids: Sequence[int], target_id: int, name: str, channels: Sequen
         The new folder.
 
     Raises:
-        UserError: Data sets are missing, have different file endings, or none of the channels; nothing is written then.
+        UserError: Data sets are missing, have different file endings, or none of the channels, or another process writes the
+            new id; nothing is written then.
     """
     if len(set(dataset_ids)) < max(2, len(dataset_ids)):
         raise UserError("pooling needs at least two different data sets")
-    target = target_folder(target_id, name)
+    with dataset_lock(target_id, name) as lock:
+        return _pool(dataset_ids, target_folder(target_id, name), channels, lock)
+
+
+def _pool(dataset_ids: Sequence[int], target: Path, channels: Sequence[str] | None, lock: Lock) -> Path:
     folders = [Path(nnUNet_raw) / dataset_name(i) for i in dataset_ids]
     descriptions = [read_dataset_json(folder) for folder in folders]
     endings = sorted({d["file_ending"] for d in descriptions})
@@ -53,10 +59,12 @@ def pool(dataset_ids: Sequence[int], target_id: int, name: str, channels: Sequen
     unknown = [n for n in wanted if standard_name(n) not in present]
     if unknown:
         raise UserError(f"--channels {', '.join(unknown)}: the data sets have {', '.join(present.values())}")
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in left_work_folders(target.parent, target.name.split("_")[0] + "_"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial = new_work_folder(target)
     try:
         _write(partial, target.name, folders, descriptions, wanted, endings[0])
+        lock.check()
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

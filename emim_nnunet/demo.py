@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.locks import acquire
 from emim_nnunet.phantom import write_brats2023
 from emim_nnunet.training.plots import plot_overlay
 
@@ -67,10 +68,15 @@ def run_demo(output: Path, *, device: str = "cpu", seed: int = 0, overwrite: boo
         The folder of the report.
 
     Raises:
-        UserError: ``output`` exists, or a command failed.
+        UserError: ``output`` exists or is being written, or a command failed.
     """
-    start = time()
     output = output.absolute()
+    with acquire(output, f"the demo {output}"):
+        return _run_demo(output, device, seed, overwrite)
+
+
+def _run_demo(output: Path, device: str, seed: int, overwrite: bool) -> Path:
+    start = time()
     _prepare_folder(output, overwrite)
     environment = _environment(output)
     raw = output / "nnUNet_raw"

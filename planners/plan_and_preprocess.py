@@ -23,6 +23,7 @@ from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.splits import ensure_splits, read_origins, read_patients, read_splits, take_over_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
+from emim_nnunet.locks import acquire
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
 from emim_nnunet.planners.preprocess import num_cores, preprocess_cases
 from emim_nnunet.planners.raw_dataset import (
@@ -104,37 +105,38 @@ def plan_and_preprocess(
         raise UserError(f"-overwrite_plans_name {plans_name!r}: use letters, digits, _ . + and - only")
     planner = nnUNetPlannerEMIM if like is None else type("nnUNetPlannerEMIM", (nnUNetPlannerEMIM,), {"like": like})
     name = dataset_name(dataset_id)
-    raw = Path(nnUNet_raw) / name
-    dataset_json = read_dataset_json(raw)
-    labelled = _labelled_cases(raw, dataset_json)
-    unlabelled = unlabelled_images(raw, dataset_json)
-    if not labelled and not unlabelled:
-        raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
-    for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
-        known(raw)
-    check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
-    fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
-    clean = clean or not _is_json(fingerprint)  # nnU-Net would stumble over one that was not written to its end
-    if labelled:
-        workers = min(num_processes_fingerprint, len(labelled), num_cores())
-        _stock(
-            extract_fingerprint_dataset,
-            dataset_id,
-            FingerprintExtractor,
-            workers,
-            verify_integrity,
-            clean,
-            verbose,
+    with acquire(Path(nnUNet_preprocessed) / name, f"{name} in nnUNet_preprocessed") as lock:
+        raw = Path(nnUNet_raw) / name
+        dataset_json = read_dataset_json(raw)
+        labelled = _labelled_cases(raw, dataset_json)
+        unlabelled = unlabelled_images(raw, dataset_json)
+        if not labelled and not unlabelled:
+            raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
+        for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
+            known(raw)
+        check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
+        fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
+        clean = clean or not _is_json(fingerprint)  # nnU-Net would stumble over one that was not written to its end
+        if labelled:
+            workers = min(num_processes_fingerprint, len(labelled), num_cores())
+            _stock(
+                extract_fingerprint_dataset,
+                dataset_id,
+                FingerprintExtractor,
+                workers,
+                verify_integrity,
+                clean,
+                verbose,
+            )
+        else:
+            _extract_unlabelled_fingerprint(fingerprint, dataset_json, unlabelled, clean)
+        take_over_splits(raw, fingerprint.parent)
+        _, plans = plan_experiment_dataset(
+            dataset_id, planner, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
         )
-    else:
-        _extract_unlabelled_fingerprint(fingerprint, dataset_json, unlabelled, clean)
-    take_over_splits(raw, fingerprint.parent)
-    _, plans = plan_experiment_dataset(
-        dataset_id, planner, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
-    )
-    if preprocess:
-        preprocess_cases(name, plans, configurations, unlabelled, num_processes, verbose=verbose)
-    ensure_splits(fingerprint.parent, labelled)
+        if preprocess:
+            preprocess_cases(name, plans, configurations, unlabelled, num_processes, lock, verbose=verbose)
+        ensure_splits(fingerprint.parent, labelled)
     return plans
 
 

@@ -24,9 +24,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import copy_file
+from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder
 from emim_nnunet.checkpoints.locate import read_dataset_json
+from emim_nnunet.dataloading.preprocessed import case_identifiers
 from emim_nnunet.errors import UserError
+from emim_nnunet.locks import Lock
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 Job = tuple[str, list[str], str | None]
@@ -52,6 +54,7 @@ def preprocess_cases(
     configurations: Sequence[str],
     unlabelled: dict[str, list[str]],
     num_processes: int,
+    lock: Lock,
     *,
     verbose: bool = False,
 ) -> None:
@@ -66,6 +69,7 @@ def preprocess_cases(
         configurations: Those that the plans have are preprocessed.
         unlabelled: Images of the cases without label.
         num_processes: Workers, at most; never more than cores or cases.
+        lock: Of the preprocessed data set.
         verbose: nnU-Net's verbosity.
 
     Raises:
@@ -84,7 +88,7 @@ def preprocess_cases(
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)
         for suffix, kind, preprocessor, files in parts:
-            with _replaced(folder / f"{settings.data_identifier}{suffix}") as partial:
+            with _replaced(folder / f"{settings.data_identifier}{suffix}", sorted(files), lock) as partial:
                 jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
                 title = f"Preprocessing {kind} cases, {configuration}"
                 _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
@@ -94,18 +98,24 @@ def preprocess_cases(
 
 
 @contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of ``folder``; an empty one only takes the old one away."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+def _replaced(folder: Path, cases: list[str], lock: Lock) -> Iterator[Path]:
+    """A folder to fill with ``cases``, which then takes the place of ``folder``; without cases that is only taken away."""
+    for left in left_work_folders(folder.parent, f"{folder.name}."):
+        shutil.rmtree(left, ignore_errors=True)
+    partial, old = new_work_folder(folder), new_work_folder(folder)
     partial.mkdir()
     try:
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        if any(partial.iterdir()):
+        if case_identifiers(partial) != cases:
+            raise UserError(f"preprocessed cases have vanished from {partial}: repeat the command")
+        lock.check()
+        if folder.is_dir():
+            folder.rename(old)
+        if cases:
             partial.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _run_jobs(preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_processes: int, title: str) -> None:

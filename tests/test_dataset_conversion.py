@@ -300,14 +300,17 @@ def test_an_interrupted_conversion_is_taken_up_again(
 
         patch.setattr(converter, "_write_label", interrupted)
         assert convert(source, "-np", "1") == 130
-    assert [p.name for p in raw.iterdir()] == [f".{NAME}.partial"]  # nnU-Net does not see it
-    written = {p: p.stat().st_mtime_ns for p in (raw / f".{NAME}.partial" / "imagesTr").iterdir()}
+    (partial,) = raw.iterdir()
+    assert partial.match(f".{NAME}.*.partial")  # nnU-Net does not see it
+    written = {p: p.stat().st_mtime_ns for p in (partial / "imagesTr").iterdir()}
     assert len(written) >= 4
+    (partial / "imagesTr" / f".partial.{CASE}_0003.nii.gz").touch()  # of a process that was killed
     assert convert(source) == 0
     assert [p.name for p in raw.iterdir()] == [NAME]
     verify_dataset_integrity(str(raw / NAME), 1)
     for path, stamp in written.items():
         assert (raw / NAME / "imagesTr" / path.name).stat().st_mtime_ns == stamp  # not written again
+    assert len(list((raw / NAME / "imagesTr").iterdir())) == 8
     assert not (raw / NAME / "state.json").exists()
 
 

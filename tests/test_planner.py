@@ -16,6 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.locks import acquire
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners import ssl_plan
@@ -225,8 +226,9 @@ def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> No
     before = {path: path.read_bytes() for path in dataset.rglob("*.b2nd")}
     image = sitk.ReadImage(raw / "labelsTr" / "case1.nii.gz")
     sitk.WriteImage(image[:-3], raw / "labelsTr" / "case1.nii.gz")
-    with pytest.raises(UserError, match=r"case case1 cannot be preprocessed: Shape mismatch"):
-        preprocess_cases("Dataset001_Toy", "nnUNetEMIMPlans", ["3d_fullres"], {}, 2)
+    named = pytest.raises(UserError, match=r"case case1 cannot be preprocessed: Shape mismatch")
+    with acquire(dataset, "it") as lock, named:
+        preprocess_cases("Dataset001_Toy", "nnUNetEMIMPlans", ["3d_fullres"], {}, 2, lock)
     assert before == {path: path.read_bytes() for path in dataset.rglob("*.b2nd")}
     assert not list(dataset.glob(".*"))
 

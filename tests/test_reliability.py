@@ -1,4 +1,4 @@
-"""Bad inputs, failing writes and killed runs: the same code as ``benchmarks/reliability.py``, in small counts."""
+"""Bad inputs, failing writes, killed runs and collisions: the same code as ``benchmarks/reliability.py``, in small counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from robustness import inputs, writes
+from robustness import collisions, inputs, writes
 from robustness import world as worlds
 from robustness.results import broken_files
 
@@ -55,6 +55,20 @@ def test_a_failing_write_loses_nothing(name: str, world: Path, tmp_path: Path) -
         assert writes.fault(operation, world, tmp_path / "copy", expected, kind, place) == "", kind
 
 
+@pytest.fixture(scope="module")
+def planned(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = worlds.copy_world(world, tmp_path_factory.mktemp("collisions") / "world")
+    collisions.prepare_world(folder)
+    return folder
+
+
+@pytest.mark.parametrize("entry", [c for c in collisions.COLLISIONS if not c.long], ids=lambda entry: entry.name)
+def test_two_processes_leave_what_one_would(entry: Any, planned: Path, tmp_path: Path) -> None:
+    expected, seconds = collisions.alone(entry, planned, tmp_path / "reference")
+    for after in collisions.moments(entry.name, 2, seconds):
+        assert collisions.collide(entry, planned, tmp_path / "copy", expected, after) == "", after
+
+
 def test_the_judges_do_find_fault(world: Path, tmp_path: Path) -> None:
     """Checks that cannot fail would be worth nothing."""
 
@@ -70,6 +84,13 @@ def test_the_judges_do_find_fault(world: Path, tmp_path: Path) -> None:
     assert "2 lines" in judge(2, line + line)
     assert "changed ['a']" in judge(2, line, "a")
     assert "left behind ['b']" in judge(2, line, "b")
+    refused, done = worlds.Outcome(2, line), worlds.Outcome(0, "")
+    alone = [{"a": "1"}, {"a": "2"}]
+    assert collisions.judge([done, refused], alone, {"a": "1"}) == ""
+    assert collisions.judge([refused, done], alone, {"a": "2"}) == ""
+    assert "other results in a" in collisions.judge([done, refused], alone, {"a": "2"})
+    assert "other results in b" in collisions.judge([done, done], alone, {"a": "1", "b": "left"})
+    assert "neither did it" in collisions.judge([refused, refused], alone, {"a": "1"})
     assert judge(2, line, "results/Dataset902_Bench/x__y__z/fold_0/training_log_2026_1_1_00_00_00.txt") == ""
     for name, content in (("a.json", b"{"), ("b.pth", b"PK"), ("c.csv", b"x"), ("d.png", b"x"), ("e.nii.gz", b"x")):
         (tmp_path / name).write_bytes(content)

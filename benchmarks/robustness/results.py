@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 ENDS = {".png": b"IEND\xaeB`\x82", ".csv": b"\n"}
-TIMING = ("seconds", "patches_per_second")
+TIMING = ("seconds", "patches_per_second", "logging")  # nnU-Net's log holds the times of day
 IGNORED = (".png", ".txt", ".tmp", ".damaged", "checkpoint_previous.pth", "checkpoint_latest.pth", "debug.json")
 
 
 def content(folder: Path) -> dict[str, str]:
     """Digests of the results below a folder: weights and numbers of checkpoints, other files byte for byte.
 
-    Logs and pictures are not compared, nor are the seconds that something took.
+    Logs and pictures are not compared, nor are the seconds that something took and the place of the folder.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.endswith(IGNORED):
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(_comparable(path)).hexdigest()
+            here = _comparable(path).replace(str(folder).encode(), b".")
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(here).hexdigest()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ EXPORT_FORMAT = "emim_nnunet.export"
 FAULT_FORMAT = "emim_nnunet.fault"
 OWN_FORMATS = (SSL_FORMAT, EXPORT_FORMAT, FAULT_FORMAT)
 FORMAT_VERSION = 1
-TEMPORARY = ".tmp"
+TEMPORARY, PARTIAL = ".tmp", ".partial"
 CHUNK = 1 << 24
 
 
@@ -130,6 +132,16 @@ def remove_leftovers(path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY}"):
         with suppress(OSError):
             leftover.unlink()
+
+
+def new_work_folder(target: Path) -> Path:
+    """A hidden folder beside ``target`` that no other run uses, to be filled and renamed; not made yet."""
+    return target.with_name(f".{target.name}.{uuid4().hex[:8]}{PARTIAL}")
+
+
+def left_work_folders(folder: Path, beginning: str) -> list[Path]:
+    """Work folders in ``folder`` that ended runs left, of targets whose names begin so; only where no other run can be."""
+    return sorted(folder.glob(f".{glob.escape(beginning)}*{PARTIAL}"))
 
 
 def _checksum_on_disk(path: Path) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_os_error
+from emim_nnunet.locks import take_over_locks
 
 EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells have it
 
@@ -25,6 +26,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     """
     program = Path(sys.argv[0]).name
     _show_log()
+    take_over_locks(False)
     try:
         main(argv)
     except UserError as error:
@@ -44,6 +46,23 @@ def _show_log() -> None:
     logging.getLogger("emim_nnunet").setLevel(logging.INFO)
     if logging.lastResort is not None:  # takes what no handler of the embedding program takes
         logging.lastResort.setLevel(logging.INFO)
+
+
+class _TakeOver(argparse.Action):
+    """Holds for the whole process."""
+
+    def __call__(self, *_: object) -> None:
+        take_over_locks(True)
+
+
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """``--take_over``, for commands that write under a lock."""
+    parser.add_argument(
+        "--take_over",
+        action=_TakeOver,
+        nargs=0,
+        help="go on where a process of another machine wrote that is gone for certain (otherwise after minutes)",
+    )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> None:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_take_over, run
 from emim_nnunet.errors import UserError
+from emim_nnunet.locks import acquire
 
 EPILOG = """
 Example:
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_predict(parts.add_parser("predict", help="predict preprocessed cases"))
     _add_evaluate(parts.add_parser("evaluate", help="score predictions"))
     arguments = parser.parse_args(argv)
-    {"train": _train, "predict": _predict, "evaluate": _evaluate}[arguments.what](arguments)
+    if arguments.what == "predict":  # one file, written as a whole
+        _predict(arguments)
+        return
+    with acquire(arguments.output, f"the folder {arguments.output}"):
+        {"train": _train, "evaluate": _evaluate}[arguments.what](arguments)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +62,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="peak rate for the encoder (default: 1e-4)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training")
+    add_take_over(parser)
     parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
 
 
@@ -74,6 +80,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="CSV file with the true classes")
     parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
+    add_take_over(parser)
 
 
 def _train(arguments: argparse.Namespace) -> None:

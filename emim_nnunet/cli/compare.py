@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_take_over, run
 
 EPILOG = """
 Example:
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", help="arm whose planned schedule is the compute budget (default: the first)")
     parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time (default: 1)")
+    add_take_over(parser)
     arguments = parser.parse_args(argv)
     for name in ("labelled", "seeds"):
         values = getattr(arguments, name)

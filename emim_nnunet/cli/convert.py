@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_take_over, run
 from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME=VALUE", help="bids, folders: their values")
     parser.add_argument("--dry_run", action="store_true", help="only check, and list cases and problems")
     parser.add_argument("--list", action="store_true", help="list the known data sets")
+    add_take_over(parser)
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.dataset_conversion import FAMILIES

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_take_over, run
 
 EXIT_WARNING = 1
 EPILOG = """
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of crops and masks (default: 0)")
     parser.add_argument("-o", dest="output", type=Path, default=Path("emim_diagnose"), help="folder of the report")
     parser.add_argument("-device", help="cuda, cpu or mps (default: cuda where there is one)")
+    add_take_over(parser)
     arguments = parser.parse_args(argv)
     if arguments.patches < 1:
         parser.error("--patches must be at least 1")
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.checkpoints.source import read_source
+    from emim_nnunet.locks import acquire
     from emim_nnunet.training.diagnose import diagnose
     from emim_nnunet.training.probe_data import find_data
 
@@ -64,16 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{len(data.cases)} cases ({held_out[data.held_out]}), {arguments.patches} patches of {list(source.patch_size)}"
     )
-    verdict, lines = diagnose(
-        source,
-        data,
-        arguments.output,
-        compare=compare,
-        probe=arguments.probe,
-        num_patches=arguments.patches,
-        seed=arguments.seed,
-        device=torch.device(device),
-    )
+    with acquire(arguments.output, f"the report {arguments.output}"):
+        verdict, lines = diagnose(
+            source,
+            data,
+            arguments.output,
+            compare=compare,
+            probe=arguments.probe,
+            num_patches=arguments.patches,
+            seed=arguments.seed,
+            device=torch.device(device),
+        )
     print(*lines, sep="\n")
     print(f"Verdict: {verdict.line}")
     print(f"Report: {arguments.output}")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_take_over, run
 
 EPILOG = """
 Example:
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew after the data changed")
     parser.add_argument("--no_pp", action="store_true", help="only plan")
     parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
+    add_take_over(parser)
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_take_over, run
 
 EPILOG = """
 Example:
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", type=int, required=True, help="id of the new one")
     parser.add_argument("--name", default="Pool", help="NAME in DatasetXXX_NAME (default: Pool)")
     parser.add_argument("--channels", nargs="+", help="names of the channels (default: all that occur)")
+    add_take_over(parser)
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.dataset_conversion.pool import pool

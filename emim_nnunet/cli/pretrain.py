@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import add_training_arguments, run
+from emim_nnunet.cli._run import add_take_over, add_training_arguments, run
 
 EPILOG = """
 Example:
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_training_arguments(parser, trainer="nnUNetTrainerEMIMPretrain")
     parser.add_argument("--c", action="store_true", help="continue")
+    add_take_over(parser)
     arguments = parser.parse_args(argv)
 
     import torch

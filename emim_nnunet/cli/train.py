@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from emim_nnunet.cli._run import run
+from emim_nnunet.locks import take_over_locks
 from emim_nnunet.registration import enable_search, look_up_own_trainers_first
 
 HELP = """
@@ -14,7 +15,10 @@ emim_train takes exactly the arguments of nnUNetv2_train (above) and finds the t
 
 Example:
   emim_train 137 3d_fullres 0 -tr nnUNetTrainerEMIM -p nnUNetEMIMPlans
+
+Besides, --take_over: go on where a process of another machine trained that is gone for certain (otherwise after minutes).
 """
+TAKE_OVER = "--take_over"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     enable_search()
     look_up_own_trainers_first(run_training)
     check_requests_of(run_training)
-    if argv is not None:
-        sys.argv = [sys.argv[0], *argv]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    take_over_locks(TAKE_OVER in arguments)
+    sys.argv = [sys.argv[0], *(a for a in arguments if a != TAKE_OVER)]
     try:
         run_training.run_training_entry()
     except SystemExit as end:

@@ -21,6 +21,7 @@ from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_nam
 from emim_nnunet.config import config_from_block
 from emim_nnunet.dataloading.splits import SPLITS, read_patients, read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.locks import acquire
 from emim_nnunet.training.config import TrainingConfig
 from emim_nnunet.training.stage import FINAL, LATEST, read_block
 
@@ -71,8 +72,13 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
         The Markdown file.
 
     Raises:
-        UserError: Impossible protocol, or a command failed.
+        UserError: Impossible protocol, a command failed, or another process writes the folder.
     """
+    with acquire(output, f"the comparison {output}"):
+        return _compare(protocol, output, json_path)
+
+
+def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
     plans, dataset_json = read_target(protocol.dataset_id, protocol.plans_name)
     if protocol.configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])

@@ -25,6 +25,7 @@ from emim_nnunet.training.config import FinetuneConfig
 from emim_nnunet.training.faults import explained
 from emim_nnunet.training.interruption import Interruption
 from emim_nnunet.training.log import without_paths
+from emim_nnunet.training.output_folder import OutputFolder
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler, warmup_length
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 
@@ -77,6 +78,7 @@ class FinetuneTrainer(nnUNetTrainer):
         self.initial_lr = self.config.finetune_initial_lr
         self._resumed = False
         self._interruption = Interruption()
+        self._folder = OutputFolder(self.output_folder, self.local_rank)
         self._fresh_encoder: dict[str, Tensor] = {}
 
     def initialize(self) -> None:
@@ -105,7 +107,7 @@ class FinetuneTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
-        with explained():
+        with explained(), self._folder:
             if not self.was_initialized:
                 self.initialize()
             self._prepare_encoder()
@@ -221,14 +223,20 @@ class FinetuneTrainer(nnUNetTrainer):
         """Continue the segmentation stage: the encoder is in the checkpoint. As in nnU-Net, but no code in the file is run.
 
         Raises:
-            UserError: Damaged, or holding objects that only running code could restore.
+            UserError: Damaged, holding objects that only running code could restore, or another process writes the fold.
         """
+        self._folder.hold()
         if isinstance(filename_or_checkpoint, str):
             read_checkpoint(
                 Path(filename_or_checkpoint)
             )  # refuses code; nnU-Net reads it again, and takes no dict here
         super().load_checkpoint(filename_or_checkpoint)
         self._resumed = True
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As in nnU-Net; one process at a time."""
+        with self._folder:
+            super().perform_actual_validation(save_probabilities)
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint under the name of the trainer that prediction needs, written atomically.
@@ -239,6 +247,7 @@ class FinetuneTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
+        self._folder.check()
         buffer = io.BytesIO()
         super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
         buffer.seek(0)

@@ -42,6 +42,7 @@ from emim_nnunet.training.epoch_report import log_lines, mean_terms, record_on, 
 from emim_nnunet.training.faults import SkippedSteps, explained, read_later, when_there_is_space
 from emim_nnunet.training.interruption import Interruption, outlive_signals
 from emim_nnunet.training.log import SSLLog, without_paths
+from emim_nnunet.training.output_folder import OutputFolder
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
@@ -119,6 +120,7 @@ class SSLTrainer(nnUNetTrainer):
             Path(self.output_folder) / "non_finite", self.config.max_skipped_steps, self._redraw
         )
         self._interruption = Interruption()
+        self._folder = OutputFolder(self.output_folder, self.local_rank)
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -231,10 +233,10 @@ class SSLTrainer(nnUNetTrainer):
             UserError: What the user can mend.
             SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a checkpoint has been written then.
         """
-        if self._finished:
-            self.print_to_log_file(f"This SSL stage is finished: {Path(self.output_folder) / stage.FINAL}")
-            return
-        with explained(), self._interruption:
+        with explained(), self._folder, self._interruption:
+            if self._finished:
+                self.print_to_log_file(f"This SSL stage is finished: {Path(self.output_folder) / stage.FINAL}")
+                return
             try:
                 self.on_train_start()
                 while self.current_epoch < self.num_epochs:
@@ -614,6 +616,7 @@ class SSLTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
+        self._folder.check()
         save_checkpoint(self._checkpoint(), Path(filename), keep_as=Path(filename).with_name(stage.PREVIOUS))
 
     def _checkpoint(self) -> dict[str, Any]:
@@ -654,8 +657,17 @@ class SSLTrainer(nnUNetTrainer):
             filename_or_checkpoint: Path of one of our checkpoints.
 
         Raises:
-            UserError: Not one of ours, damaged (and the one before it too), or made with other settings or cases.
+            UserError: Not one of ours, damaged (and the one before it too), made with other settings or cases, or the stage is
+                being written by another process.
         """
+        self._folder.hold()
+        try:
+            self._continue_from(filename_or_checkpoint)
+        except BaseException:
+            self._folder.let_go()
+            raise
+
+    def _continue_from(self, filename_or_checkpoint: str) -> None:
         checkpoint, remark = stage.load_newest(Path(filename_or_checkpoint))
         if remark:
             self.print_to_log_file(remark)

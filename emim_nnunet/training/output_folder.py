@@ -1,0 +1,54 @@
+"""The output folder of a stage, which one process (or process group) at a time may write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emim_nnunet.locks import Lock, acquire
+
+
+class OutputFolder:
+    """Holds the lock of an output folder from :meth:`hold` to the end of a ``with`` block; only the first rank does.
+
+    A stage that is continued is read before nnU-Net calls ``run_training``: from then on no other may write it.
+
+    Args:
+        folder: Of nnU-Net's trainer.
+        rank: Among all processes.
+    """
+
+    def __init__(self, folder: str, rank: int) -> None:
+        self.path = Path(folder)
+        self._rank = rank
+        self._lock: Lock | None = None
+
+    def hold(self) -> None:
+        """Take the lock, unless it is held.
+
+        Raises:
+            UserError: Another process writes the folder.
+        """
+        if self._lock is None and self._rank == 0:
+            self._lock = acquire(self.path, f"{self.path.parent.name}/{self.path.name}")
+
+    def let_go(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def check(self) -> None:
+        """Before a checkpoint is replaced.
+
+        Raises:
+            UserError: Another process has taken the folder over.
+        """
+        if self._lock is not None:
+            self._lock.check()
+
+    def __enter__(self) -> OutputFolder:
+        self.hold()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.let_go()
