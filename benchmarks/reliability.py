@@ -4,8 +4,8 @@
     python benchmarks/reliability.py --json OUT --full     # every write, 20 kill points and collisions each, more chance
 
 Writes ``kill_points`` and ``kill_lost`` (SSL stages ended at random moments and continued, and those whose result was not that
-of an undisturbed stage, bit for bit), ``collisions`` and ``collisions_lost`` (two processes that wrote the same thing at once, and
-those whose result was not that of one of them alone), ``writes_faulted`` and ``writes_lost`` (faults in writes, and those after
+of an undisturbed stage, bit for bit), ``collisions`` and ``collisions_lost`` (two processes that wrote the same thing, and
+those after which the result was not that of one of them), ``writes_faulted`` and ``writes_lost`` (faults in writes, and those after
 which something was half, lost, or not made whole by repeating the command), ``inputs_tried`` and ``inputs_mishandled`` (bad
 inputs, and those that did not end in one line with exit code 2 and leave nothing behind). Needs Linux.
 """
