@@ -3,11 +3,11 @@
     python benchmarks/reliability.py --json OUT            # some minutes on 2 cores
     python benchmarks/reliability.py --json OUT --full     # every write, 20 kill points and collisions each, more chance
 
-Writes ``kill_points`` and ``kill_lost`` (SSL stages ended at random moments and continued, and those whose result was not that
-of an undisturbed stage, bit for bit), ``collisions`` and ``collisions_lost`` (two processes that wrote the same thing, and
-those after which the result was not that of one of them), ``writes_faulted`` and ``writes_lost`` (faults in writes, and those after
-which something was half, lost, or not made whole by repeating the command), ``inputs_tried`` and ``inputs_mishandled`` (bad
-inputs, and those that did not end in one line with exit code 2 and leave nothing behind). Needs Linux.
+Writes how often each was tried and went wrong: ``kill_points`` and ``kill_lost`` (SSL stages ended at random moments
+and continued, whose result was not that of an undisturbed stage, bit for bit), ``collisions`` and ``collisions_lost`` (two
+processes that wrote the same thing, after which the result was not that of one of them), ``writes_faulted`` and ``writes_lost``
+(faults in writes, after which something was half, lost, or not made whole by repeating the command), ``inputs_tried`` and
+``inputs_mishandled`` (bad inputs that did not end in one line with exit code 2 and leave nothing behind). Needs Linux.
 """
 
 from __future__ import annotations
