@@ -15,13 +15,18 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.dataset_conversion.family import LABEL, STACK, DatasetFamily
+from emim_nnunet.background import Background, wrong_background
+from emim_nnunet.dataset_conversion.family import ENDING, LABEL, MASK, STACK, DatasetFamily
+from emim_nnunet.dataset_conversion.remedies import Remedied, body, on_grid, remedied
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import header_problem, stream_damage
+from emim_nnunet.imageio import header_problem, header_text, stream_damage
 
 GRID_TOLERANCE = 1e-3
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 MAX_INTENSITY = 1e12  # squares of larger ones leave the range of float32 sums
+SPACING_RANGE = (0.01, 100.0)  # mm
+TARGET_ENDING = ".nii.gz"  # of the files of a data set; others are written anew
+TEXT_KEYS = ("ITK_FileNotes", "descrip", "aux_file", "intent_name")  # under which ITK hands on the text of a header
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HASH_CHUNK = 1 << 20
 MAX_LISTED = 5
@@ -47,13 +52,19 @@ class SourceCase:
 
     Attributes:
         identifier: Case id.
-        files: Channel name (or ``label``) -> file.
+        files: Channel name (or :data:`LABEL`, :data:`MASK`) -> file.
         missing: Channels that it lacks.
         problems: One line each.
         on_other_grid: What must be resampled.
         shape: Voxels (z, y, x).
         spacing: mm (z, y, x).
-        sha256: Channel name (or ``label``) -> checksum of its file. Names of files may say who a patient is.
+        sha256: Channel name (or :data:`LABEL`, :data:`MASK`) -> checksum of its file. Names of files may say who a patient is.
+        background: Channel -> background other than 0 that stays.
+        set_to_zero: Channel -> value of its background, which becomes 0.
+        filled_with: Channel -> value where its new grid goes beyond it.
+        header_text: Channel -> places in its file that hold text and are copied with it.
+        lost_labels: Values on disk of which resampling leaves no voxel.
+        label_outside_mask: Share of the labelled voxels.
     """
 
     identifier: str
@@ -64,11 +75,23 @@ class SourceCase:
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
+    background: dict[str, Background] = field(default_factory=dict)
+    set_to_zero: dict[str, float] = field(default_factory=dict)
+    filled_with: dict[str, float] = field(default_factory=dict)
+    header_text: dict[str, list[str]] = field(default_factory=dict)
+    lost_labels: list[float] = field(default_factory=list)
+    label_outside_mask: float = 0.0
 
     @property
     def labelled(self) -> bool:
         """Whether there is a segmentation."""
         return LABEL in self.files
+
+    def copied(self, channel: str) -> bool:
+        """Whether the file of a channel goes into the data set as it is; known after :func:`check_case`."""
+        file = self.files[channel]
+        changed = MASK in self.files or channel in self.on_other_grid or channel in self.set_to_zero
+        return not changed and file.component is None and file.path.name.lower().endswith(TARGET_ENDING)
 
 
 def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
@@ -142,43 +165,104 @@ def _wins(family: DatasetFamily, file: SourceFile, other: SourceFile) -> bool:
     return here is not None and there is None
 
 
-def check_case(family: DatasetFamily, case: SourceCase, resample_to: str | None) -> SourceCase:
+def check_case(
+    family: DatasetFamily,
+    case: SourceCase,
+    resample_to: str | None,
+    *,
+    background_to_zero: bool = False,
+    allow_lost_labels: bool = False,
+) -> SourceCase:
     """Read every file of a case and note what is wrong with it.
 
     Args:
         family: Table of the data set.
-        case: Gets shape, spacing, checksums and problems.
+        case: Gets shape, spacing, checksums, problems, and what will be changed.
         resample_to: Channel whose grid all others get; None = all must have the same.
+        background_to_zero: See :func:`remedied`.
+        allow_lost_labels: Take labels that lose all voxels of a value by resampling.
 
     Returns:
         The case.
     """
     reference: tuple[Path, sitk.Image] | None = None
-    order = [c for c in (resample_to, *family.channels, LABEL) if c is not None]
+    mask = _read(MASK, case) if MASK in case.files else None
+    order = [c for c in (resample_to, *family.channels, MASK, LABEL) if c is not None]
     for what in dict.fromkeys(order):
         file = case.files.get(what)
         if file is None:
             continue
-        image = _read(what, case)
+        image = mask if what == MASK else _read(what, case)
         if image is None:
             continue
-        _check_voxels(file, image, what == LABEL, family, case)
+        right = _check_voxels(file, image, what == LABEL, family, case)
         if reference is None:
             reference = (file.path, image)
             case.shape, case.spacing = image.GetSize()[::-1], image.GetSpacing()[::-1]
-            continue
-        difference = grid_difference(reference[1], image)
-        if not difference:
-            continue
-        if resample_to is None:
-            case.problems.append(
-                f"{file.path} is on another grid than {reference[0].name}: {difference} (--resample-to CHANNEL puts all on one)"
-            )
-        elif not _overlap(reference[1], image):
-            case.problems.append(f"{file.path} does not overlap with {reference[0].name}: are they of the same case?")
-        else:
+        elif difference := grid_difference(reference[1], image):
+            if resample_to is None:
+                case.problems.append(
+                    f"{file.path} is on another grid than {reference[0].name}: {difference} (--resample-to CHANNEL puts all on "
+                    f"one)"
+                )
+                continue
+            if not _overlap(reference[1], image):
+                case.problems.append(
+                    f"{file.path} does not overlap with {reference[0].name}: are they of the same case?"
+                )
+                continue
             case.on_other_grid.append(what)
+        if not right:
+            continue
+        grid = reference[1] if what in case.on_other_grid else None
+        if what == LABEL:
+            _check_label(family, case, image, grid, mask, allow_lost_labels)
+        elif what == MASK:
+            if grid is not None and not body(image, grid).any():
+                case.problems.append(f"{file.path} is 0 everywhere on the grid of {resample_to}")
+        else:
+            result = remedied(image, grid, mask, background_to_zero=background_to_zero)
+            _note(what, case, result)
+    if not case.problems:
+        copied = [channel for channel in family.channels if channel in case.files and case.copied(channel)]
+        texts = {channel: header_text(case.files[channel].path) for channel in copied}
+        case.header_text = {channel: places for channel, places in texts.items() if places}
     return case
+
+
+def _note(channel: str, case: SourceCase, result: Remedied) -> None:
+    background = wrong_background(sitk.GetArrayViewFromImage(result.image))
+    for noted, value in (
+        (case.background, background),
+        (case.set_to_zero, result.set_to_zero),
+        (case.filled_with, result.filled_with),
+    ):
+        if value is not None:
+            noted[channel] = value
+
+
+def _check_label(
+    family: DatasetFamily,
+    case: SourceCase,
+    label: sitk.Image,
+    grid: sitk.Image | None,
+    mask: sitk.Image | None,
+    allow_lost: bool,
+) -> None:
+    """What resampling and the mask take away from a label."""
+    voxels = sitk.GetArrayViewFromImage(label)
+    if grid is not None:
+        left = np.unique(sitk.GetArrayViewFromImage(on_grid(label, grid)))
+        case.lost_labels = [v.item() for v in np.setdiff1d(voxels, left) if family.label_map[v.item()]]
+    if case.lost_labels and not allow_lost:
+        values = ", ".join(map(repr, case.lost_labels))
+        case.problems.append(
+            f"{case.files[LABEL].path} loses all voxels of the label {values} by resampling: choose a finer grid "
+            f"(--allow_lost_labels takes the case without them)"
+        )
+    labelled = voxels != 0
+    if mask is not None and labelled.any():
+        case.label_outside_mask = float(np.mean(~body(mask, label)[labelled]))
 
 
 def read_image(file: SourceFile) -> sitk.Image:
@@ -198,6 +282,8 @@ def read_image(file: SourceFile) -> sitk.Image:
         image = image[:, :, :, file.component]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError("must be a three-dimensional scalar image")
+    for key in TEXT_KEYS:
+        image.EraseMetaData(key)
     return image
 
 
@@ -209,13 +295,23 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
     if known:
         case.sha256[what] = known[0]
     else:
-        damage = "is missing" if not path.is_file() else stream_damage(path) or header_problem(path)
+        if not path.is_file():
+            damage = "is missing"
+        elif not re.search(rf"{ENDING}$", path.name, re.IGNORECASE):
+            damage = "is not of a format that is taken: .nii.gz, .nii or .mha"
+        else:
+            damage = stream_damage(path) or header_problem(path)
         if damage:
             case.problems.append(f"{path} {damage}")
             return None
         case.sha256[what] = _digest(path)
     try:
-        return read_image(file)
+        image = read_image(file)
+        low, high = SPACING_RANGE
+        if all(low <= round(s, 6) <= high for s in image.GetSpacing()):
+            return image
+        size = ", ".join(f"{s:g}" for s in image.GetSpacing())
+        case.problems.append(f"{path} has the voxel size {size} mm, expected {low:g} to {high:g}: mend its header")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         kind = "NIfTI" if ".nii" in path.name else "image"
@@ -233,20 +329,22 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> None:
+def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> bool:
+    """Whether the values of an image are as they should be."""
+    num_problems = len(case.problems)
     path, voxels = file.path, sitk.GetArrayViewFromImage(image)
     try:
         finite = bool(np.isfinite(voxels).all()) and _finite_on_disk(path)
     except UNREADABLE as error:
         case.problems.append(f"{path} is not a readable NIfTI ({' '.join(str(error).split())})")
-        return
+        return False
     if not finite:
         case.problems.append(f"{path} holds NaN or infinite voxels: replace them")
     elif is_label:
         unknown = [v.item() for v in np.unique(voxels) if v.item() not in family.label_map]
         if unknown:
             allowed = ", ".join(map(str, family.label_map))
-            case.problems.append(f"{path} holds the unknown label {unknown[0]:g}; {family.name} has {allowed}")
+            case.problems.append(f"{path} holds the unknown label {unknown[0]!r}; {family.name} has {allowed}")
     else:
         low, high = float(voxels.min()), float(voxels.max())
         place = "" if file.component is None else f", channel {file.component},"
@@ -255,6 +353,7 @@ def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: D
             case.problems.append(f"{path}{place} {what}: it shows nothing")
         elif max(-low, high) > MAX_INTENSITY:
             case.problems.append(f"{path}{place} holds values up to {max(-low, high):.3g}, which no scanner gives")
+    return len(case.problems) == num_problems
 
 
 def _finite_on_disk(path: Path) -> bool:

@@ -24,6 +24,7 @@ HEADER_BYTES = 540  # of NIfTI-2, the larger one
 NIFTI_MAGIC = (b"n+1", b"n+2")
 NIFTI_PAIR_MAGIC = (b"ni1", b"ni2")
 COMPRESSION = 6  # of gzip
+COMPLEX_CODES = (32, 1792, 2048)  # of NIfTI
 EXTENDER_BYTES = 4  # between a NIfTI header and its extensions or voxels
 TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")  # free text; NIfTI-2 has the first three
 GZIP_NAME_FLAGS = 0x08 | 0x10  # the name of the file that was compressed, a comment
@@ -112,7 +113,7 @@ def header_problem(file: Path) -> str:
     size = _size_problem(header["pixdim"][1 : 1 + min(3, int(header["dim"][0]))])
     if size:
         return size
-    if header.get_data_dtype().kind == "c":
+    if int(header["datatype"]) in COMPLEX_CODES:
         return "holds complex numbers: convert their magnitude"
     scaling = [float(header[key]) for key in ("scl_slope", "scl_inter")]
     if np.isinf(scaling).any():  # NaN, and slope 0, mean that there is none
@@ -181,7 +182,9 @@ def _meta_unfit(header: dict[str, str]) -> str:
     if not header:
         return "is truncated or no MetaImage: its header does not end as it should"
     if header[META_PLACE].upper() != "LOCAL":
-        return f"names another file for its voxels ({header[META_PLACE]!r}): write both as one file ({META_PLACE} = LOCAL)"
+        return (
+            f"names another file for its voxels ({header[META_PLACE]!r}): write both as one file ({META_PLACE} = LOCAL)"
+        )
     if header.get("BinaryData", "False").lower() != "true":
         return "holds its voxels as text: write it anew"
     if header.get("ElementType") not in META_TYPES:
