@@ -160,7 +160,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
 
 def _wins(family: DatasetFamily, file: SourceFile, other: SourceFile) -> bool:
     if family.preferred is None:
-        return False
+        return
     here, there = (re.fullmatch(family.preferred, f.path.as_posix(), re.IGNORECASE) for f in (file, other))
     return here is not None and there is None
 
@@ -185,44 +185,34 @@ def check_case(
     Returns:
         The case.
     """
-    reference: tuple[Path, sitk.Image] | None = None
-    mask = _read(MASK, case) if MASK in case.files else None
-    order = [c for c in (resample_to, *family.channels, MASK, LABEL) if c is not None]
-    for what in dict.fromkeys(order):
-        file = case.files.get(what)
-        if file is None:
-            continue
-        image = mask if what == MASK else _read(what, case)
+    order = [w for w in dict.fromkeys((resample_to, *family.channels, LABEL)) if w in case.files]
+    order[1:1] = [MASK] if MASK in case.files else []  # after the image whose grid all must have
+    reference: tuple[str, sitk.Image] | None = None
+    mask = None
+    for what in order:
+        file = case.files[what]
+        image = _read(what, case)
         if image is None:
             continue
-        right = _check_voxels(file, image, what == LABEL, family, case)
+        _check_voxels(file, image, what == LABEL, family, case)
         if reference is None:
-            reference = (file.path, image)
+            reference = (what, image)
             case.shape, case.spacing = image.GetSize()[::-1], image.GetSpacing()[::-1]
-        elif difference := grid_difference(reference[1], image):
-            if resample_to is None:
-                case.problems.append(
-                    f"{file.path} is on another grid than {reference[0].name}: {difference} (--resample-to CHANNEL puts all on "
-                    f"one)"
-                )
-                continue
-            if not _overlap(reference[1], image):
-                case.problems.append(
-                    f"{file.path} does not overlap with {reference[0].name}: are they of the same case?"
-                )
-                continue
-            case.on_other_grid.append(what)
-        if not right:
+            continue  # its background is looked at when the mask is known
+        _check_grid(what, case, reference, image, resample_to)
+        if case.problems:
             continue
         grid = reference[1] if what in case.on_other_grid else None
-        if what == LABEL:
-            _check_label(family, case, image, grid, mask, allow_lost_labels)
-        elif what == MASK:
+        if what == MASK:
+            mask = image
             if grid is not None and not body(image, grid).any():
                 case.problems.append(f"{file.path} is 0 everywhere on the grid of {resample_to}")
+        elif what == LABEL:
+            _check_label(family, case, image, grid, mask, allow_lost_labels)
         else:
-            result = remedied(image, grid, mask, background_to_zero=background_to_zero)
-            _note(what, case, result)
+            _look_at(what, case, remedied(image, grid, mask, background_to_zero=background_to_zero))
+    if reference is not None and not case.problems:
+        _look_at(reference[0], case, remedied(reference[1], None, mask, background_to_zero=background_to_zero))
     if not case.problems:
         copied = [channel for channel in family.channels if channel in case.files and case.copied(channel)]
         texts = {channel: header_text(case.files[channel].path) for channel in copied}
@@ -230,10 +220,30 @@ def check_case(
     return case
 
 
-def _note(channel: str, case: SourceCase, result: Remedied) -> None:
-    background = wrong_background(sitk.GetArrayViewFromImage(result.image))
+def _check_grid(
+    what: str, case: SourceCase, reference: tuple[str, sitk.Image], image: sitk.Image, resample_to: str | None
+) -> None:
+    difference = grid_difference(reference[1], image)
+    if not difference:
+        return
+    path, other = case.files[what].path, case.files[reference[0]].path.name
+    if resample_to is None:
+        case.problems.append(
+            f"{path} is on another grid than {other}: {difference} (--resample-to CHANNEL puts all on one)"
+        )
+    elif not _overlap(reference[1], image):
+        case.problems.append(f"{path} does not overlap with {other}: are they of the same case?")
+    else:
+        case.on_other_grid.append(what)
+
+
+def _look_at(channel: str, case: SourceCase, result: Remedied) -> None:
+    """Note what was done to an image, and what its background is then."""
+    voxels = sitk.GetArrayViewFromImage(result.image)
+    if voxels.min() == voxels.max():
+        case.problems.append(f"{case.files[channel].path} is {voxels.min():g} everywhere after the conversion")
     for noted, value in (
-        (case.background, background),
+        (case.background, wrong_background(voxels)),
         (case.set_to_zero, result.set_to_zero),
         (case.filled_with, result.filled_with),
     ):
@@ -329,15 +339,13 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> bool:
-    """Whether the values of an image are as they should be."""
-    num_problems = len(case.problems)
+def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> None:
     path, voxels = file.path, sitk.GetArrayViewFromImage(image)
     try:
         finite = bool(np.isfinite(voxels).all()) and _finite_on_disk(path)
     except UNREADABLE as error:
         case.problems.append(f"{path} is not a readable NIfTI ({' '.join(str(error).split())})")
-        return False
+        return
     if not finite:
         case.problems.append(f"{path} holds NaN or infinite voxels: replace them")
     elif is_label:
@@ -353,7 +361,6 @@ def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: D
             case.problems.append(f"{path}{place} {what}: it shows nothing")
         elif max(-low, high) > MAX_INTENSITY:
             case.problems.append(f"{path}{place} holds values up to {max(-low, high):.3g}, which no scanner gives")
-    return len(case.problems) == num_problems
 
 
 def _finite_on_disk(path: Path) -> bool:
