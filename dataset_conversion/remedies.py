@@ -13,6 +13,7 @@ from emim_nnunet.background import background_remark, dominating_value, outside_
 from emim_nnunet.dataset_conversion.family import MASK, DatasetFamily
 
 if TYPE_CHECKING:
+    from emim_nnunet.dataset_conversion.converter import Options
     from emim_nnunet.dataset_conversion.source_cases import SourceCase
 
 PAGE = "documentation/reference/data-sets.md"
@@ -46,15 +47,17 @@ def remedied(
     voxels = sitk.GetArrayViewFromImage(image)
     set_to_zero = (dominating_value(voxels) or None) if background_to_zero else None
     filled_with = None
+    result = image
     if set_to_zero is not None:
-        image = _like(image, np.where(voxels == set_to_zero, voxels.dtype.type(0), voxels))
+        result = _like(image, np.where(voxels == set_to_zero, voxels.dtype.type(0), voxels))
     if grid is not None:
         filled_with = 0.0 if background_to_zero else outside_value(voxels)
-        image = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, filled_with)
+        result = sitk.Resample(result, grid, sitk.Transform(), sitk.sitkLinear, filled_with)
     if mask is not None:
-        voxels = sitk.GetArrayViewFromImage(image)
-        image = _like(image, np.where(body(mask, image), voxels, voxels.dtype.type(0)))
-    return Remedied(image, set_to_zero, filled_with)
+        voxels = sitk.GetArrayFromImage(result)
+        voxels[~body(mask, result)] = 0
+        result = _like(result, voxels)
+    return Remedied(result, set_to_zero, filled_with)
 
 
 def body(mask: sitk.Image, grid: sitk.Image) -> np.ndarray:
@@ -73,13 +76,13 @@ def _like(image: sitk.Image, voxels: np.ndarray) -> sitk.Image:
     return result
 
 
-def remarks(family: DatasetFamily, cases: Sequence[SourceCase], *, link: bool) -> list[str]:
+def remarks(family: DatasetFamily, cases: Sequence[SourceCase], options: Options) -> list[str]:
     """What a user must know about the images of a conversion, a line each.
 
     Args:
         family: Table of the data set.
         cases: Those that are taken, checked.
-        link: Images are linked to.
+        options: Of the conversion.
     """
     lines = []
     backgrounds = {f"case {c.identifier}, {channel}": found for c in cases for channel, found in c.background.items()}
@@ -91,9 +94,9 @@ def remarks(family: DatasetFamily, cases: Sequence[SourceCase], *, link: bool) -
         num_images = sum(channel in case.files for case in cases for channel in family.channels)
         lines.append(f"{background_remark(backgrounds, num_images)}: {'; '.join(help_)} ({PAGE})")
     texts = [places for case in cases for places in case.header_text.values()]
-    if texts:
+    if texts and not options.strip_header:
         fields = ", ".join(f"{n} {field}" for field, n in Counter(f for places in texts for f in places).most_common())
-        help_ = "without --link, --strip_header leaves it out" if link else "--strip_header leaves it out"
+        help_ = "without --link, --strip_header leaves it out" if options.link else "--strip_header leaves it out"
         lines.append(
             f"{len(texts)} image files hold text in their headers ({fields}), which may say who a patient is, and goes with "
             f"them: {help_} ({PAGE})"

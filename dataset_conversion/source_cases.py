@@ -262,7 +262,7 @@ def _check_label(
     """What resampling and the mask take away from a label."""
     voxels = sitk.GetArrayViewFromImage(label)
     if grid is not None:
-        left = np.unique(sitk.GetArrayViewFromImage(on_grid(label, grid)))
+        left = sitk.GetArrayFromImage(on_grid(label, grid))  # a view would outlive its image
         case.lost_labels = [v.item() for v in np.setdiff1d(voxels, left) if family.label_map[v.item()]]
     if case.lost_labels and not allow_lost:
         values = ", ".join(map(repr, case.lost_labels))

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     _print_summary(target, cases, arguments.skip_incomplete)
     taken = [case for case in cases if not (case.missing and arguments.skip_incomplete)]
-    for remark in remarks(family, taken, link=arguments.link):
+    for remark in remarks(family, taken, options):
         print(f"WARNING: {remark}")
     if family.advice:
         print(f"Note: {family.advice}")
