@@ -32,9 +32,11 @@ def bids_family(
         classes: Name -> value on disk.
         mask: Suffix of the masks of brain or body, likewise.
     """
-    meaning = {suffix.lower(): channel for channel, suffix in channels.items()}
-    meaning |= {label.lower(): LABEL} if label else {}
-    meaning |= {mask.lower(): MASK} if mask else {}
+    wanted = channels | ({LABEL: label} if label else {}) | ({MASK: mask} if mask else {})
+    meaning: dict[str, str] = {}
+    for what, suffix in wanted.items():
+        if meaning.setdefault(suffix.lower(), what) != what:
+            raise UserError(f"the suffix {suffix!r} is given twice: which file is what must be clear from its name")
     what = "|".join(map(re.escape, meaning))
     return _own(
         "bids",

@@ -174,6 +174,8 @@ def _meta_damage(file: Path) -> str:
         return f"cannot be read ({error.strerror})"
     if length < promised:
         return f"is truncated: its header promises {promised} bytes of voxels, the file has {length}"
+    if length > promised:  # MET_LONG of 8 bytes, for example, which ITK reads as 4
+        return f"is damaged: it has {length} bytes of voxels, its header promises {promised}"
     return ""
 
 

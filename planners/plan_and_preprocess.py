@@ -121,7 +121,7 @@ def plan_and_preprocess(
     check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
     train = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if labelled else {}
     images = {case: files["images"] for case, files in train.items()} | unlabelled
-    remark = background_of_images(images, dataset_json, num_processes_fingerprint)
+    remark = _background_of_images(images, dataset_json, num_processes_fingerprint)
     if remark:
         logger.warning("WARNING: %s", remark)
     fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
@@ -151,7 +151,7 @@ def plan_and_preprocess(
     return plans
 
 
-def background_of_images(images: dict[str, list[str]], dataset_json: dict[str, Any], num_threads: int) -> str:
+def _background_of_images(images: dict[str, list[str]], dataset_json: dict[str, Any], num_threads: int) -> str:
     """Look for images whose background is not 0.
 
     Args:

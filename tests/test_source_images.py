@@ -14,10 +14,10 @@ import SimpleITK as sitk
 
 from emim_nnunet.background import Background, outside_value, wrong_background
 from emim_nnunet.cli import convert as command
+from emim_nnunet.cli import plan_and_preprocess
 from emim_nnunet.cli._run import run
 from emim_nnunet.imageio import copy_without_text, header_text
 from emim_nnunet.phantom import make_phantom
-from emim_nnunet.planners.plan_and_preprocess import background_of_images
 from tests.conftest import shared_data
 
 HEAD = make_phantom(0, (24, 26, 28))[0][0]
@@ -123,20 +123,22 @@ def heads(nnunet_dirs: Path) -> Path:
     return nnunet_dirs
 
 
-def raw_remark(folder: Path) -> str:
-    images = {
-        case: sorted(str(f) for f in result(folder).glob(f"imagesUnlabelled/{case}_*.nii.gz")) for case in ("P1", "P2")
-    }
-    return background_of_images(images, json.loads((result(folder) / "dataset.json").read_text()), 2)
+def remark_of_planning(folder: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """What the command says before it comes to a folder that it cannot make."""
+    (folder / "nnUNet_preprocessed" / "Dataset007_Own").touch()
+    assert run(plan_and_preprocess.main, ["-d", "7", "-npfp", "2"]) == 2
+    return "".join(message for message in caplog.messages if "background" in message)
 
 
-def test_a_wrong_background_is_told_at_conversion_and_planning(heads: Path, capsys: Any) -> None:
+def test_a_wrong_background_is_told_at_conversion_and_planning(
+    heads: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     assert convert(heads, "--dry_run") == 0
     dry = capsys.readouterr().out
     assert convert(heads) == 0
     printed = capsys.readouterr().out
     expected = "the background of 2 of 4 images is not 0 (most in case P1, T1: -0.42 in 75% of the voxels)"
-    for text in (dry, printed, raw_remark(heads)):
+    for text in (dry, printed, remark_of_planning(heads, caplog)):
         assert expected in text
         assert "--background_to_zero" in text
         assert "--mask" in text
@@ -171,7 +173,6 @@ def test_outside_of_a_mask_all_channels_are_zero(spacing: float, heads: Path, ca
         options += ["--resample-to", "T1"]
     assert convert(heads, *options) == 0
     assert "WARNING: the background" not in capsys.readouterr().out
-    assert raw_remark(heads) == ""
     for case, channel in (("P1", "T1"), ("P2", "T2")):
         before = voxels_of(heads / "SURNAME_1970" / case / f"{channel}.nii.gz")
         written = voxels_of(result(heads) / "imagesUnlabelled" / f"{case}_000{int(channel[1]) - 1}.nii.gz")
@@ -199,6 +200,12 @@ def test_bids_has_masks_too(nnunet_dirs: Path) -> None:
     assert run(command.main, ["bids", str(nnunet_dirs / "source"), *options]) == 0
     written = voxels_of(result(nnunet_dirs) / "imagesUnlabelled" / "sub-01_0000.nii.gz")
     assert np.array_equal(written != 0, BODY)
+
+
+def test_one_bids_suffix_is_not_two_things(nnunet_dirs: Path, capsys: Any) -> None:
+    options = ["-d", "7", "--channel", "T1=T1w", "--label", "mask", "--classes", "lesion=1", "--mask", "mask"]
+    assert run(command.main, ["bids", str(nnunet_dirs), *options]) == 2
+    assert "the suffix 'mask' is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -474,6 +474,13 @@ def metaimage_that_promises_fewer_packed_bytes(world: Path) -> list[str]:
     return convert(world)
 
 
+@bad("convert", r"t1n.mha is damaged: it has \d+ bytes of voxels", kind=DAMAGED)
+def metaimage_of_more_voxels_than_promised(world: Path) -> list[str]:
+    file = as_mha(world)
+    file.write_bytes(file.read_bytes() + bytes(300))
+    return convert(world)
+
+
 @bad("convert", r"t1n.mha has the voxel size -1, 1, 1 mm in its header")
 def negative_spacing_of_a_metaimage(world: Path) -> list[str]:
     patch_meta(as_mha(world), "ElementSpacing = 1", "ElementSpacing = -1")

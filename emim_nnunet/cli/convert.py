@@ -21,6 +21,7 @@ Example:
   emim_convert isles2022 SOURCE -d 140 --resample-to DWI
   emim_convert bids SOURCE -d 141 --channel T1=T1w --channel Flair=FLAIR --label mask --classes lesion=1
   emim_convert folders SOURCE -d 142 --channel T1={case}/T1.nii.gz --channel Flair={case}/FLAIR.nii.gz
+  emim_convert folders SOURCE -d 143 --channel T1={case}/T1.nii.gz --mask {case}/brain.nii.gz
   emim_convert --list
 
 Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
