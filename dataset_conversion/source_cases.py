@@ -240,8 +240,8 @@ def _check_grid(
 def _look_at(channel: str, case: SourceCase, result: Remedied) -> None:
     """Note what was done to an image, and what its background is then."""
     voxels = sitk.GetArrayViewFromImage(result.image)
-    if voxels.min() == voxels.max():
-        case.problems.append(f"{case.files[channel].path} is {voxels.min():g} everywhere after the conversion")
+    if not voxels.any():
+        case.problems.append(f"{case.files[channel].path} would be 0 everywhere after masking or resampling")
     for noted, value in (
         (case.background, wrong_background(voxels)),
         (case.set_to_zero, result.set_to_zero),

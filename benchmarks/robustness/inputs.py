@@ -669,6 +669,11 @@ def mask_of_nothing(world: Path) -> list[str]:
     return masked(world, np.zeros_like)
 
 
+@bad("convert", r"T1.nii.gz would be 0 everywhere after masking")
+def mask_of_air(world: Path) -> list[str]:
+    return masked(world, lambda voxels: (voxels == 0).astype(np.uint8))
+
+
 @bad("convert", r"mask.nii.gz is on another grid than T1.nii.gz: size")
 def mask_of_another_size(world: Path) -> list[str]:
     return masked(world, lambda voxels: (voxels > 0)[2:].astype(np.uint8))
