@@ -22,15 +22,22 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
-from emim_nnunet.dataset_conversion.family import LABEL, DatasetFamily
-from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile, check_case, find_cases, read_image
+from emim_nnunet.dataset_conversion.family import LABEL, MASK, DatasetFamily
+from emim_nnunet.dataset_conversion.remedies import on_grid, remedied
+from emim_nnunet.dataset_conversion.source_cases import (
+    TARGET_ENDING,
+    SourceCase,
+    SourceFile,
+    check_case,
+    find_cases,
+    read_image,
+)
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import save_image
+from emim_nnunet.imageio import copy_without_text, save_image
 from emim_nnunet.locks import Lock, acquire
 from emim_nnunet.planners.raw_dataset import UNLABELLED
 from emim_nnunet.training.provenance import versions
 
-ENDING = ".nii.gz"
 STATE = "state.json"
 logger = logging.getLogger(__name__)
 
@@ -44,12 +51,18 @@ class Options:
         skip_incomplete: Leave out cases that lack a channel.
         allow_missing: Take cases that lack a channel, with an image of zeros in its place, which SSL methods treat as masked.
         link: Link to images that are right as they are instead of copying them.
+        background_to_zero: Where a value other than 0 dominates an image (more than a third of it), its voxels become 0.
+        allow_lost_labels: Take labels that lose all voxels of a value by resampling.
+        strip_header: Copy images without the text in their headers.
     """
 
     resample_to: str | None = None
     skip_incomplete: bool = False
     allow_missing: bool = False
     link: bool = False
+    background_to_zero: bool = False
+    allow_lost_labels: bool = False
+    strip_header: bool = False
 
 
 def convert(
@@ -99,8 +112,12 @@ def _checked_cases(family: DatasetFamily, source: Path, options: Options, num_pr
     """The cases of a source, with what is wrong with them."""
     if options.resample_to is not None and options.resample_to not in family.channels:
         raise UserError(f"--resample-to {options.resample_to}: the channels are {', '.join(family.channels)}")
+    if options.strip_header and options.link:
+        raise UserError("--strip_header does not go with --link: a link shows the file as it is")
     cases = find_cases(family, source)
     for case in cases:
+        if family.masked and MASK not in case.files:
+            case.problems.append(f"case {case.identifier} has no file that --mask names")
         if case.missing and not (options.skip_incomplete or options.allow_missing):
             case.problems.append(
                 f"case {case.identifier}: missing {', '.join(case.missing)} (--skip_incomplete leaves it out, "
@@ -108,8 +125,9 @@ def _checked_cases(family: DatasetFamily, source: Path, options: Options, num_pr
             )
         elif options.resample_to in case.missing:
             case.problems.append(f"case {case.identifier} lacks {options.resample_to}, onto which to resample")
+    remedies = {"background_to_zero": options.background_to_zero, "allow_lost_labels": options.allow_lost_labels}
     with ThreadPoolExecutor(num_processes) as pool:
-        jobs = pool.map(lambda case: check_case(family, case, options.resample_to), _taken(cases, options))
+        jobs = pool.map(lambda case: check_case(family, case, options.resample_to, **remedies), _taken(cases, options))
         list(tqdm(jobs, total=len(_taken(cases, options)), desc="Checking", disable=None))
     return cases
 
@@ -131,7 +149,7 @@ def _write_all(
     if not _taken(cases, options):
         raise UserError(f"no complete case in {source}: every one lacks a channel, see --dry_run")
     partial = _work_folder(target, _state(family, options, _taken(cases, options)))
-    _write(family, source, cases, partial, target.name, options, num_processes)
+    _write(family, cases, partial, target.name, options, num_processes)
     _keep_only_what_was_planned(partial, family, _taken(cases, options))
     (partial / STATE).unlink()
     lock.check()
@@ -171,11 +189,11 @@ def _keep_only_what_was_planned(folder: Path, family: DatasetFamily, cases: Sequ
     """
     channels = range(len(family.channels))
     planned = {
-        f"{'imagesTr' if case.labelled else UNLABELLED}/{case.identifier}_{c:04d}{ENDING}"
+        f"{'imagesTr' if case.labelled else UNLABELLED}/{case.identifier}_{c:04d}{TARGET_ENDING}"
         for case in cases
         for c in channels
     }
-    planned |= {f"labelsTr/{case.identifier}{ENDING}" for case in cases if case.labelled}
+    planned |= {f"labelsTr/{case.identifier}{TARGET_ENDING}" for case in cases if case.labelled}
     found = {f"{sub}/{name}" for sub in ("imagesTr", "labelsTr", UNLABELLED) for name in os.listdir(folder / sub)}
     if planned - found:
         raise UserError(f"{folder / min(planned - found)} was written and is gone again: repeat the command")
@@ -222,7 +240,6 @@ def target_folder(dataset_id: int, name: str) -> Path:
 
 def _write(
     family: DatasetFamily,
-    source: Path,
     all_cases: Sequence[SourceCase],
     folder: Path,
     name: str,
@@ -241,7 +258,7 @@ def _write(
         channel_names=dict(enumerate(family.channels)),
         labels=family.labels,
         num_training_cases=len(labelled),
-        file_ending=ENDING,
+        file_ending=TARGET_ENDING,
         regions_class_order=family.regions_class_order,
         dataset_name=name,
         reference=family.citation,
@@ -260,22 +277,23 @@ def _write(
     missing = {case.identifier: case.missing for case in cases if case.missing}
     if missing:
         write_json(folder / "missing_channels.json", missing)
-    write_json(folder / "provenance.json", _provenance(family, source, all_cases, options))
+    write_json(folder / "provenance.json", _provenance(family, all_cases, options))
 
 
 def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: Options) -> None:
     images = folder / ("imagesTr" if case.labelled else UNLABELLED)
     reference = read_image(case.files[options.resample_to]) if options.resample_to and case.on_other_grid else None
+    mask = read_image(case.files[MASK]) if MASK in case.files else None
     for number, channel in enumerate(family.channels):
-        target = images / f"{case.identifier}_{number:04d}{ENDING}"
+        target = images / f"{case.identifier}_{number:04d}{TARGET_ENDING}"
         grid = reference if channel in case.on_other_grid else None
         if os.path.lexists(target):
             continue
         if channel in case.missing:
             save_image(zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
         else:
-            _write_image(case.files[channel], target, grid, link=options.link)
-    target = folder / "labelsTr" / f"{case.identifier}{ENDING}"
+            _write_image(case, channel, target, grid, mask, options)
+    target = folder / "labelsTr" / f"{case.identifier}{TARGET_ENDING}"
     if case.labelled and not target.exists():
         _write_label(family, case.files[LABEL], target, reference if LABEL in case.on_other_grid else None)
 
@@ -291,18 +309,25 @@ def zeros_like(image: sitk.Image) -> sitk.Image:
     return zeros
 
 
-def _write_image(file: SourceFile, target: Path, grid: sitk.Image | None, *, link: bool) -> None:
-    """The same bytes, or a link to them, where the format is right already."""
-    as_it_is = grid is None and file.component is None and file.path.name.lower().endswith(ENDING)
-    if as_it_is and link:
+def _write_image(
+    case: SourceCase,
+    channel: str,
+    target: Path,
+    grid: sitk.Image | None,
+    mask: sitk.Image | None,
+    options: Options,
+) -> None:
+    """The same bytes, or a link to them, where the image is right already."""
+    file = case.files[channel]
+    if not case.copied(channel):
+        image = remedied(read_image(file), grid, mask, background_to_zero=options.background_to_zero).image
+        save_image(image, target)
+    elif options.link:
         target.symlink_to(file.path.resolve())
-    elif as_it_is:
-        copy_file(file.path, target)
+    elif options.strip_header:
+        copy_without_text(file.path, target)
     else:
-        image = read_image(file)
-        save_image(
-            image if grid is None else sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, 0.0), target
-        )
+        copy_file(file.path, target)
 
 
 def _write_label(family: DatasetFamily, file: SourceFile, target: Path, grid: sitk.Image | None) -> None:
@@ -313,9 +338,7 @@ def _write_label(family: DatasetFamily, file: SourceFile, target: Path, grid: si
         mapped[voxels == old] = new
     result = sitk.GetImageFromArray(mapped)
     result.CopyInformation(image)
-    save_image(
-        result if grid is None else sitk.Resample(result, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0), target
-    )
+    save_image(result if grid is None else on_grid(result, grid), target)
 
 
 def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str, list[str]]]:
@@ -342,19 +365,18 @@ def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str,
     ]
 
 
-def _provenance(
-    family: DatasetFamily, source: Path, all_cases: Sequence[SourceCase], options: Options
-) -> dict[str, Any]:
-    """Where every file came from; no absolute path."""
+def _provenance(family: DatasetFamily, all_cases: Sequence[SourceCase], options: Options) -> dict[str, Any]:
+    """What every file was made of, and how. Names of files and folders may say who a patient is: there are none."""
     cases = _taken(all_cases, options)
     left_out = {case.identifier: case.missing for case in all_cases if case not in cases}
     return {
         "family": family.name,
-        "source": source.resolve().name,
         "licence": family.licence,
         "citation": family.citation,
         "overlaps_with": family.overlaps,
         "resampled_to": options.resample_to,
+        "masked": family.masked,
+        "header_text_left_out": options.strip_header,
         "num_labelled": sum(case.labelled for case in cases),
         "num_unlabelled": sum(not case.labelled for case in cases),
         "left_out_for_missing_channels": left_out,
@@ -363,6 +385,10 @@ def _provenance(
                 "labelled": case.labelled,
                 "patient": family.patient(case.identifier),
                 "resampled": case.on_other_grid,
+                "filled_with": case.filled_with,
+                "set_to_zero": case.set_to_zero,
+                "background_not_zero": {c: found._asdict() for c, found in case.background.items()},
+                "lost_labels": case.lost_labels,
                 "missing": case.missing,
                 "sha256": dict(sorted(case.sha256.items())),
             }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ENDING = r"\.(?:nii(?:\.gz)?|mha)"
 LABEL, STACK = "label", "stack"
+MASK = "body mask"  # no name of a channel
 BACKGROUND_ONLY = {"background": 0, "foreground": 1}  # nnU-Net wants a foreground class, even where nothing is labelled
 
 
@@ -23,8 +24,8 @@ class FileRule:
     Attributes:
         pattern: Regular expression for the whole path below the source, with ``/`` between folders; upper and lower case are
             the same. Its named groups make the case id; the group ``what``, if there is one, is looked up in ``meaning``.
-        meaning: Lower-case text of ``what`` -> channel or :data:`LABEL`; or, without that group, the channel itself,
-            :data:`LABEL`, or :data:`STACK` for a four-dimensional image of all channels.
+        meaning: Lower-case text of ``what`` -> channel, :data:`LABEL` or :data:`MASK`; or, without that group, the channel
+            itself, :data:`LABEL`, :data:`MASK`, or :data:`STACK` for a four-dimensional image of all channels.
     """
 
     pattern: str
@@ -58,6 +59,7 @@ class DatasetFamily:
         case_format: How the named groups of a rule make a case id.
         patient_pattern: Regular expression whose first group is the patient in a case id; ids that do not match are patients.
         stack: Channel -> place in the fourth axis of a :data:`STACK`.
+        masked: Every case needs a :data:`MASK`, outside of which its channels become 0.
         preferred: Regular expression; of two files for the same thing the one whose path matches wins.
         overlaps: Collections that hold some of the same patients, for a warning.
         advice: What a user of this family must know, printed by ``--list`` and after a conversion.
@@ -77,6 +79,7 @@ class DatasetFamily:
     case_format: str = "{case}"
     patient_pattern: str = r"(.+)"
     stack: dict[str, int] | None = None
+    masked: bool = False
     preferred: str | None = None
     overlaps: str = ""
     advice: str = ""

@@ -10,6 +10,7 @@ from emim_nnunet.dataset_conversion.family import (
     BACKGROUND_ONLY,
     ENDING,
     LABEL,
+    MASK,
     DatasetFamily,
     FileRule,
 )
@@ -20,16 +21,22 @@ BIDS_CASE = r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?"
 BIDS_ENTITIES = r"(?:_[a-z]+-[A-Za-z0-9]+)*?"
 
 
-def bids_family(channels: dict[str, str], label: str | None, classes: dict[str, int]) -> DatasetFamily:
+def bids_family(
+    channels: dict[str, str], label: str | None, classes: dict[str, int], mask: str | None = None
+) -> DatasetFamily:
     """A BIDS data set; a session (or a subject without sessions) is a case.
 
     Args:
         channels: Channel -> BIDS suffix, for example ``{"T1": "T1w", "Flair": "FLAIR"}``.
         label: Suffix of the segmentations, wherever they lie (derivatives too); None = there are none.
         classes: Name -> value on disk.
+        mask: Suffix of the masks of brain or body, likewise.
     """
-    meaning = {suffix.lower(): channel for channel, suffix in channels.items()}
-    meaning |= {label.lower(): LABEL} if label else {}
+    wanted = channels | ({LABEL: label} if label else {}) | ({MASK: mask} if mask else {})
+    meaning: dict[str, str] = {}
+    for what, suffix in wanted.items():
+        if meaning.setdefault(suffix.lower(), what) != what:
+            raise UserError(f"the suffix {suffix!r} is given twice: which file is what must be clear from its name")
     what = "|".join(map(re.escape, meaning))
     return _own(
         "bids",
@@ -37,11 +44,14 @@ def bids_family(channels: dict[str, str], label: str | None, classes: dict[str, 
         channels,
         label,
         classes,
+        masked=mask is not None,
         patient_pattern=r"(sub-[A-Za-z0-9]+)",
     )
 
 
-def folders_family(channels: dict[str, str], label: str | None, classes: dict[str, int]) -> DatasetFamily:
+def folders_family(
+    channels: dict[str, str], label: str | None, classes: dict[str, int], mask: str | None = None
+) -> DatasetFamily:
     """Files by a pattern per channel.
 
     Args:
@@ -49,10 +59,11 @@ def folders_family(channels: dict[str, str], label: str | None, classes: dict[st
             example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``.
         label: Likewise for the segmentations; None = there are none.
         classes: Name -> value on disk.
+        mask: Likewise for the masks of brain or body.
     """
-    wanted = channels | ({LABEL: label} if label else {})
+    wanted = channels | ({LABEL: label} if label else {}) | ({MASK: mask} if mask else {})
     rules = tuple(FileRule(_path_pattern(pattern), what) for what, pattern in wanted.items())
-    return _own("folders", rules, channels, label, classes)
+    return _own("folders", rules, channels, label, classes, masked=mask is not None)
 
 
 def _path_pattern(pattern: str) -> str:
@@ -99,7 +110,7 @@ def _own(
 
 
 def made_of_options(
-    name: str, channels: dict[str, str], label: str | None, classes: dict[str, int]
+    name: str, channels: dict[str, str], label: str | None, classes: dict[str, int], mask: str | None = None
 ) -> DatasetFamily | None:
     """The family that options describe.
 
@@ -108,6 +119,7 @@ def made_of_options(
         channels: Of ``--channel``; empty where it was not given.
         label: Of ``--label``.
         classes: Of ``--classes``.
+        mask: Of ``--mask``.
 
     Returns:
         None for other names.
@@ -119,7 +131,7 @@ def made_of_options(
     if name in own:
         if not channels:
             raise UserError(f"{name} needs --channel NAME=..., one for each channel")
-        return own[name](channels, label, classes)
+        return own[name](channels, label, classes, mask)
     if name == "fomo60k":
         return fomo_family(channels or DEFAULT_FOMO)
     if name == "nnssl":

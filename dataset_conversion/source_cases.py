@@ -15,13 +15,18 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.dataset_conversion.family import LABEL, STACK, DatasetFamily
+from emim_nnunet.background import Background, wrong_background
+from emim_nnunet.dataset_conversion.family import ENDING, LABEL, MASK, STACK, DatasetFamily
+from emim_nnunet.dataset_conversion.remedies import Remedied, body, on_grid, remedied
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import header_problem, stream_damage
+from emim_nnunet.imageio import header_problem, header_text, stream_damage
 
 GRID_TOLERANCE = 1e-3
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 MAX_INTENSITY = 1e12  # squares of larger ones leave the range of float32 sums
+SPACING_RANGE = (0.01, 100.0)  # mm
+TARGET_ENDING = ".nii.gz"  # of the files of a data set; others are written anew
+TEXT_KEYS = ("ITK_FileNotes", "descrip", "aux_file", "intent_name")  # under which ITK hands on the text of a header
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HASH_CHUNK = 1 << 20
 MAX_LISTED = 5
@@ -47,13 +52,19 @@ class SourceCase:
 
     Attributes:
         identifier: Case id.
-        files: Channel name (or ``label``) -> file.
+        files: Channel name (or :data:`LABEL`, :data:`MASK`) -> file.
         missing: Channels that it lacks.
         problems: One line each.
         on_other_grid: What must be resampled.
         shape: Voxels (z, y, x).
         spacing: mm (z, y, x).
-        sha256: Channel name (or ``label``) -> checksum of its file. Names of files may say who a patient is.
+        sha256: Channel name (or :data:`LABEL`, :data:`MASK`) -> checksum of its file. Names of files may say who a patient is.
+        background: Channel -> background other than 0 that stays.
+        set_to_zero: Channel -> value of its background, which becomes 0.
+        filled_with: Channel -> value where its new grid goes beyond it.
+        header_text: Channel -> places in its file that hold text and are copied with it.
+        lost_labels: Values on disk of which resampling leaves no voxel.
+        label_outside_mask: Share of the labelled voxels.
     """
 
     identifier: str
@@ -64,11 +75,23 @@ class SourceCase:
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
+    background: dict[str, Background] = field(default_factory=dict)
+    set_to_zero: dict[str, float] = field(default_factory=dict)
+    filled_with: dict[str, float] = field(default_factory=dict)
+    header_text: dict[str, list[str]] = field(default_factory=dict)
+    lost_labels: list[float] = field(default_factory=list)
+    label_outside_mask: float = 0.0
 
     @property
     def labelled(self) -> bool:
         """Whether there is a segmentation."""
         return LABEL in self.files
+
+    def copied(self, channel: str) -> bool:
+        """Whether the file of a channel goes into the data set as it is; known after :func:`check_case`."""
+        file = self.files[channel]
+        changed = MASK in self.files or channel in self.on_other_grid or channel in self.set_to_zero
+        return not changed and file.component is None and file.path.name.lower().endswith(TARGET_ENDING)
 
 
 def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
@@ -137,48 +160,119 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
 
 def _wins(family: DatasetFamily, file: SourceFile, other: SourceFile) -> bool:
     if family.preferred is None:
-        return False
+        return
     here, there = (re.fullmatch(family.preferred, f.path.as_posix(), re.IGNORECASE) for f in (file, other))
     return here is not None and there is None
 
 
-def check_case(family: DatasetFamily, case: SourceCase, resample_to: str | None) -> SourceCase:
+def check_case(
+    family: DatasetFamily,
+    case: SourceCase,
+    resample_to: str | None,
+    *,
+    background_to_zero: bool = False,
+    allow_lost_labels: bool = False,
+) -> SourceCase:
     """Read every file of a case and note what is wrong with it.
 
     Args:
         family: Table of the data set.
-        case: Gets shape, spacing, checksums and problems.
+        case: Gets shape, spacing, checksums, problems, and what will be changed.
         resample_to: Channel whose grid all others get; None = all must have the same.
+        background_to_zero: See :func:`remedied`.
+        allow_lost_labels: Take labels that lose all voxels of a value by resampling.
 
     Returns:
         The case.
     """
-    reference: tuple[Path, sitk.Image] | None = None
-    order = [c for c in (resample_to, *family.channels, LABEL) if c is not None]
-    for what in dict.fromkeys(order):
-        file = case.files.get(what)
-        if file is None:
-            continue
+    order = [w for w in dict.fromkeys((resample_to, *family.channels, LABEL)) if w in case.files]
+    order[1:1] = [MASK] if MASK in case.files else []  # after the image whose grid all must have
+    reference: tuple[str, sitk.Image] | None = None
+    mask = None
+    for what in order:
+        file = case.files[what]
         image = _read(what, case)
         if image is None:
             continue
         _check_voxels(file, image, what == LABEL, family, case)
         if reference is None:
-            reference = (file.path, image)
+            reference = (what, image)
             case.shape, case.spacing = image.GetSize()[::-1], image.GetSpacing()[::-1]
+            continue  # its background is looked at when the mask is known
+        _check_grid(what, case, reference, image, resample_to)
+        if case.problems:
             continue
-        difference = grid_difference(reference[1], image)
-        if not difference:
-            continue
-        if resample_to is None:
-            case.problems.append(
-                f"{file.path} is on another grid than {reference[0].name}: {difference} (--resample-to CHANNEL puts all on one)"
-            )
-        elif not _overlap(reference[1], image):
-            case.problems.append(f"{file.path} does not overlap with {reference[0].name}: are they of the same case?")
+        grid = reference[1] if what in case.on_other_grid else None
+        if what == MASK:
+            mask = image
+            if grid is not None and not body(image, grid).any():
+                case.problems.append(f"{file.path} is 0 everywhere on the grid of {resample_to}")
+        elif what == LABEL:
+            _check_label(family, case, image, grid, mask, allow_lost_labels)
         else:
-            case.on_other_grid.append(what)
+            _look_at(what, case, remedied(image, grid, mask, background_to_zero=background_to_zero))
+    if reference is not None and not case.problems:
+        _look_at(reference[0], case, remedied(reference[1], None, mask, background_to_zero=background_to_zero))
+    if not case.problems:
+        copied = [channel for channel in family.channels if channel in case.files and case.copied(channel)]
+        texts = {channel: header_text(case.files[channel].path) for channel in copied}
+        case.header_text = {channel: places for channel, places in texts.items() if places}
     return case
+
+
+def _check_grid(
+    what: str, case: SourceCase, reference: tuple[str, sitk.Image], image: sitk.Image, resample_to: str | None
+) -> None:
+    difference = grid_difference(reference[1], image)
+    if not difference:
+        return
+    path, other = case.files[what].path, case.files[reference[0]].path.name
+    if resample_to is None:
+        case.problems.append(
+            f"{path} is on another grid than {other}: {difference} (--resample-to CHANNEL puts all on one)"
+        )
+    elif not _overlap(reference[1], image):
+        case.problems.append(f"{path} does not overlap with {other}: are they of the same case?")
+    else:
+        case.on_other_grid.append(what)
+
+
+def _look_at(channel: str, case: SourceCase, result: Remedied) -> None:
+    """Note what was done to an image, and what its background is then."""
+    voxels = sitk.GetArrayViewFromImage(result.image)
+    if not voxels.any():
+        case.problems.append(f"{case.files[channel].path} would be 0 everywhere after masking or resampling")
+    for noted, value in (
+        (case.background, wrong_background(voxels)),
+        (case.set_to_zero, result.set_to_zero),
+        (case.filled_with, result.filled_with),
+    ):
+        if value is not None:
+            noted[channel] = value
+
+
+def _check_label(
+    family: DatasetFamily,
+    case: SourceCase,
+    label: sitk.Image,
+    grid: sitk.Image | None,
+    mask: sitk.Image | None,
+    allow_lost: bool,
+) -> None:
+    """What resampling and the mask take away from a label."""
+    voxels = sitk.GetArrayViewFromImage(label)
+    if grid is not None:
+        left = sitk.GetArrayFromImage(on_grid(label, grid))  # a view would outlive its image
+        case.lost_labels = [v.item() for v in np.setdiff1d(voxels, left) if family.label_map[v.item()]]
+    if case.lost_labels and not allow_lost:
+        values = ", ".join(map(repr, case.lost_labels))
+        case.problems.append(
+            f"{case.files[LABEL].path} loses all voxels of the label {values} by resampling: choose a finer grid "
+            f"(--allow_lost_labels takes the case without them)"
+        )
+    labelled = voxels != 0
+    if mask is not None and labelled.any():
+        case.label_outside_mask = float(np.mean(~body(mask, label)[labelled]))
 
 
 def read_image(file: SourceFile) -> sitk.Image:
@@ -198,6 +292,8 @@ def read_image(file: SourceFile) -> sitk.Image:
         image = image[:, :, :, file.component]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError("must be a three-dimensional scalar image")
+    for key in TEXT_KEYS:
+        image.EraseMetaData(key)
     return image
 
 
@@ -209,13 +305,23 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
     if known:
         case.sha256[what] = known[0]
     else:
-        damage = "is missing" if not path.is_file() else stream_damage(path) or header_problem(path)
+        if not path.is_file():
+            damage = "is missing"
+        elif not re.search(rf"{ENDING}$", path.name, re.IGNORECASE):
+            damage = "is not of a format that is taken: .nii.gz, .nii or .mha"
+        else:
+            damage = stream_damage(path) or header_problem(path)
         if damage:
             case.problems.append(f"{path} {damage}")
             return None
         case.sha256[what] = _digest(path)
     try:
-        return read_image(file)
+        image = read_image(file)
+        low, high = SPACING_RANGE
+        if all(low <= round(s, 6) <= high for s in image.GetSpacing()):
+            return image
+        size = ", ".join(f"{s:g}" for s in image.GetSpacing())
+        case.problems.append(f"{path} has the voxel size {size} mm, expected {low:g} to {high:g}: mend its header")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         kind = "NIfTI" if ".nii" in path.name else "image"
@@ -246,7 +352,7 @@ def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: D
         unknown = [v.item() for v in np.unique(voxels) if v.item() not in family.label_map]
         if unknown:
             allowed = ", ".join(map(str, family.label_map))
-            case.problems.append(f"{path} holds the unknown label {unknown[0]:g}; {family.name} has {allowed}")
+            case.problems.append(f"{path} holds the unknown label {unknown[0]!r}; {family.name} has {allowed}")
     else:
         low, high = float(voxels.min()), float(voxels.max())
         place = "" if file.component is None else f", channel {file.component},"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from emim_nnunet.background import Background, background_remark, wrong_background
+from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.splits import ensure_splits, read_origins, read_patients, read_splits, take_over_splits
@@ -36,6 +41,7 @@ from emim_nnunet.planners.transfer import Like
 from emim_nnunet.plans import is_folder_name
 
 NUM_INTENSITY_SAMPLES = 10_000_000
+logger = logging.getLogger(__name__)
 
 
 class FingerprintExtractor(DatasetFingerprintExtractor):
@@ -115,6 +121,11 @@ def plan_and_preprocess(
         for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
             known(raw)
         check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
+        train = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if labelled else {}
+        images = {case: files["images"] for case, files in train.items()} | unlabelled
+        remark = _background_of_images(images, dataset_json, num_processes_fingerprint)
+        if remark:
+            logger.warning("WARNING: %s", remark)
         fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
         clean = clean or not _is_json(fingerprint)  # nnU-Net would stumble over one that was not written to its end
         if labelled:
@@ -137,7 +148,43 @@ def plan_and_preprocess(
         if preprocess:
             preprocess_cases(name, plans, configurations, unlabelled, num_processes, lock, verbose=verbose)
         ensure_splits(fingerprint.parent, labelled)
+    if remark:
+        logger.warning("WARNING: %s", remark)  # again: nnU-Net has printed much since
     return plans
+
+
+def _background_of_images(images: dict[str, list[str]], dataset_json: dict[str, Any], num_threads: int) -> str:
+    """Look for images whose background is not 0.
+
+    Args:
+        images: Case -> its files.
+        dataset_json: Of the data set.
+        num_threads: Files read at a time.
+
+    Returns:
+        A line that says which and what helps, or an empty string.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0], verbose=False)()
+    names = channel_names(dataset_json)
+
+    def look(files: list[str]) -> list[Background | None]:
+        return [wrong_background(channel) for file in files for channel in _read(reader, [file])[0]]
+
+    found: dict[str, Background] = {}
+    with ThreadPoolExecutor(num_threads) as pool:
+        looks = tqdm(pool.map(look, images.values()), "Looking at backgrounds", len(images), disable=None)
+        for case, backgrounds in zip(images, looks, strict=True):
+            named = zip(names, backgrounds, strict=False)
+            found |= {f"case {case}, {name}": background for name, background in named if background}
+    if not found:
+        return ""
+    return (
+        f"{background_remark(found, len(images) * len(names))}: set it to 0; emim_convert does with --background_to_zero or a "
+        f"--mask (documentation/reference/data-sets.md)"
+    )
 
 
 def _labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ FOLDERS = ("emim_nnunet", "trainers", "planners", "dataset_conversion")
 # The first two parts of a module's name decide; a new module or folder of emim_nnunet must be entered here.
 TIERS = {
     "emim_nnunet": 0,
+    "emim_nnunet.background": 0,
     "emim_nnunet.boxes": 0,
     "emim_nnunet.config": 0,
     "emim_nnunet.diagnostics": 0,

@@ -358,6 +358,176 @@ def label_of_other_size(world: Path) -> list[str]:
     return convert(world)
 
 
+@bad("convert", r"holds the unknown label 0\.99999")
+def label_that_is_nearly_one(world: Path) -> list[str]:
+    rewrite(image(world, "seg"), lambda voxels: np.where(voxels == 1, np.float32(0.9999999), voxels.astype(np.float32)))
+    return convert(world)
+
+
+@bad("convert", r"t1n.nii.gz holds complex numbers")
+def complex_numbers(world: Path) -> list[str]:
+    import nibabel as nib
+
+    file = image(world)
+    old = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(old.dataobj).astype(np.complex64), old.affine), file)
+    return convert(world)
+
+
+@bad("convert", r"t1n.nii.gz has the voxel size 1e-06, 1, 1 mm")
+def spacing_of_an_atom(world: Path) -> list[str]:
+    patch_header(image(world), 80, "f", 1e-6)
+    patch_header(image(world), 252, "2h", 1, 0)
+    return convert(world)
+
+
+@bad("convert", r"t1n.nii.gz has the voxel size 1e\+06, 1e\+06, 1e\+06 mm")
+def spacing_of_a_city(world: Path) -> list[str]:
+    patch_header(image(world), 80, "3f", 1e6, 1e6, 1e6)
+    patch_header(image(world), 252, "2h", 1, 0)
+    return convert(world)
+
+
+@bad("convert", r"t1n.nii.gz has its voxels at byte 0 in its header")
+def voxels_in_the_header(world: Path) -> list[str]:
+    patch_header(image(world), 108, "f", 0.0)
+    return convert(world)
+
+
+@bad("convert", r"t1n.nii.gz is the header of a pair of files")
+def half_of_a_pair(world: Path) -> list[str]:
+    patch_header(image(world), 344, "4s", b"ni1\0")
+    return convert(world)
+
+
+DAMAGED = "damaged files that are not gzip"
+
+
+def as_mha(world: Path, suffix: str = "t1n", *, compressed: bool = False) -> Path:
+    """A file of the source, as a MetaImage."""
+    import SimpleITK as sitk
+
+    old = image(world, suffix)
+    new = old.with_name(old.name.replace(".nii.gz", ".mha"))
+    sitk.WriteImage(sitk.ReadImage(str(old)), str(new), useCompression=compressed)
+    old.unlink()
+    return new
+
+
+def patch_meta(file: Path, old: str, new: str) -> None:
+    """Change the header of a MetaImage."""
+    content = file.read_bytes()
+    assert old.encode() in content
+    file.write_bytes(content.replace(old.encode(), new.encode(), 1))
+
+
+def garble_meta(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    middle = (content.index(b"LOCAL") + len(content)) // 2
+    content[middle : middle + 10] = bytes(b ^ 255 for b in content[middle : middle + 10])
+    file.write_bytes(content)
+
+
+@good("convert")
+def metaimages(world: Path) -> list[str]:
+    as_mha(world)
+    as_mha(world, "seg", compressed=True)
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha is truncated or damaged", kind=DAMAGED)
+def garbled_metaimage(world: Path) -> list[str]:
+    garble_meta(as_mha(world, compressed=True))
+    return convert(world)
+
+
+@bad("convert", r"seg.mha is truncated or damaged", kind=DAMAGED)
+def garbled_label_in_a_metaimage(world: Path) -> list[str]:
+    garble_meta(as_mha(world, "seg", compressed=True))
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha is truncated or damaged", kind=DAMAGED)
+def truncated_compressed_metaimage(world: Path) -> list[str]:
+    file = as_mha(world, compressed=True)
+    file.write_bytes(file.read_bytes()[:-300])
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha is truncated: its header promises", kind=DAMAGED)
+def truncated_metaimage(world: Path) -> list[str]:
+    file = as_mha(world)
+    file.write_bytes(file.read_bytes()[:-300])
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha is truncated or no MetaImage", kind=DAMAGED)
+def truncated_header_of_a_metaimage(world: Path) -> list[str]:
+    file = as_mha(world)
+    file.write_bytes(file.read_bytes()[:80])
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha is truncated or damaged", kind=DAMAGED)
+def metaimage_that_promises_fewer_packed_bytes(world: Path) -> list[str]:
+    patch_meta(as_mha(world, compressed=True), "CompressedDataSize = ", "CompressedDataSize = 1")
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha is damaged: it has \d+ bytes of voxels", kind=DAMAGED)
+def metaimage_of_more_voxels_than_promised(world: Path) -> list[str]:
+    file = as_mha(world)
+    file.write_bytes(file.read_bytes() + bytes(300))
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha has the voxel size -1, 1, 1 mm in its header")
+def negative_spacing_of_a_metaimage(world: Path) -> list[str]:
+    patch_meta(as_mha(world), "ElementSpacing = 1", "ElementSpacing = -1")
+    return convert(world)
+
+
+POINTS = "files that point elsewhere"
+
+
+def pointing(world: Path, place: str) -> list[str]:
+    """A MetaImage whose voxels are in another file, which is there."""
+    file = as_mha(world)
+    header, voxels = file.read_bytes().split(b"LOCAL\n")
+    (world / "secret.raw").write_bytes(voxels)
+    file.write_bytes(header + place.format(up=os.path.relpath(world, file.parent), world=world).encode() + b"\n")
+    return convert(world)
+
+
+@bad("convert", r"t1n.mha names another file for its voxels", kind=POINTS)
+def metaimage_of_another_folder(world: Path) -> list[str]:
+    return pointing(world, "{up}/secret.raw")
+
+
+@bad("convert", r"t1n.mha names another file for its voxels", kind=POINTS)
+def metaimage_of_an_absolute_path(world: Path) -> list[str]:
+    return pointing(world, "{world}/secret.raw")
+
+
+@bad("convert", r"t1n.mha names another file for its voxels", kind=POINTS)
+def metaimage_of_a_list(world: Path) -> list[str]:
+    return pointing(world, "LIST\n{world}/secret.raw")
+
+
+@bad("convert", r"t1n.mha names another file for its voxels", kind=POINTS)
+def metaimage_of_a_pattern(world: Path) -> list[str]:
+    return pointing(world, "{world}/secret%d.raw 1 40 1")
+
+
+@bad("convert", r"T1.mhd is not of a format that is taken", kind=POINTS)
+def metaimage_of_two_files(world: Path) -> list[str]:
+    import SimpleITK as sitk
+
+    arguments = own_folders(world, "P1", "--channel", "T2={case}/T1.mhd")
+    sitk.WriteImage(sitk.ReadImage(str(image(world))), str(world / "own" / "P1" / "T1.mhd"))
+    return arguments
+
+
 @bad("convert", r"missing T2")
 def missing_channel(world: Path) -> list[str]:
     image(world, "t2w").unlink()
@@ -454,6 +624,69 @@ def class_of_value_zero(world: Path) -> list[str]:
 @bad("convert", r"--label needs --classes")
 def label_without_classes(world: Path) -> list[str]:
     return own_folders(world, "P1", "--label", "{case}/seg.nii.gz")
+
+
+def small_lesion(world: Path, *options: str) -> list[str]:
+    """An image at half the resolution of a lesion of one voxel."""
+    import SimpleITK as sitk
+
+    arguments = own_folders(world, "P1", "--label", "{case}/seg.nii.gz", "--classes", "lesion=2")
+    old = sitk.ReadImage(str(image(world)))
+    voxels = np.zeros(old.GetSize()[::-1], np.uint8)
+    voxels[4, 4, 4] = 2
+    label = sitk.GetImageFromArray(voxels)
+    label.CopyInformation(old)
+    sitk.WriteImage(label, str(world / "own" / "P1" / "seg.nii.gz"))
+    sitk.WriteImage(sitk.Shrink(old, [2, 2, 2]), str(world / "own" / "P1" / "T1.nii.gz"))
+    return [*arguments, "--resample-to", "T1", *options]
+
+
+@bad("convert", r"seg.nii.gz loses all voxels of the label 2 by resampling")
+def lesion_that_resampling_loses(world: Path) -> list[str]:
+    return small_lesion(world)
+
+
+@good("convert")
+def lesion_that_may_be_lost(world: Path) -> list[str]:
+    return small_lesion(world, "--allow_lost_labels")
+
+
+@bad("convert", r"case P1 has no file that --mask names")
+def case_without_its_mask(world: Path) -> list[str]:
+    return own_folders(world, "P1", "--mask", "{case}/mask.nii.gz")
+
+
+def masked(world: Path, change: Callable[[np.ndarray], np.ndarray]) -> list[str]:
+    arguments = own_folders(world, "P1", "--mask", "{case}/mask.nii.gz")
+    mask = world / "own" / "P1" / "mask.nii.gz"
+    shutil.copy(image(world), mask)
+    rewrite(mask, change)
+    return arguments
+
+
+@bad("convert", r"mask.nii.gz is 0 everywhere")
+def mask_of_nothing(world: Path) -> list[str]:
+    return masked(world, np.zeros_like)
+
+
+@bad("convert", r"T1.nii.gz would be 0 everywhere after masking")
+def mask_of_air(world: Path) -> list[str]:
+    return masked(world, lambda voxels: (voxels == 0).astype(np.uint8))
+
+
+@bad("convert", r"mask.nii.gz is on another grid than T1.nii.gz: size")
+def mask_of_another_size(world: Path) -> list[str]:
+    return masked(world, lambda voxels: (voxels > 0)[2:].astype(np.uint8))
+
+
+@bad("convert", r"--mask goes with folders and bids only")
+def mask_of_a_collection(world: Path) -> list[str]:
+    return convert(world, "--mask", "{case}/mask.nii.gz")
+
+
+@bad("convert", r"--strip_header does not go with --link")
+def links_without_header(world: Path) -> list[str]:
+    return convert(world, "--strip_header", "--link")
 
 
 @bad("convert", r"leads out of")

@@ -21,6 +21,7 @@ Example:
   emim_convert isles2022 SOURCE -d 140 --resample-to DWI
   emim_convert bids SOURCE -d 141 --channel T1=T1w --channel Flair=FLAIR --label mask --classes lesion=1
   emim_convert folders SOURCE -d 142 --channel T1={case}/T1.nii.gz --channel Flair={case}/FLAIR.nii.gz
+  emim_convert folders SOURCE -d 143 --channel T1={case}/T1.nii.gz --mask {case}/brain.nii.gz
   emim_convert --list
 
 Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
@@ -53,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--link", action="store_true", help="link to images that are right as they are, do not copy them"
     )
     parser.add_argument(
+        "--background_to_zero",
+        action="store_true",
+        help="where a value other than 0 fills more than a third of an image, set it to 0",
+    )
+    parser.add_argument(
+        "--allow_lost_labels", action="store_true", help="with --resample-to: take labels that vanish on the new grid"
+    )
+    parser.add_argument(
+        "--strip_header", action="store_true", help="leave out the text in the headers of images (not with --link)"
+    )
+    parser.add_argument(
         "--channel",
         action="append",
         default=[],
@@ -60,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}; nnssl: NAME=MODALITY; fomo60k: NAME=SEQUENCE",
     )
     parser.add_argument("--label", metavar="WHAT", help="bids: suffix, folders: pattern of the segmentations")
+    parser.add_argument(
+        "--mask", metavar="WHAT", help="bids: suffix, folders: pattern of brain or body masks; outside becomes 0"
+    )
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME=VALUE", help="bids, folders: their values")
     parser.add_argument("--dry_run", action="store_true", help="only check, and list cases and problems")
     parser.add_argument("--list", action="store_true", help="list the known data sets")
@@ -69,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from emim_nnunet.dataset_conversion import FAMILIES
     from emim_nnunet.dataset_conversion.converter import Options, convert
     from emim_nnunet.dataset_conversion.generic import made_of_options
+    from emim_nnunet.dataset_conversion.remedies import remarks
 
     if arguments.list:
         for family in FAMILIES.values():
@@ -83,27 +99,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("SOURCE and -d are needed")
     channels = dict(_pair("--channel", text) for text in arguments.channel)
     classes = {name: _value(name, value) for name, value in (_pair("--classes", text) for text in arguments.classes)}
-    made = made_of_options(arguments.family, channels, arguments.label, classes)
+    made = made_of_options(arguments.family, channels, arguments.label, classes, arguments.mask)
     if made is None and (channels or arguments.label or classes):
         raise UserError(
             f"{arguments.family} has fixed channels and labels: --channel, --label and --classes do not go with it"
         )
     family = made or FAMILIES[arguments.family]
+    if arguments.mask and not family.masked:
+        raise UserError(f"--mask goes with folders and bids only, not with {family.name}")
+    options = Options(
+        resample_to=arguments.resample_to,
+        skip_incomplete=arguments.skip_incomplete,
+        allow_missing=arguments.allow_missing,
+        link=arguments.link,
+        background_to_zero=arguments.background_to_zero,
+        allow_lost_labels=arguments.allow_lost_labels,
+        strip_header=arguments.strip_header,
+    )
     target, cases = convert(
         family,
         arguments.source,
         arguments.dataset_id,
         arguments.name,
-        options=Options(
-            resample_to=arguments.resample_to,
-            skip_incomplete=arguments.skip_incomplete,
-            allow_missing=arguments.allow_missing,
-            link=arguments.link,
-        ),
+        options=options,
         num_processes=max(1, arguments.num_processes),
         dry_run=arguments.dry_run,
     )
     _print_summary(target, cases, arguments.skip_incomplete)
+    taken = [case for case in cases if not (case.missing and arguments.skip_incomplete)]
+    for remark in remarks(family, taken, options):
+        print(f"WARNING: {remark}")
     if family.advice:
         print(f"Note: {family.advice}")
     if family.overlaps:
