@@ -16,8 +16,16 @@ from emim_nnunet.dataset_conversion.family import (
 from emim_nnunet.dataset_conversion.unlabelled import DEFAULT_FOMO, DEFAULT_NNSSL, fomo_family, nnssl_family
 from emim_nnunet.errors import UserError
 
-BIDS_CASE = r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?"
+BIDS_CASE = r"(?P<patient>sub-[A-Za-z0-9]+)(?:_ses-[A-Za-z0-9]+)?"
 BIDS_ENTITIES = r"(?:_[a-z]+-[A-Za-z0-9]+)*?"
+PLACE = re.compile(r"\{(case|patient|visit)\}")
+EXAMPLES = {"case": "case01", "patient": "patient01", "visit": "visit1", "*": "any"}
+CASE_FORMATS = {  # placeholders of a pattern -> case id
+    frozenset({"case"}): "{case}",
+    frozenset({"patient"}): "{patient}",
+    frozenset({"patient", "visit"}): "{patient}_{visit}",
+    frozenset({"patient", "case"}): "{case}",
+}
 
 
 def bids_family(channels: dict[str, str], label: str | None, classes: dict[str, int]) -> DatasetFamily:
@@ -33,11 +41,16 @@ def bids_family(channels: dict[str, str], label: str | None, classes: dict[str, 
     what = "|".join(map(re.escape, meaning))
     return _own(
         "bids",
-        (FileRule(rf"(?:.*/)?(?P<case>{BIDS_CASE}){BIDS_ENTITIES}_(?P<what>{what}){ENDING}", meaning),),
+        (
+            FileRule(
+                rf"(?:.*/)?(?P<case>{BIDS_CASE}){BIDS_ENTITIES}_(?P<what>{what}){ENDING}",
+                meaning,
+                f"sub-01/anat/sub-01_{next(iter(channels.values()))}.nii.gz",
+            ),
+        ),
         channels,
         label,
         classes,
-        patient_pattern=r"(sub-[A-Za-z0-9]+)",
     )
 
 
@@ -46,25 +59,44 @@ def folders_family(channels: dict[str, str], label: str | None, classes: dict[st
 
     Args:
         channels: Channel -> path below the source in which ``{case}`` is the case id and ``*`` any text without ``/``, for
-            example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``.
+            example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``; or ``{patient}`` and ``{visit}``, for example
+            ``{patient}/{visit}_t1.nii.gz``, which make the case id ``patient_visit``. A patient of ``{patient}/{case}`` has
+            several cases with ids of their own.
         label: Likewise for the segmentations; None = there are none.
         classes: Name -> value on disk.
     """
     wanted = channels | ({LABEL: label} if label else {})
-    rules = tuple(FileRule(_path_pattern(pattern), what) for what, pattern in wanted.items())
-    return _own("folders", rules, channels, label, classes)
+    names = {pattern: frozenset(PLACE.findall(pattern)) for pattern in wanted.values()}
+    for pattern, found in names.items():
+        if found not in CASE_FORMATS:
+            raise UserError(
+                f"the pattern {pattern!r} must contain {{case}}, the place of the case id, or {{patient}}, alone or with "
+                f"{{visit}} or {{case}}"
+            )
+    if len(set(names.values())) > 1:
+        raise UserError(
+            f"the patterns {', '.join(map(repr, names))} must contain the same of {{case}}, {{patient}} and {{visit}}"
+        )
+    rules = tuple(_folders_rule(pattern, what) for what, pattern in wanted.items())
+    case_format = CASE_FORMATS[next(iter(names.values()))]
+    return _own("folders", rules, channels, label, classes, case_format=case_format)
 
 
-def _path_pattern(pattern: str) -> str:
-    if pattern.count("{case}") < 1:
-        raise UserError(f"the pattern {pattern!r} must contain {{case}}, the place of the case id")
-    parts = re.split(r"(\{case\}|\*)", pattern.strip("/"))
-    first = True
+def _folders_rule(pattern: str, what: str) -> FileRule:
+    """The rule of a pattern in which a placeholder that occurs twice stands for the same text."""
+    short = _path_pattern(pattern, "+?")
+    example = PLACE.sub(lambda found: EXAMPLES[found[1]], pattern.strip("/")).replace("*", EXAMPLES["*"])
+    return FileRule(short, what, example, pattern, _path_pattern(pattern, "+") if "{patient}" in pattern else None)
+
+
+def _path_pattern(pattern: str, repetition: str) -> str:
+    seen: set[str] = set()
     result = ""
-    for part in parts:
-        if part == "{case}":
-            result += r"(?P<case>[^/]+?)" if first else r"(?P=case)"
-            first = False
+    for part in re.split(rf"({PLACE.pattern.replace('(', '(?:')}|\*)", pattern.strip("/")):
+        name = part.strip("{}")
+        if PLACE.fullmatch(part):
+            result += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]{repetition})"
+            seen.add(name)
         else:
             result += r"[^/]*" if part == "*" else re.escape(part)
     return rf"(?:.*/)?{result}"
@@ -91,6 +123,7 @@ def _own(
         channels=tuple(channels),
         rules=rules,
         label_map={0: 0} | consecutive if label else {},
+        asked_label=label or "",
         labels={"background": 0} | {k: consecutive[v] for k, v in classes.items()} if label else BACKGROUND_ONLY,
         licence="not stated",
         citation="not stated",
