@@ -61,8 +61,8 @@ class FileRule:
         read = [" and ".join(f"{name} {text}" for name, text in way.groupdict().items()) for way in ways if way]
         if len(set(read)) > 1:
             raise UserError(
-                f"{path!r} can be read in two ways by {self.title}: {read[0]}, or {read[1]}; put more of what the names have in "
-                f"common into the pattern"
+                f"{path!r} can be read in two ways by {self.title}: {read[0]}, or {read[1]}; put more of what the names have "
+                f"in common into the pattern"
             )
 
     def is_special_case_of(self, other: FileRule) -> bool:

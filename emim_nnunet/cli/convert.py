@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="NAME=WHAT",
-        help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}, or {patient} and {visit}; nnssl: NAME=MODALITY; fomo60k: NAME=SEQUENCE",
+        help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}, or {patient} and {visit}; nnssl: NAME=MODALITY; "
+        "fomo60k: NAME=SEQUENCE",
     )
     parser.add_argument("--label", metavar="WHAT", help="bids: suffix, folders: pattern of the segmentations")
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME=VALUE", help="bids, folders: their values")
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{family.name:18s} {family.title}")
         print(f"{'bids':18s} any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)")
         print(
-            f"{'folders':18s} any folders (--channel NAME=PATTERN with {{case}} or {{patient}} ..., --label PATTERN, --classes ...)"
+            f"{'folders':18s} any folders (--channel NAME=PATTERN with {{case}} or {{patient}} ..., --label PATTERN, "
+            "--classes ...)"
         )
         return
     known = [*FAMILIES, "bids", "folders"]
@@ -151,7 +153,8 @@ def _print_summary(target: Path | None, cases: Sequence[SourceCase], skip_incomp
     problems = sum(len(case.problems) for case in taken) + (not taken)
     patients = len({case.patient for case in taken})
     print(
-        f"{len(taken)} cases of {patients} patients, {labelled} labelled, {problems} problems{skipped}; nothing was written (--dry_run)"
+        f"{len(taken)} cases of {patients} patients, {labelled} labelled, {problems} problems{skipped}; "
+        "nothing was written (--dry_run)"
     )
     return problems
 
