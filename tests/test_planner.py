@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
-from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -275,7 +274,6 @@ def test_colour_pictures_are_planned_and_a_table_of_patients_makes_the_folds(
         write(rng.integers(0, 2, (64, 64), dtype=np.uint8), raw / "labelsTr" / file.name.replace("_0000", ""))
     dataset = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "lesion": 1}}
     (raw / "dataset.json").write_text(json.dumps(dataset | {"numTraining": 4, "file_ending": ".png"}))
-    verify_dataset_integrity(str(raw), 1)
     table = tmp_path / "whose.csv"
     table.write_text("case,patient\np1_1,p1\np1_2,p1\np2_1,p2\np2_2,p2\n")
     assert plan(1, "-c", "2d", "--patients", str(table)) == 0

@@ -43,6 +43,7 @@ def test_channels_are_pooled_by_name_and_what_is_missing_is_zero(
     nnunet_dirs: Path, tmp_path: Path, capsys: Any
 ) -> None:
     two_data_sets(tmp_path / "source")
+    capsys.readouterr()
     assert run(pool.main, ["-d", "3", "4", "-o", "5"]) == 0
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[:4] == [
