@@ -18,13 +18,13 @@ from emim_nnunet.errors import UserError
 
 BIDS_CASE = r"(?P<patient>sub-[A-Za-z0-9]+)(?:_ses-[A-Za-z0-9]+)?"
 BIDS_ENTITIES = r"(?:_[a-z]+-[A-Za-z0-9]+)*?"
-PLACE = re.compile(r"\{(case|patient|visit)\}")
-EXAMPLES = {"case": "case01", "patient": "patient01", "visit": "visit1", "*": "any"}
+PLACE = re.compile(r"(\{(?:case|patient|visit)\}|\*)")
+EXAMPLES = {"{case}": "case01", "{patient}": "patient01", "{visit}": "visit1", "*": "any"}
 CASE_FORMATS = {  # placeholders of a pattern -> case id
-    frozenset({"case"}): "{case}",
-    frozenset({"patient"}): "{patient}",
-    frozenset({"patient", "visit"}): "{patient}_{visit}",
-    frozenset({"patient", "case"}): "{case}",
+    frozenset({"{case}"}): "{case}",
+    frozenset({"{patient}"}): "{patient}",
+    frozenset({"{patient}", "{visit}"}): "{patient}_{visit}",
+    frozenset({"{patient}", "{case}"}): "{case}",
 }
 
 
@@ -66,12 +66,12 @@ def folders_family(channels: dict[str, str], label: str | None, classes: dict[st
         classes: Name -> value on disk.
     """
     wanted = channels | ({LABEL: label} if label else {})
-    names = {pattern: frozenset(PLACE.findall(pattern)) for pattern in wanted.values()}
+    names = {pattern: frozenset(PLACE.findall(pattern)) - {"*"} for pattern in wanted.values()}
     for pattern, found in names.items():
-        if found not in CASE_FORMATS:
+        if found not in CASE_FORMATS or re.search("[{}]", PLACE.sub("", pattern)):
             raise UserError(
                 f"the pattern {pattern!r} must contain {{case}}, the place of the case id, or {{patient}}, alone or with "
-                f"{{visit}} or {{case}}"
+                f"{{visit}} or {{case}}, and no other word in braces"
             )
     if len(set(names.values())) > 1:
         raise UserError(
@@ -84,21 +84,21 @@ def folders_family(channels: dict[str, str], label: str | None, classes: dict[st
 
 def _folders_rule(pattern: str, what: str) -> FileRule:
     """The rule of a pattern in which a placeholder that occurs twice stands for the same text."""
-    short = _path_pattern(pattern, "+?")
-    example = PLACE.sub(lambda found: EXAMPLES[found[1]], pattern.strip("/")).replace("*", EXAMPLES["*"])
-    return FileRule(short, what, example, pattern, _path_pattern(pattern, "+") if "{patient}" in pattern else None)
+    example = PLACE.sub(lambda place: EXAMPLES[place[0]], pattern.strip("/"))
+    longest = _path_pattern(pattern, "+") if "{patient}" in pattern else None
+    return FileRule(_path_pattern(pattern, "+?"), what, example, pattern, longest)
 
 
 def _path_pattern(pattern: str, repetition: str) -> str:
     seen: set[str] = set()
     result = ""
-    for part in re.split(rf"({PLACE.pattern.replace('(', '(?:')}|\*)", pattern.strip("/")):
-        name = part.strip("{}")
-        if PLACE.fullmatch(part):
-            result += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]{repetition})"
-            seen.add(name)
-        else:
+    for part in PLACE.split(pattern.strip("/")):
+        if part == "*" or not PLACE.fullmatch(part):
             result += r"[^/]*" if part == "*" else re.escape(part)
+        else:
+            name = part.strip("{}")
+            result += f"(?P={name})" if part in seen else f"(?P<{name}>[^/]{repetition})"
+            seen.add(part)
     return rf"(?:.*/)?{result}"
 
 

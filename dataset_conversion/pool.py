@@ -160,7 +160,7 @@ def _write(
         number = source.name.split("_")[0].removeprefix("Dataset")
         places = {standard_name(n): place for place, n in enumerate(channel_names(description))}
         whose = read_patients(source) or read_patients(Path(nnUNet_preprocessed) / source.name)
-        zeros = read_json(source / MISSING) if (source / MISSING).is_file() else {}
+        zeros = _filled_with_zeros(source)
         cases = {
             case: images
             for sub in ("imagesTr", UNLABELLED)
@@ -200,6 +200,15 @@ def _write(
     facts["provenance.json"] = {"pool_of": counts, "channels": wanted, "versions": versions()}
     for file, content in facts.items():
         write_json(folder / file, content)
+
+
+def _filled_with_zeros(source: Path) -> dict[str, list[str]]:
+    """Case -> channels that the conversion filled with zeros."""
+    path = source / MISSING
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
+        raise UserError(f"{path} must be a JSON object: case -> list of channels")
+    return content
 
 
 def _link(stem: Path, files: Sequence[str | None], ending: str) -> None:

@@ -10,7 +10,7 @@ CASE = r"(?P<case>(?P<patient>[^/_]+)_[^/_]+)"
 FAMILIES = (
     DatasetFamily(
         name="picai",
-        title="PI-CAI (t2w, adc, hbv on coarser grids: --resample-to T2; labels of picai_labels, human experts)",
+        title="PI-CAI, or ProstateX by picai_prep (t2w; adc, hbv on coarser grids: --resample-to T2; labels of human experts)",
         default_dataset_name="PICAI",
         channels=("T2", "ADC", "HBV"),
         rules=(

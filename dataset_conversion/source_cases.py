@@ -28,7 +28,7 @@ WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNO
 MAX_ID_LENGTH = 180  # file systems take 255 bytes; what is made of a case, and of its copy in a pool, has longer names
 HASH_CHUNK = 1 << 20
 MAX_LISTED = 5
-NUM_SHOWN = 3
+NUM_SHOWN, MAX_ID_SHOWN = 3, 40
 logger = logging.getLogger(__name__)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -128,14 +128,15 @@ def _check_names(names: Sequence[str], what: str) -> None:
     for name in names:
         if earlier.get(name.lower()) == name:
             raise UserError(f"{what} {name} stands for two cases")
+        if len(name) > MAX_ID_LENGTH:
+            raise UserError(
+                f"{what} {name[:MAX_ID_SHOWN]!r}... is too long for names of files: {len(name)} letters, at most "
+                f"{MAX_ID_LENGTH}"
+            )
         if not CASE_ID.fullmatch(name) or WINDOWS_DEVICE.fullmatch(name):
             raise UserError(
                 f"{what} {name!r} cannot be a file name: use letters, digits, _ . + and -, no dot at the end, no name of a "
                 f"device of Windows"
-            )
-        if len(name) > MAX_ID_LENGTH:
-            raise UserError(
-                f"{what} {name} is too long for names of files: {len(name)} letters, at most {MAX_ID_LENGTH}"
             )
         other = earlier.setdefault(name.lower(), name)
         if other != name:

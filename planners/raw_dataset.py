@@ -93,7 +93,11 @@ def check_channels(folder: Path, dataset_json: dict[str, Any], num_threads: int)
 def _num_channels(images: list[str]) -> int:
     try:
         return len(NaturalImage2DIO().read_images(images)[0])
-    except (AssertionError, OSError, RuntimeError, SyntaxError, ValueError) as error:
+    except AssertionError as error:
+        if images[0].lower().endswith(".tif"):  # volumes, one per channel: nnU-Net's next reader takes them
+            return len(images)
+        raise UserError(f"{images[0]}: the case cannot be read ({' '.join(str(error).split())})") from error
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split()) or "its files are of different size"
         raise UserError(f"{images[0]}: the case cannot be read ({reason})") from error
 

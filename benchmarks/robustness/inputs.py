@@ -466,7 +466,7 @@ def case_id_with_a_dot_at_the_end(world: Path) -> list[str]:
     return own_folders(world, "P1.")
 
 
-@bad("convert", r"case id x+ is too long for names of files: 240 letters, at most 180")
+@bad("convert", r"case id 'x+'... is too long for names of files: 240 letters, at most 180")
 def case_id_too_long_for_a_file(world: Path) -> list[str]:
     return own_folders(world, "x" * 240)
 
@@ -496,6 +496,11 @@ def visits_that_get_the_same_id(world: Path) -> list[str]:
     own_folders(world, "a/b_c")
     own_folders(world, "a_b/c")
     return ["folders", str(world / "own"), *NEW, "--channel", "T1={patient}/{visit}/T1.nii.gz"]
+
+
+@bad("convert", r"the pattern '{patient}/{visits}/T1.nii.gz' must contain")
+def pattern_with_an_unknown_placeholder(world: Path) -> list[str]:
+    return ["folders", str(world / "source"), *NEW, "--channel", "T1={patient}/{visits}/T1.nii.gz"]
 
 
 @bad("convert", r"must contain the same of {case}, {patient} and {visit}")
@@ -666,6 +671,20 @@ def pool_of_different_endings(world: Path) -> list[str]:
     return ["-d", "1", "2", "-o", "9"]
 
 
+@bad("pool", r"missing_channels.json must be a JSON object")
+def pool_with_broken_missing_channels(world: Path) -> list[str]:
+    (second_raw(world) / "missing_channels.json").write_text("[1, 2]")
+    return ["-d", "1", "2", "-o", "9"]
+
+
+@bad("pool", r"_0000.png holds several channels")
+def pool_of_colour_pictures(world: Path) -> list[str]:
+    for file in (raw(world) / "dataset.json", second_raw(world) / "dataset.json"):
+        edit_json(file, lambda content: content | {"file_ending": ".png"})
+        (file.parent / "imagesUnlabelled" / "slice_0000.png").write_bytes(b"colours")
+    return ["-d", "1", "2", "-o", "9"]
+
+
 @bad("pool", r"patients.json")
 def pool_with_broken_patients(world: Path) -> list[str]:
     (second_raw(world) / "patients.json").write_text("[1, 2")
@@ -720,6 +739,24 @@ def too_many_channels(world: Path) -> list[str]:
 @bad("plan_and_preprocess", r"expected exactly the channels 0000 to 0003")
 def too_few_channels(world: Path) -> list[str]:
     (raw(world) / "imagesTr" / f"{CASE}_0002.nii.gz").unlink()
+    return planning()
+
+
+@bad("plan_and_preprocess", r"the case has 3 channels in 3 files, dataset.json has 4")
+def too_few_channels_of_volumes_in_tif(world: Path) -> list[str]:
+    """Colour pictures may have fewer files than channels, volumes may not."""
+    import tifffile
+
+    edit_json(raw(world) / "dataset.json", lambda content: content | {"file_ending": ".tif"})
+    for channel in range(3):
+        tifffile.imwrite(raw(world) / "imagesUnlabelled" / f"volume_{channel:04d}.tif", np.ones((9, 9, 9), np.uint8))
+    return planning()
+
+
+@bad("plan_and_preprocess", r"slice_0000.png: the case cannot be read")
+def picture_of_text(world: Path) -> list[str]:
+    edit_json(raw(world) / "dataset.json", lambda content: content | {"file_ending": ".png"})
+    (raw(world) / "imagesUnlabelled" / "slice_0000.png").write_text("this is no picture")
     return planning()
 
 
