@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from emim_nnunet.dataloading.splits import alike
-from emim_nnunet.dataset_conversion.family import LABEL, STACK, DatasetFamily
+from emim_nnunet.dataset_conversion.family import ENDING, LABEL, STACK, DatasetFamily
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import header_problem, stream_damage
 
@@ -112,6 +112,13 @@ def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
         raise UserError(
             f"--label {family.asked_label}: none of the {len(with_images)} cases in {source} has such a segmentation"
         )
+    longer = _longer_ids(with_images) if family.name == "folders" else []
+    if longer:
+        logger.warning(
+            "WARNING: ids that are others with something added: %s. If such files are segmentations or other channels, give "
+            "their pattern with --label or --channel",
+            ", ".join(longer[:MAX_LISTED]),
+        )
     group = alike(with_images) if all(case.patient == case.identifier for case in found) else []
     if group:
         logger.warning(
@@ -120,6 +127,11 @@ def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
             ", ".join(group[:MAX_LISTED]),
         )
     return [with_images[key] for key in sorted(with_images)]
+
+
+def _longer_ids(names: Collection[str]) -> list[str]:
+    """Ids such as ``p0_mask`` beside ``p0``."""
+    return sorted(n for n in names if any(n[: place.start()] in names for place in re.finditer(r"[_.+-]", n)))
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
@@ -148,6 +160,7 @@ def _check_names(names: Sequence[str], what: str) -> None:
 def _no_case(family: DatasetFamily, source: Path) -> str:
     """What was looked for and what lies there."""
     there = [relative for _, relative in _files(source)]
+    there = [path for path in there if re.search(rf"{ENDING}$", path, re.IGNORECASE)] or there
     more = f" and {len(there) - NUM_SHOWN} more" if len(there) > NUM_SHOWN else ""
     shown = f"there are {', '.join(map(repr, there[:NUM_SHOWN]))}{more}" if there else "there is no file"
     wanted = ", ".join(rule.example for rule in family.rules if rule.meaning != LABEL)

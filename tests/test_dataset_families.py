@@ -600,6 +600,13 @@ def test_segmentations_beside_images_are_no_images(nnunet_dirs: Path, tmp_path: 
     assert gadolinium.max() == 2
 
 
+def test_ids_that_are_longer_than_others_are_told(nnunet_dirs: Path, tmp_path: Path, caplog: Any) -> None:
+    for case in ("p0", "p00", "p0_mask"):
+        write(tmp_path / f"{case}.nii.gz", 1)
+    assert convert_folders(tmp_path, "{case}.nii.gz") == 0
+    assert "ids that are others with something added: p0_mask." in caplog.text
+
+
 def test_a_file_of_two_patterns_and_a_label_that_is_nowhere_are_refused(
     nnunet_dirs: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,14 @@ def test_colour_pictures_are_planned_and_a_table_of_patients_makes_the_folds(
         write(rng.integers(0, 2, (64, 64), dtype=np.uint8), raw / "labelsTr" / file.name.replace("_0000", ""))
     dataset = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "lesion": 1}}
     (raw / "dataset.json").write_text(json.dumps(dataset | {"numTraining": 4, "file_ending": ".png"}))
+    unlabelled = raw / "imagesUnlabelled" / "p3_1_0000.png"
+    unlabelled.rename(tmp_path / "colours.png")
+    write(np.ones((64, 64), dtype=np.uint8), unlabelled)
+    assert plan(1, "--no_pp") == 2
+    assert "the case has 1 channels in 1 files, dataset.json has 3 (R, G, B)" in capsys.readouterr().err
+    assert "p1_1, p1_2 look like visits or slices of one patient" in caplog.text
+    caplog.clear()
+    shutil.move(tmp_path / "colours.png", unlabelled)
     table = tmp_path / "whose.csv"
     table.write_text("case,patient\np1_1,p1\np1_2,p1\np2_1,p2\np2_2,p2\n")
     assert plan(1, "-c", "2d", "--patients", str(table), target="0.05") == 0
@@ -289,10 +298,6 @@ def test_colour_pictures_are_planned_and_a_table_of_patients_makes_the_folds(
     assert plan(1, "--no_pp", "--patients", str(table)) == 2
     assert "fold 0 of" in (message := capsys.readouterr().err)
     assert "trains and validates on cases of patient a: remove that file" in message
-    grey = np.ones((64, 64), dtype=np.uint8)
-    write(grey, raw / "imagesUnlabelled" / "p3_1_0000.png")
-    assert plan(1, "--no_pp") == 2
-    assert "the case has 1 channels in 1 files, dataset.json has 3 (R, G, B)" in capsys.readouterr().err
 
 
 def test_both_stages_keep_to_the_memory_target(planning: Path, caplog: pytest.LogCaptureFixture) -> None:
