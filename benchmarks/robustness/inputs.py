@@ -1047,6 +1047,15 @@ def one_case_and_a_fold(world: Path) -> list[str]:
     return pretraining()
 
 
+@bad("pretrain", r"has labelled cases of one patient, which cannot be split: use fold 'all'")
+def one_patient_and_a_fold(world: Path) -> list[str]:
+    shutil.rmtree(world / "results" / DATASET)
+    cases = [file.stem for file in (preprocessed(world) / "tiny").glob("*.pkl")]
+    (preprocessed(world) / "patients.json").write_text(json.dumps(dict.fromkeys(cases, "a")))
+    (preprocessed(world) / "splits_final.json").unlink()
+    return pretraining()
+
+
 @bad("pretrain", r"splits_final.json cannot be read as JSON")
 def split_of_broken_json(world: Path) -> list[str]:
     (preprocessed(world) / "splits_final.json").write_text("[{")

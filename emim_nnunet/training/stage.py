@@ -60,9 +60,8 @@ def prepare_splits(labelled: Path, fold: int | str) -> None:
     identifiers = case_identifiers(labelled)
     ensure_splits(labelled.parent, identifiers)
     if identifiers and not read_splits(labelled.parent):
-        raise UserError(
-            f"{labelled.parent.name} has labelled cases of one patient, which cannot be split: use fold 'all'"
-        )
+        what = "one labelled case" if len(identifiers) == 1 else "labelled cases of one patient"
+        raise UserError(f"{labelled.parent.name} has {what}, which cannot be split: use fold 'all'")
     check_fold(labelled.parent, int(fold), identifiers)
 
 
