@@ -25,10 +25,9 @@ WITH_CAVITY: dict[str, Any] = {
     "labels": GLIOMA["labels"] | {"resection cavity": [4]},
     "regions_class_order": (2, 1, 3, 4),
 }
-TIME_POINT = r"(.+)-\d{3}$"  # the last number of an id is the time point
 
 
-def _old(year: int, case: str, **more: Any) -> DatasetFamily:
+def _old(year: int, case: str, example: str, **more: Any) -> DatasetFamily:
     return DatasetFamily(
         name=f"brats{year}",
         title=f"BraTS {year}, glioma (t1, t1ce, t2, flair)",
@@ -37,56 +36,64 @@ def _old(year: int, case: str, **more: Any) -> DatasetFamily:
         label_map=FOUR_TO_THREE,
         licence=TERMS,
         citation=CITATION,
-        **{"rules": suffix_rules(case, OLD)} | GLIOMA | more,
+        **{"rules": suffix_rules(case, OLD, f"{example}_t1.nii.gz")} | GLIOMA | more,
     )
 
 
-def _new(name: str, title: str, dataset: str, case: str, **more: Any) -> DatasetFamily:
+def _new(name: str, title: str, dataset: str, letters: str, **more: Any) -> DatasetFamily:
+    case = rf"(?P<patient>BraTS-{letters}-\d{{5}})-\d{{3}}"  # the last number is the time point
+    rules = suffix_rules(case, NEW, f"BraTS-{letters}-00001-000-t1n.nii.gz")
     return DatasetFamily(
         name=name,
         title=title,
         default_dataset_name=dataset,
         channels=CHANNELS,
-        patient_pattern=TIME_POINT,
-        **{"label_map": THREE, "licence": TERMS, "citation": CITATION, "rules": suffix_rules(case, NEW)}
-        | GLIOMA
-        | more,
+        **{"label_map": THREE, "licence": TERMS, "citation": CITATION, "rules": rules} | GLIOMA | more,
     )
 
 
 # the Kaggle copy of BraTS 2020 holds one segmentation under a name of its own
-MISNAMED_2020 = FileRule(rf"(?:.*/)?(?P<case>BraTS20_Training_355)/W39_1998\.09\.19_Segm{ENDING}", LABEL)
+MISNAMED_2020 = FileRule(
+    rf"(?:.*/)?(?P<case>BraTS20_Training_355)/W39_1998\.09\.19_Segm{ENDING}",
+    LABEL,
+    "BraTS20_Training_355/W39_1998.09.19_Segm.nii",
+)
 RADIOTHERAPY = {"T1ce": ["t1c"], LABEL: ["gtv"]}
-GLI, MET = r"BraTS-GLI-\d{5}-\d{3}", r"BraTS-MET-\d{5}-\d{3}"
 
 FAMILIES = (
-    _old(2018, r"Brats18_[^/]+?"),
-    _old(2019, r"BraTS19_[^/]+?"),
-    _old(2020, r"BraTS20_[^/]+?", rules=(*suffix_rules(r"BraTS20_[^/]+?", OLD), MISNAMED_2020)),
+    _old(2018, r"Brats18_[^/]+?", "Brats18_2013_2_1"),
+    _old(2019, r"BraTS19_[^/]+?", "BraTS19_2013_2_1"),
+    _old(
+        2020,
+        r"BraTS20_[^/]+?",
+        "BraTS20_Training_001",
+        rules=(*suffix_rules(r"BraTS20_[^/]+?", OLD, "BraTS20_Training_001_t1.nii.gz"), MISNAMED_2020),
+    ),
     _old(
         2021,
         r"BraTS2021_\d{5}",
+        "BraTS2021_00000",
         overlaps="UCSF-PDGM, UPENN-GBM and other TCIA collections; BraTS 2023 GLI holds the same cases",
     ),
     _new(
         "brats2023",
         "BraTS 2023 GLI, adult glioma (t1n, t1c, t2w, t2f; with or without seg)",
         "BraTS2023GLI",
-        GLI,
+        "GLI",
         licence="CC BY 4.0 (BraTS 2021 on TCIA); see the terms of the challenge",
         overlaps="BraTS 2021 (the same cases), UCSF-PDGM, UPENN-GBM",
     ),
-    _new("brats2023_men", "BraTS 2023 MEN, meningioma", "BraTS2023MEN", r"BraTS-MEN-\d{5}-\d{3}"),
+    _new("brats2023_men", "BraTS 2023 MEN, meningioma", "BraTS2023MEN", "MEN"),
     _new(
-        "brats2023_met", "BraTS 2023 MET, metastases", "BraTS2023MET", MET, overlaps="TCIA Pretreat-MetsToBrain-Masks"
+        "brats2023_met", "BraTS 2023 MET, metastases", "BraTS2023MET", "MET", overlaps="TCIA Pretreat-MetsToBrain-Masks"
     ),
-    _new("brats2023_ped", "BraTS 2023 PED, paediatric glioma", "BraTS2023PED", r"BraTS-PED-\d{5}-\d{3}"),
-    _new("brats2023_ssa", "BraTS 2023 SSA, Sub-Saharan Africa", "BraTS2023SSA", r"BraTS-SSA-\d{5}-\d{3}"),
+    _new("brats2023_ped", "BraTS 2023 PED, paediatric glioma", "BraTS2023PED", "PED"),
+    _new("brats2023_ssa", "BraTS 2023 SSA, Sub-Saharan Africa", "BraTS2023SSA", "SSA"),
     _new(
         "brats2024_gli",
         "BraTS 2024 GLI, after treatment; 4 = resection cavity",
         "BraTS2024GLI",
-        GLI,
+        "GLI",
         overlaps="itself: three pairs of identical scans have different ids (compare sha256 in provenance.json)",
         **WITH_CAVITY,
     ),
@@ -94,7 +101,7 @@ FAMILIES = (
         "brats2024_ped",
         "BraTS 2024 PED; labels in another order than all others: 1 ET, 2 NET, 3 CC, 4 ED",
         "BraTS2024PED",
-        r"BraTS-PED-\d{5}-\d{3}",
+        "PED",
         label_map=THREE | {4: 4},
         labels={
             "background": 0,
@@ -110,28 +117,33 @@ FAMILIES = (
         title="BraTS 2024 MEN-RT, meningioma before radiotherapy (t1c and gtv)",
         default_dataset_name="BraTS2024MENRT",
         channels=("T1ce",),
-        rules=suffix_rules(r"BraTS-MEN-RT-\d{4}-\d", RADIOTHERAPY),
+        rules=suffix_rules(r"(?P<patient>BraTS-MEN-RT-\d{4})-\d", RADIOTHERAPY, "BraTS-MEN-RT-0001-1_t1c.nii.gz"),
         label_map={0: 0, 1: 1},
         labels={"background": 0, "gross tumor volume": 1},
-        patient_pattern=r"(.+)-\d$",
         advice="native space, not skull-stripped; use the corrected release of 0402-1",
         licence=TERMS,
         citation="arXiv:2405.18383",
     ),
-    _new("brats2024_met", "BraTS 2024 MET, metastases", "BraTS2024MET", MET),
-    _new("brats2024_goat", "BraTS 2024 GoAT, several kinds of tumour", "BraTS2024GoAT", r"BraTS-GoAT-\d{5}"),
+    _new("brats2024_met", "BraTS 2024 MET, metastases", "BraTS2024MET", "MET"),
+    _new(
+        "brats2024_goat",
+        "BraTS 2024 GoAT, several kinds of tumour",
+        "BraTS2024GoAT",
+        "GoAT",
+        rules=suffix_rules(r"BraTS-GoAT-\d{5}", NEW, "BraTS-GoAT-00001-t1n.nii.gz"),
+    ),
     _new(
         "brats2025_gli_pre",
         "BraTS 2025 GLI-PRE, before treatment",
         "BraTS2025GLIPRE",
-        GLI,
+        "GLI",
         overlaps="BraTS 2021 and 2023 GLI",
     ),
     _new(
         "brats2025_met",
         "BraTS 2025 MET; 4 = resection cavity; T2 may be missing (--skip_incomplete)",
         "BraTS2025MET",
-        MET,
+        "MET",
         preferred=r".*corrected.*",
         advice="some cases lack T2; those of UCSF, UCSD and Ulm are in native space; empty masks are right",
         **WITH_CAVITY,

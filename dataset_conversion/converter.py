@@ -17,11 +17,10 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from nnunetv2.paths import nnUNet_raw
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
-from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS
+from emim_nnunet.dataloading.splits import PATIENTS, ensure_splits
 from emim_nnunet.dataset_conversion.family import LABEL, MASK, DatasetFamily
 from emim_nnunet.dataset_conversion.remedies import on_grid, remedied
 from emim_nnunet.dataset_conversion.source_cases import (
@@ -268,12 +267,11 @@ def _write(
     )
     dataset_json = json.loads((folder / "dataset.json").read_text())
     write_json(folder / "dataset.json", dataset_json | {"citation": family.citation})
-    splits = patient_splits(labelled, family.patient_pattern)
-    if splits:
-        write_json(folder / "splits_final.json", splits)
-    patients = {case.identifier: family.patient(case.identifier) for case in cases}
+    patients = {case.identifier: case.patient for case in cases}
     if len(set(patients.values())) < len(patients):
-        write_json(folder / "patients.json", patients)
+        write_json(folder / PATIENTS, patients)
+    if len({patients[case] for case in labelled}) < len(labelled):
+        ensure_splits(folder, labelled)
     missing = {case.identifier: case.missing for case in cases if case.missing}
     if missing:
         write_json(folder / "missing_channels.json", missing)
@@ -341,30 +339,6 @@ def _write_label(family: DatasetFamily, file: SourceFile, target: Path, grid: si
     save_image(result if grid is None else on_grid(result, grid), target)
 
 
-def patient_splits(cases: Sequence[str], patient_pattern: str) -> list[dict[str, list[str]]]:
-    """nnU-Net's five folds over patients, where some patient has several cases.
-
-    Args:
-        cases: Ids of the labelled cases.
-        patient_pattern: See :class:`DatasetFamily`.
-
-    Returns:
-        Folds; empty where every patient has one case (nnU-Net's own split is right then) or there is only one patient.
-    """
-    patients: dict[str, list[str]] = {}
-    for case in sorted(cases):
-        match = re.match(patient_pattern, case)
-        patients.setdefault(match[1] if match else case, []).append(case)
-    if len(patients) == len(cases) or len(patients) < 2:
-        return []
-    names = sorted(patients)
-    folds = generate_crossval_split(names, seed=NNUNET_SEED, n_splits=min(NUM_FOLDS, len(names)))
-    return [
-        {part: [case for name in fold[part] for case in patients[str(name)]] for part in ("train", "val")}
-        for fold in folds
-    ]
-
-
 def _provenance(family: DatasetFamily, all_cases: Sequence[SourceCase], options: Options) -> dict[str, Any]:
     """What every file was made of, and how. Names of files and folders may say who a patient is: there are none."""
     cases = _taken(all_cases, options)
@@ -383,7 +357,7 @@ def _provenance(family: DatasetFamily, all_cases: Sequence[SourceCase], options:
         "cases": {
             case.identifier: {
                 "labelled": case.labelled,
-                "patient": family.patient(case.identifier),
+                "patient": case.patient,
                 "resampled": case.on_other_grid,
                 "filled_with": case.filled_with,
                 "set_to_zero": case.set_to_zero,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emim_nnunet.errors import UserError
+
 if TYPE_CHECKING:
     from emim_nnunet.dataset_conversion.source_cases import SourceCase
 
@@ -23,13 +25,21 @@ class FileRule:
 
     Attributes:
         pattern: Regular expression for the whole path below the source, with ``/`` between folders; upper and lower case are
-            the same. Its named groups make the case id; the group ``what``, if there is one, is looked up in ``meaning``.
+            the same. Its named groups make the case id and name the patient; the group ``what``, if there is one, is looked
+            up in ``meaning``.
         meaning: Lower-case text of ``what`` -> channel, :data:`LABEL` or :data:`MASK`; or, without that group, the channel
             itself, :data:`LABEL`, :data:`MASK`, or :data:`STACK` for a four-dimensional image of all channels.
+        example: A path that the pattern matches, for messages.
+        title: The pattern as the user wrote it, for messages.
+        other_reading: The pattern with groups as long as possible where ``pattern`` has them as short as possible. A path that
+            it reads in another way is refused: nobody knows where its patient ends and its visit begins.
     """
 
     pattern: str
     meaning: dict[str, str] | str
+    example: str = ""
+    title: str = ""
+    other_reading: str | None = None
 
     def match(self, path: str) -> tuple[dict[str, str], str] | None:
         """Named groups and meaning of a path, or None."""
@@ -42,6 +52,24 @@ class FileRule:
             return groups, self.meaning
         return groups, self.meaning[str(what).lower()]
 
+    def check_reading(self, path: str) -> None:
+        """Whether a path that matches can be read in one way only.
+
+        Raises:
+            UserError: Naming both ways.
+        """
+        ways = [re.fullmatch(p, path, re.IGNORECASE) for p in (self.pattern, self.other_reading) if p is not None]
+        read = [" and ".join(f"{name} {text}" for name, text in way.groupdict().items()) for way in ways if way]
+        if len(set(read)) > 1:
+            raise UserError(
+                f"{path!r} can be read in two ways by {self.title}: {read[0]}, or {read[1]}; put more of what the names have "
+                f"in common into the pattern"
+            )
+
+    def is_special_case_of(self, other: FileRule) -> bool:
+        """Whether the other rule matches all that this one does, and more."""
+        return other.match(self.example) is not None and self.match(other.example) is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFamily:
@@ -52,12 +80,12 @@ class DatasetFamily:
         title: For people.
         default_dataset_name: NAME in DatasetXXX_NAME.
         channels: nnU-Net's channel names, in their order.
-        rules: Which file is what; the first that matches decides.
+        rules: Which file is what; of several that match, the one that is a special case of all others.
         label_map: Label value on disk -> value in nnU-Net; other values are refused. Empty where nothing is labelled.
         labels: ``labels`` of dataset.json.
         regions_class_order: Of dataset.json, for region-based labels.
         case_format: How the named groups of a rule make a case id.
-        patient_pattern: Regular expression whose first group is the patient in a case id; ids that do not match are patients.
+        patient_format: How they make the patient; where a rule lacks the groups, the case id is the patient.
         stack: Channel -> place in the fourth axis of a :data:`STACK`.
         masked: Every case needs a :data:`MASK`, outside of which its channels become 0.
         preferred: Regular expression; of two files for the same thing the one whose path matches wins.
@@ -66,6 +94,7 @@ class DatasetFamily:
         licence: Of the data.
         citation: Of the data.
         finder: Finds the cases instead of the rules.
+        asked_label: What the user named as segmentations; a source without any is a mistake then.
     """
 
     name: str
@@ -77,7 +106,7 @@ class DatasetFamily:
     labels: dict[str, Any]
     regions_class_order: tuple[int, ...] | None = None
     case_format: str = "{case}"
-    patient_pattern: str = r"(.+)"
+    patient_format: str = "{patient}"
     stack: dict[str, int] | None = None
     masked: bool = False
     preferred: str | None = None
@@ -86,21 +115,26 @@ class DatasetFamily:
     licence: str = ""
     citation: str = ""
     finder: Callable[[DatasetFamily, Path], list[SourceCase]] | None = None
+    asked_label: str = ""
 
-    def patient(self, case: str) -> str:
-        """Whose a case is."""
-        match = re.match(self.patient_pattern, case)
-        return match[1] if match else case
+    def names(self, groups: dict[str, str]) -> tuple[str, str]:
+        """Case id and patient by the named groups of a rule."""
+        case = self.case_format.format(**groups)
+        try:
+            return case, self.patient_format.format(**groups)
+        except KeyError:
+            return case, case
 
 
-def suffix_rules(case: str, suffixes: dict[str, Sequence[str]]) -> tuple[FileRule, ...]:
+def suffix_rules(case: str, suffixes: dict[str, Sequence[str]], example: str) -> tuple[FileRule, ...]:
     """One rule for files named CASE-SUFFIX or CASE_SUFFIX, in any folder.
 
     Args:
-        case: Regular expression of a case id, without ``/``.
+        case: Regular expression of a case id, without ``/``; a group ``patient`` in it says whose it is.
         suffixes: Channel or :data:`LABEL` -> suffixes that mean it.
+        example: Name of such a file.
     """
     meaning = {suffix.lower(): channel for channel, group in suffixes.items() for suffix in group}
     longest_first = sorted(meaning, key=len, reverse=True)
     alternatives = "|".join(map(re.escape, longest_first))
-    return (FileRule(rf"(?:.*/)?(?P<case>{case})[-_](?P<what>{alternatives}){ENDING}", meaning),)
+    return (FileRule(rf"(?:.*/)?(?P<case>{case})[-_](?P<what>{alternatives}){ENDING}", meaning, example),)

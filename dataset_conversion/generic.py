@@ -17,8 +17,16 @@ from emim_nnunet.dataset_conversion.family import (
 from emim_nnunet.dataset_conversion.unlabelled import DEFAULT_FOMO, DEFAULT_NNSSL, fomo_family, nnssl_family
 from emim_nnunet.errors import UserError
 
-BIDS_CASE = r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?"
+BIDS_CASE = r"(?P<patient>sub-[A-Za-z0-9]+)(?:_ses-[A-Za-z0-9]+)?"
 BIDS_ENTITIES = r"(?:_[a-z]+-[A-Za-z0-9]+)*?"
+PLACE = re.compile(r"(\{(?:case|patient|visit)\}|\*)")
+EXAMPLES = {"{case}": "case01", "{patient}": "patient01", "{visit}": "visit1", "*": "any"}
+CASE_FORMATS = {  # placeholders of a pattern -> case id
+    frozenset({"{case}"}): "{case}",
+    frozenset({"{patient}"}): "{patient}",
+    frozenset({"{patient}", "{visit}"}): "{patient}_{visit}",
+    frozenset({"{patient}", "{case}"}): "{case}",
+}
 
 
 def bids_family(
@@ -40,12 +48,17 @@ def bids_family(
     what = "|".join(map(re.escape, meaning))
     return _own(
         "bids",
-        (FileRule(rf"(?:.*/)?(?P<case>{BIDS_CASE}){BIDS_ENTITIES}_(?P<what>{what}){ENDING}", meaning),),
+        (
+            FileRule(
+                rf"(?:.*/)?(?P<case>{BIDS_CASE}){BIDS_ENTITIES}_(?P<what>{what}){ENDING}",
+                meaning,
+                f"sub-01/anat/sub-01_{next(iter(channels.values()))}.nii.gz",
+            ),
+        ),
         channels,
         label,
         classes,
         masked=mask is not None,
-        patient_pattern=r"(sub-[A-Za-z0-9]+)",
     )
 
 
@@ -56,28 +69,47 @@ def folders_family(
 
     Args:
         channels: Channel -> path below the source in which ``{case}`` is the case id and ``*`` any text without ``/``, for
-            example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``.
+            example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``; or ``{patient}`` and ``{visit}``, for example
+            ``{patient}/{visit}_t1.nii.gz``, which make the case id ``patient_visit``. A patient of ``{patient}/{case}`` has
+            several cases with ids of their own.
         label: Likewise for the segmentations; None = there are none.
         classes: Name -> value on disk.
         mask: Likewise for the masks of brain or body.
     """
     wanted = channels | ({LABEL: label} if label else {}) | ({MASK: mask} if mask else {})
-    rules = tuple(FileRule(_path_pattern(pattern), what) for what, pattern in wanted.items())
-    return _own("folders", rules, channels, label, classes, masked=mask is not None)
+    names = {pattern: frozenset(PLACE.findall(pattern)) - {"*"} for pattern in wanted.values()}
+    for pattern, found in names.items():
+        if found not in CASE_FORMATS or re.search("[{}]", PLACE.sub("", pattern)):
+            raise UserError(
+                f"the pattern {pattern!r} must contain {{case}}, the place of the case id, or {{patient}}, alone or with "
+                f"{{visit}} or {{case}}, and no other word in braces"
+            )
+    if len(set(names.values())) > 1:
+        raise UserError(
+            f"the patterns {', '.join(map(repr, names))} must contain the same of {{case}}, {{patient}} and {{visit}}"
+        )
+    rules = tuple(_folders_rule(pattern, what) for what, pattern in wanted.items())
+    case_format = CASE_FORMATS[next(iter(names.values()))]
+    return _own("folders", rules, channels, label, classes, masked=mask is not None, case_format=case_format)
 
 
-def _path_pattern(pattern: str) -> str:
-    if pattern.count("{case}") < 1:
-        raise UserError(f"the pattern {pattern!r} must contain {{case}}, the place of the case id")
-    parts = re.split(r"(\{case\}|\*)", pattern.strip("/"))
-    first = True
+def _folders_rule(pattern: str, what: str) -> FileRule:
+    """The rule of a pattern in which a placeholder that occurs twice stands for the same text."""
+    example = PLACE.sub(lambda place: EXAMPLES[place[0]], pattern.strip("/"))
+    longest = _path_pattern(pattern, "+") if "{patient}" in pattern else None
+    return FileRule(_path_pattern(pattern, "+?"), what, example, pattern, longest)
+
+
+def _path_pattern(pattern: str, repetition: str) -> str:
+    seen: set[str] = set()
     result = ""
-    for part in parts:
-        if part == "{case}":
-            result += r"(?P<case>[^/]+?)" if first else r"(?P=case)"
-            first = False
-        else:
+    for part in PLACE.split(pattern.strip("/")):
+        if part == "*" or not PLACE.fullmatch(part):
             result += r"[^/]*" if part == "*" else re.escape(part)
+        else:
+            name = part.strip("{}")
+            result += f"(?P={name})" if part in seen else f"(?P<{name}>[^/]{repetition})"
+            seen.add(part)
     return rf"(?:.*/)?{result}"
 
 
@@ -102,6 +134,7 @@ def _own(
         channels=tuple(channels),
         rules=rules,
         label_map={0: 0} | consecutive if label else {},
+        asked_label=label or "",
         labels={"background": 0} | {k: consecutive[v] for k, v in classes.items()} if label else BACKGROUND_ONLY,
         licence="not stated",
         citation="not stated",

@@ -14,9 +14,8 @@ FAMILIES = (
         title="UPENN-GBM (T1, T1GD, T2, FLAIR; manual segmentations only)",
         default_dataset_name="UPENNGBM",
         channels=CHANNELS,
-        rules=suffix_rules(r"UPENN-GBM-\d+_\d+", UPENN),
+        rules=suffix_rules(r"(?P<patient>UPENN-GBM-\d+)_\d+", UPENN, "UPENN-GBM-00001_11_T1.nii.gz"),
         label_map=FOUR_TO_THREE,
-        patient_pattern=r"(UPENN-GBM-\d+)_\d+",
         overlaps="BraTS",
         advice="most cases have automatic segmentations only: they become unlabelled cases",
         licence="CC BY 4.0",
@@ -31,13 +30,13 @@ FAMILIES = (
         # some mirrors unpack every file into a folder of its name
         rules=(
             FileRule(
-                rf"(?:.*/)?(?P<case>UCSF-PDGM-\d+(?:_FU\d+d)?)_(?P<what>{'|'.join(UCSF)})"
+                rf"(?:.*/)?(?P<case>(?P<patient>UCSF-PDGM-\d+)(?:_FU\d+d)?)_(?P<what>{'|'.join(UCSF)})"
                 rf"(?:{ENDING}|{ENDING}/[^/]+{ENDING})",
                 UCSF,
+                "UCSF-PDGM-0004_T1.nii.gz",
             ),
         ),
         label_map=FOUR_TO_THREE,
-        patient_pattern=r"(UCSF-PDGM-\d+)",
         overlaps="BraTS 2021 and 2023 (298 exams)",
         licence="CC BY 4.0",
         citation="doi:10.1148/ryai.220058",

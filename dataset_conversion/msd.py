@@ -7,10 +7,10 @@ from emim_nnunet.dataset_conversion.family import ENDING, LABEL, STACK, DatasetF
 CITATION = "arXiv:1902.09063; arXiv:2106.05735"
 
 
-def _rules(case: str) -> tuple[FileRule, ...]:
+def _rules(case: str, example: str) -> tuple[FileRule, ...]:
     return (
-        FileRule(rf"(?:.*/)?images(?:Tr|Ts)/(?P<case>{case}){ENDING}", STACK),
-        FileRule(rf"(?:.*/)?labelsTr/(?P<case>{case}){ENDING}", LABEL),
+        FileRule(rf"(?:.*/)?images(?:Tr|Ts)/(?P<case>{case}){ENDING}", STACK, f"imagesTr/{example}.nii.gz"),
+        FileRule(rf"(?:.*/)?labelsTr/(?P<case>{case}){ENDING}", LABEL, f"labelsTr/{example}.nii.gz"),
     )
 
 
@@ -21,7 +21,7 @@ FAMILIES = (
         default_dataset_name="MSD01BrainTumour",
         channels=("T1", "T1ce", "T2", "Flair"),
         stack={"Flair": 0, "T1": 1, "T1ce": 2, "T2": 3},
-        rules=_rules(r"BRATS_\d+"),
+        rules=_rules(r"BRATS_\d+", "BRATS_001"),
         # 1 oedema, 2 non-enhancing, 3 enhancing: 1 and 2 are swapped against BraTS
         label_map={0: 0, 1: 1, 2: 2, 3: 3},
         labels={"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]},
@@ -36,7 +36,7 @@ FAMILIES = (
         default_dataset_name="MSD05Prostate",
         channels=("T2", "ADC"),
         stack={"T2": 0, "ADC": 1},
-        rules=_rules(r"prostate_\d+"),
+        rules=_rules(r"prostate_\d+", "prostate_00"),
         label_map={0: 0, 1: 1, 2: 2},
         labels={"background": 0, "peripheral zone": 1, "transition zone": 2},
         licence="CC BY-SA 4.0",

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-from nnunetv2.paths import nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from emim_nnunet.checkpoints.channels import channel_names, standard_name
-from emim_nnunet.checkpoints.io import left_work_folders, new_work_folder, write_json
+from emim_nnunet.checkpoints.io import left_work_folders, new_work_folder, read_json, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.dataset_conversion.converter import dataset_lock, target_folder, zeros_like
@@ -24,8 +25,15 @@ from emim_nnunet.locks import Lock
 from emim_nnunet.planners.raw_dataset import UNLABELLED, dataset_name, images_of_cases
 from emim_nnunet.training.provenance import versions
 
+MISSING = "missing_channels.json"
+RARE = 0.25  # of the cases: a channel that fewer have is mostly zeros
+EXTENT_CASES = 5  # read per data set to learn how large what they show is
+SHORT_SIDES, LONG_SIDES = 1.6, 2.0  # factors; prostates are slabs, trunks are long
 
-def pool(dataset_ids: Sequence[int], target_id: int, name: str, channels: Sequence[str] | None = None) -> Path:
+
+def pool(
+    dataset_ids: Sequence[int], target_id: int, name: str, channels: Sequence[str] | None = None
+) -> tuple[Path, list[str]]:
     """Write a data set whose unlabelled cases are links to the images of others.
 
     Args:
@@ -36,11 +44,11 @@ def pool(dataset_ids: Sequence[int], target_id: int, name: str, channels: Sequen
             gets zeros in its place; a case that has none of them is left out.
 
     Returns:
-        The new folder.
+        The new folder; and lines for the user: a table of what is in it, and warnings.
 
     Raises:
-        UserError: Data sets are missing, have different file endings, or none of the channels, or another process writes the
-            new id; nothing is written then.
+        UserError: Data sets are missing, have different file endings, or none of the channels, or hold several channels in one
+            file, or another process writes the new id; nothing is written then.
     """
     if len(set(dataset_ids)) < max(2, len(dataset_ids)):
         raise UserError("pooling needs at least two different data sets")
@@ -48,7 +56,9 @@ def pool(dataset_ids: Sequence[int], target_id: int, name: str, channels: Sequen
         return _pool(dataset_ids, target_folder(target_id, name), channels, lock)
 
 
-def _pool(dataset_ids: Sequence[int], target: Path, channels: Sequence[str] | None, lock: Lock) -> Path:
+def _pool(
+    dataset_ids: Sequence[int], target: Path, channels: Sequence[str] | None, lock: Lock
+) -> tuple[Path, list[str]]:
     folders = [Path(nnUNet_raw) / dataset_name(i) for i in dataset_ids]
     descriptions = [read_dataset_json(folder) for folder in folders]
     endings = sorted({d["file_ending"] for d in descriptions})
@@ -64,12 +74,84 @@ def _pool(dataset_ids: Sequence[int], target: Path, channels: Sequence[str] | No
     partial = new_work_folder(target)
     try:
         _write(partial, target.name, folders, descriptions, wanted, endings[0])
+        lines = [*_table(partial, wanted), *_extent_warnings(partial, wanted, endings[0])]
         lock.check()
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return target
+    return target, lines
+
+
+def _table(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Cases per data set, and how many of them have each channel; a warning of channels that few have."""
+    origins, missing = read_json(folder / ORIGINS), read_json(folder / MISSING)
+    rows = {}
+    for source in dict.fromkeys(origins.values()):
+        cases = [case for case, origin in origins.items() if origin == source]
+        rows[source] = [len(cases), *(sum(n not in missing.get(case, []) for case in cases) for n in wanted)]
+    totals = [sum(column) for column in zip(*rows.values(), strict=True)]
+    first = max(map(len, [*rows, "all"]))
+    widths = [max(len(head), len(str(total))) for head, total in zip(["cases", *wanted], totals, strict=True)]
+    lines = [
+        "  ".join([name.ljust(first), *(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))])
+        for name, row in {"": ["cases", *wanted], **rows, "all": totals}.items()
+    ]
+    rare = [n for n, number in zip(wanted, totals[1:], strict=True) if number < RARE * totals[0]]
+    if rare:
+        rest = " ".join(n for n in wanted if n not in rare)
+        lines.append(
+            f"WARNING: few cases have {', '.join(rare)}; in the others zeros stand for it. To leave it out: --channels {rest}"
+        )
+    return lines
+
+
+def _extent_warnings(folder: Path, wanted: Sequence[str], ending: str) -> list[str]:
+    """A warning where the images of two data sets are so different in size that they hardly show the same part of the body.
+
+    What counts is the median over some cases of the three sides, in mm, of the box around the non-zero voxels, sorted, so that
+    the orientation of the slices does not matter. Heads with and without skull stay below the limits.
+    """
+    origins, missing = read_json(folder / ORIGINS), read_json(folder / MISSING)
+    extents = {}
+    for source in dict.fromkeys(origins.values()):
+        cases = [case for case, origin in origins.items() if origin == source]
+        some = cases[:: max(1, len(cases) // EXTENT_CASES)][:EXTENT_CASES]
+        channels = [next(c for c, n in enumerate(wanted) if n not in missing.get(case, [])) for case in some]
+        files = [folder / UNLABELLED / f"{case}_{c:04d}{ending}" for case, c in zip(some, channels, strict=True)]
+        sides = [extent for extent in map(_extent, files) if extent is not None]
+        if sides:
+            extents[source] = np.median(sides, axis=0)
+    for limit, axis, which in ((SHORT_SIDES, 0, "shortest"), (LONG_SIDES, 2, "longest")):
+        ordered = sorted(extents, key=lambda source: extents[source][axis])
+        if extents and extents[ordered[-1]][axis] > limit * extents[ordered[0]][axis]:
+            small, large = (f"{s} {' x '.join(f'{mm:.0f}' for mm in extents[s])} mm" for s in (ordered[0], ordered[-1]))
+            return [
+                f"WARNING: do these data sets show the same part of the body? What is not 0 in their images measures: {small}, "
+                f"{large} (median of up to {EXTENT_CASES} cases; the {which} sides differ by more than a factor of {limit:g})"
+            ]
+    return []
+
+
+def _extent(file: Path) -> np.ndarray | None:
+    """Sides (3,) in mm of the box around the non-zero voxels, ascending; None for a picture, which has no mm, or only zeros."""
+    image = _read(file)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        return None
+    occupied = sitk.GetArrayViewFromImage(image) != 0
+    if not occupied.any():
+        return None
+    voxels = [np.ptp(np.flatnonzero(occupied.any(axis=tuple({0, 1, 2} - {axis})))) + 1 for axis in range(3)]
+    return np.sort(np.array(voxels) * image.GetSpacing()[::-1])
+
+
+def _read(file: str | Path) -> sitk.Image:
+    try:
+        return sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise UserError(
+            f"{Path(file).resolve()} cannot be read ({str(error).strip().splitlines()[-1].strip()})"
+        ) from error
 
 
 def _write(
@@ -86,7 +168,8 @@ def _write(
     for source, description in zip(sources, descriptions, strict=True):
         number = source.name.split("_")[0].removeprefix("Dataset")
         places = {standard_name(n): place for place, n in enumerate(channel_names(description))}
-        whose = read_patients(source)
+        whose = read_patients(source) or read_patients(Path(nnUNet_preprocessed) / source.name)
+        zeros = _filled_with_zeros(source)
         cases = {
             case: images
             for sub in ("imagesTr", UNLABELLED)
@@ -94,13 +177,16 @@ def _write(
         }
         for case, images in sorted(cases.items()):
             identifier = f"{number}_{case}"
+            if len(images) < len(places):
+                raise UserError(f"{images[0]} holds several channels: such pictures cannot be pooled, split them first")
             files = [images[places[key]] if (key := standard_name(n)) in places else None for n in wanted]
-            if not any(files):
+            filled = {standard_name(n) for n in zeros.get(case, [])}
+            lacks = [n for n, file in zip(wanted, files, strict=True) if file is None or standard_name(n) in filled]
+            if len(lacks) == len(wanted):
                 continue
             _link(folder / UNLABELLED / identifier, files, ending)
             origins[identifier] = source.name
             patients[identifier] = f"{number}_{whose.get(case, case)}"
-            lacks = [n for n, file in zip(wanted, files, strict=True) if file is None]
             if lacks:
                 missing[identifier] = lacks
         counts[source.name] = sum(origin == source.name for origin in origins.values())
@@ -119,10 +205,19 @@ def _write(
         description=f"Pool of {', '.join(counts)}",
         converted_by=f"emim_nnunet {versions()['emim_nnunet']}",
     )
-    facts = {ORIGINS: origins, PATIENTS: patients, "missing_channels.json": missing}
+    facts = {ORIGINS: origins, PATIENTS: patients, MISSING: missing}
     facts["provenance.json"] = {"pool_of": counts, "channels": wanted, "versions": versions()}
     for file, content in facts.items():
         write_json(folder / file, content)
+
+
+def _filled_with_zeros(source: Path) -> dict[str, list[str]]:
+    """Case -> channels that the conversion filled with zeros."""
+    path = source / MISSING
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
+        raise UserError(f"{path} must be a JSON object: case -> list of channels")
+    return content
 
 
 def _link(stem: Path, files: Sequence[str | None], ending: str) -> None:
@@ -131,6 +226,6 @@ def _link(stem: Path, files: Sequence[str | None], ending: str) -> None:
     for channel, file in enumerate(files):
         image = stem.with_name(f"{stem.name}_{channel:04d}{ending}")
         if file is None:
-            save_image(zeros_like(sitk.ReadImage(reference)), image)
+            save_image(zeros_like(_read(reference)), image)
         else:
             os.symlink(Path(file).resolve(), image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,17 @@ def fomo_family(channels: dict[str, str]) -> DatasetFamily:
         title="FOMO60K (co-registered sessions; --channel NAME=SEQUENCE, default T1=t1 T2=t2 Flair=flair)",
         default_dataset_name="FOMO60K",
         channels=tuple(channels),
-        rules=(FileRule(rf"{folders}/(?P<what>{'|'.join(meaning)}){ENDING}", meaning),),
+        rules=(
+            FileRule(
+                rf"{folders}/(?P<what>{'|'.join(map(re.escape, meaning))}){ENDING}",
+                meaning,
+                f"PT001_OASIS1/sub_1/ses_1/{next(iter(meaning))}.nii.gz",
+            ),
+        ),
         label_map={},
         labels=BACKGROUND_ONLY,
         case_format="{site}_{subject}_{session}",
-        patient_pattern=r"(.+)_ses_[^_]+$",
+        patient_format="{site}_{subject}",
         overlaps="the collections that it is made of (IXI, OASIS, ...)",
         advice="sessions differ in their sequences: --skip_incomplete leaves out those that lack a channel",
         licence="CC BY-NC-SA 4.0",
@@ -53,7 +60,6 @@ def nnssl_family(channels: dict[str, str]) -> DatasetFamily:
         rules=tuple(FileRule(modality, channel) for channel, modality in channels.items()),
         label_map={},
         labels=BACKGROUND_ONLY,
-        patient_pattern=r"(.+)__[^_]+$",
         advice="images of a session are not registered to each other: --resample-to puts them on one grid, no more",
         licence="OpenMind: CC BY 4.0; see the collection",
         citation="arXiv:2412.17041",
@@ -75,37 +81,42 @@ def find_nnssl_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
         UserError: The file is missing or not as nnssl writes it, or a path leaves the folder.
     """
     file = source / DESCRIPTION if source.is_dir() else source
-    try:
-        sessions = list(_sessions(json.loads(file.read_text())))
-    except OSError as error:
-        raise UserError(f"SOURCE {source}: expected a folder with {DESCRIPTION} ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not as nnssl writes it ({type(error).__name__}: {error})") from error
     root = file.parent.resolve()
     channel_of = {rule.pattern.lower(): str(rule.meaning) for rule in family.rules}
-    cases = []
-    for identifier, images in sessions:
-        case = SourceCase(identifier)
-        for image in images:
-            channel = channel_of.get(str(image["modality"]).lower())
-            if channel is None or channel in case.files:
-                continue
-            path = (root / image["image_path"].removeprefix("$nnssl_raw").lstrip("/")).resolve()
-            if not path.is_relative_to(root):
-                raise UserError(f"{file}: the path {image['image_path']} leads out of {root.name}")
-            case.files[channel] = SourceFile(path)
-        if case.files:
-            cases.append(case)
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UserError(f"SOURCE {source}: expected a folder with {DESCRIPTION} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not as nnssl writes it ({error})") from error
+    try:
+        cases = [case for case in _sessions(json.loads(text), root, channel_of) if case.files]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is not as nnssl writes it ({type(error).__name__}: {error})") from error
     if not cases:
         raise UserError(f"{file} lists no image of {', '.join(r.pattern for r in family.rules)}")
+    for case in cases:
+        for image in case.files.values():
+            if not image.path.is_relative_to(root):
+                raise UserError(
+                    f"{file}: case {case.identifier} has the path {image.path}, which leads out of {root.name}"
+                )
     return sorted(cases, key=lambda case: case.identifier)
 
 
-def _sessions(content: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _sessions(content: dict[str, Any], root: Path, channel_of: dict[str, str]) -> Iterator[SourceCase]:
+    """A case per session; exceptions where the content is of another form."""
     for dataset, about in content["datasets"].items():
         for subject, person in about["subjects"].items():
             for session, visit in person["sessions"].items():
-                yield f"{dataset}_{subject}__{session}", visit["images"]
+                patient = f"{dataset}_{subject}"
+                case = SourceCase(f"{patient}__{session}", patient)
+                for image in visit["images"]:
+                    channel = channel_of.get(str(image["modality"]).lower())
+                    if channel is not None and channel not in case.files:
+                        place = image["image_path"].removeprefix("$nnssl_raw").lstrip("/")
+                        case.files[channel] = SourceFile((root / place).resolve())
+                yield case
 
 
 IXI = DatasetFamily(
@@ -113,10 +124,13 @@ IXI = DatasetFamily(
     title="IXI (T1, T2, PD; T1 on a grid of its own: --resample-to T2)",
     default_dataset_name="IXI",
     channels=("T1", "T2", "PD"),
-    rules=suffix_rules(r"IXI\d+-[A-Za-z]+-\d+", {"T1": ["T1"], "T2": ["T2"], "PD": ["PD"]}),
+    rules=suffix_rules(
+        r"(?P<patient>IXI\d+)-[A-Za-z]+-\d+",
+        {"T1": ["T1"], "T2": ["T2"], "PD": ["PD"]},
+        "IXI002-Guys-0828-T1.nii.gz",
+    ),
     label_map={},
     labels=BACKGROUND_ONLY,
-    patient_pattern=r"(IXI\d+)",
     advice="some subjects lack a modality (--skip_incomplete); not skull-stripped",
     licence="CC BY-SA 3.0",
     citation="https://brain-development.org/ixi-dataset",

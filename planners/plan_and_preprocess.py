@@ -25,13 +25,26 @@ from emim_nnunet.background import Background, background_remark, wrong_backgrou
 from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
-from emim_nnunet.dataloading.splits import ensure_splits, read_origins, read_patients, read_splits, take_over_splits
+from emim_nnunet.dataloading.splits import (
+    MAX_LISTED,
+    PATIENTS,
+    SPLITS,
+    alike,
+    check_patients,
+    check_splits,
+    ensure_splits,
+    read_origins,
+    read_patients,
+    read_splits,
+    take_over_splits,
+)
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import check_streams
 from emim_nnunet.locks import acquire
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
 from emim_nnunet.planners.preprocess import num_cores, preprocess_cases
 from emim_nnunet.planners.raw_dataset import (
+    check_channels,
     dataset_name,
     images_of_cases,
     raw_files,
@@ -70,6 +83,7 @@ def plan_and_preprocess(
     verify_integrity: bool = False,
     clean: bool = False,
     preprocess: bool = True,
+    patients: dict[str, str] | None = None,
     verbose: bool = False,
 ) -> str:
     """nnU-Net's three steps with our planner, for labelled and unlabelled cases.
@@ -87,6 +101,7 @@ def plan_and_preprocess(
         verify_integrity: Run nnU-Net's integrity check on the labelled cases first.
         clean: Extract the fingerprint anew.
         preprocess: False = only plan.
+        patients: Case -> patient, where the conversion does not say it; a case that is missing is its own patient.
         verbose: nnU-Net's verbosity.
 
     Returns:
@@ -120,13 +135,15 @@ def plan_and_preprocess(
             raise UserError(f"{raw} holds no case, neither in imagesTr nor in imagesUnlabelled")
         for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
             known(raw)
+        fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
+        _check_patients(raw, fingerprint.parent, patients, {*labelled, *unlabelled})
         check_streams(raw_files(raw, dataset_json), num_processes_fingerprint)
+        check_channels(raw, dataset_json, num_processes_fingerprint)
         train = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if labelled else {}
         images = {case: files["images"] for case, files in train.items()} | unlabelled
         remark = _background_of_images(images, dataset_json, num_processes_fingerprint)
         if remark:
             logger.warning("WARNING: %s", remark)
-        fingerprint = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
         clean = clean or not _is_json(fingerprint)  # nnU-Net would stumble over one that was not written to its end
         if labelled:
             workers = min(num_processes_fingerprint, len(labelled), num_cores())
@@ -142,6 +159,8 @@ def plan_and_preprocess(
         else:
             _extract_unlabelled_fingerprint(fingerprint, dataset_json, unlabelled, clean)
         take_over_splits(raw, fingerprint.parent)
+        if patients is not None:
+            write_json(fingerprint.parent / PATIENTS, patients)
         _, plans = plan_experiment_dataset(
             dataset_id, planner, gpu_memory_target, "DefaultPreprocessor", target_spacing, plans_name
         )
@@ -185,6 +204,29 @@ def _background_of_images(images: dict[str, list[str]], dataset_json: dict[str, 
         f"{background_remark(found, len(images) * len(names))}: set it to 0; emim_convert does with --background_to_zero or a "
         f"--mask (documentation/reference/data-sets.md)"
     )
+
+
+def _check_patients(raw: Path, preprocessed: Path, patients: dict[str, str] | None, cases: set[str]) -> None:
+    """What ``--patients`` says must agree with the rest; without it, ids that look like several of a patient are told."""
+    if patients is None:
+        group = [] if read_patients(raw) or read_patients(preprocessed) else alike(cases)
+        if group:
+            logger.warning(
+                "WARNING: %s look like visits or slices of one patient, but each case is taken for a patient: cases of one may "
+                "then be in training and validation. --patients FILE says whose each case is",
+                ", ".join(group[:MAX_LISTED]),
+            )
+        return
+    if (raw / PATIENTS).is_file():
+        raise UserError(f"--patients: {raw / PATIENTS} says already whose each case is: edit that file, or remove it")
+    check_patients(patients, cases, raw.name)
+    for folder in (preprocessed, raw):  # that of the raw data counts only where there is no other
+        if (folder / SPLITS).is_file():
+            check_splits(folder, patients)
+            break
+    own = len(cases - set(patients))
+    if own:
+        logger.info("--patients says nothing of %d of %d cases: each of them is a patient", own, len(cases))
 
 
 def _labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> list[str]:

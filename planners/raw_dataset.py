@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
@@ -34,14 +36,14 @@ def images_of_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, lis
     """Images of the cases in a folder.
 
     Args:
-        folder: Holds CASE_0000, CASE_0001, ... per case.
+        folder: Holds CASE_0000, CASE_0001, ... per case. A colour image holds several channels: there are fewer files then.
         dataset_json: Of the data set.
 
     Returns:
         Paths per case in the order of the channels; empty when the folder is missing.
 
     Raises:
-        UserError: A case lacks a channel, or has too many.
+        UserError: A case lacks a file, or has too many.
     """
     ending, channels = dataset_json["file_ending"], len(dataset_json["channel_names"])
     cut = len(ending) + len("_0000")
@@ -49,9 +51,55 @@ def images_of_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, lis
     for file in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
         cases.setdefault(file.name[:-cut], []).append(str(file))
     for case, images in cases.items():
-        if images != [str(folder / f"{case}_{c:04d}{ending}") for c in range(channels)]:
+        expected = len(images) if _has_colours(dataset_json) and len(images) <= channels else channels
+        if images != [str(folder / f"{case}_{c:04d}{ending}") for c in range(expected)]:
             raise UserError(f"{folder / case}: expected exactly the channels 0000 to {channels - 1:04d}, one file each")
     return cases
+
+
+def _has_colours(dataset_json: dict[str, Any]) -> bool:
+    """Whether nnU-Net reads several channels from one file: its reader of two-dimensional pictures does."""
+    reader = dataset_json.get("overwrite_image_reader_writer", "None")
+    by_ending = dataset_json["file_ending"].lower() in NaturalImage2DIO.supported_file_endings
+    return by_ending if reader == "None" else reader == NaturalImage2DIO.__name__
+
+
+def check_channels(folder: Path, dataset_json: dict[str, Any], num_threads: int) -> None:
+    """Whether pictures, whose files may hold one channel or several, have those of ``dataset.json``.
+
+    Args:
+        folder: Raw data set. Other formats have one channel per file, which :func:`images_of_cases` counts.
+        dataset_json: Its description.
+        num_threads: Cases read at a time.
+
+    Raises:
+        UserError: Naming the first case that has not, or that cannot be read.
+    """
+    if not _has_colours(dataset_json):
+        return
+    names = list(dataset_json["channel_names"].values())
+    found = [
+        images for sub in ("imagesTr", UNLABELLED) for images in images_of_cases(folder / sub, dataset_json).values()
+    ]
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        for images, number in zip(found, pool.map(_num_channels, found), strict=True):
+            if number != len(names):
+                raise UserError(
+                    f"{images[0]}: the case has {number} channels in {len(images)} files, dataset.json has {len(names)} "
+                    f"({', '.join(map(str, names))})"
+                )
+
+
+def _num_channels(images: list[str]) -> int:
+    try:
+        return len(NaturalImage2DIO().read_images(images)[0])
+    except AssertionError as error:
+        if images[0].lower().endswith(".tif"):  # volumes, one per channel: nnU-Net's next reader takes them
+            return len(images)
+        raise UserError(f"{images[0]}: the case cannot be read ({' '.join(str(error).split())})") from error
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split()) or "its files are of different size"
+        raise UserError(f"{images[0]}: the case cannot be read ({reason})") from error
 
 
 def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 import torch
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, atomic_write, load_checkpoint, save_checkpoint
-from emim_nnunet.dataloading.splits import ensure_splits, read_patients, take_over_splits
+from emim_nnunet.dataloading.splits import (
+    alike,
+    check_splits,
+    ensure_splits,
+    read_patients,
+    read_patients_csv,
+    take_over_splits,
+)
 from emim_nnunet.errors import UserError
 
 GOOD = {"format": SSL_FORMAT, "format_version": FORMAT_VERSION}
@@ -152,3 +160,49 @@ def test_patients_and_folds_of_a_conversion_reach_the_training(tmp_path: Path) -
     take_over_splits(raw, preprocessed)
     assert (preprocessed / "splits_final.json").read_text() == "[1]"  # the user may have changed it
     assert read_patients(preprocessed) == {"a": "q"}
+
+
+@pytest.mark.parametrize(
+    ("cases", "looks"),
+    [
+        (["patient01_study1", "patient01_study2", "patient02_study1", "patient02_study2"], True),
+        (["sub-01_ses-a", "sub-01_ses-b", "sub-02_ses-a", "sub-02_ses-b"], True),
+        (["TCGA_CS_4941_19960909_1", "TCGA_CS_4941_19960909_2", "p7-1", "p7-2"], True),
+        (["p1_slice01", "p1_slice02", "p2_slice01", "p2_slice02"], True),
+        (["BraTS-GLI-00001-000", "BraTS-GLI-00002-000"], False),
+        (["BRATS_001", "BRATS_002", "BRATS_003"], False),
+        (["BraTS2021_00000", "BraTS2021_00002"], False),
+        (["Brats18_2013_2_1", "Brats18_2013_3_1", "Brats18_TCIA09_141_1"], False),
+        (["Utrecht_50", "Utrecht_51", "Amsterdam_50", "Amsterdam_51"], False),
+        (["TCGA_CS_4941", "TCGA_CS_4942", "TCGA_DU_5849", "TCGA_DU_5851"], False),
+        (["IXI002-Guys-0828", "IXI012-HH-1211", "UPENN-GBM-00001_11", "UPENN-GBM-00002_11"], False),
+        (["patient01", "patient02", "patient03"], False),
+    ],
+)
+def test_ids_that_look_like_several_of_a_patient(cases: list[str], looks: bool) -> None:
+    assert bool(alike(cases)) == looks
+
+
+def test_a_table_of_patients(tmp_path: Path) -> None:
+    file = tmp_path / "patients.csv"
+    file.write_bytes("\ufeffage;case;patient\n50;a_1;a\n51; a_2 ;a\n\n60;b_1;b\n".encode())
+    assert read_patients_csv(file) == {"a_1": "a", "a_2": "a", "b_1": "b"}
+    for content, message in (
+        ("case,who\na,b\n", "must have a head line with 'case' and 'patient'; it has case, who"),
+        ("", "it has none"),
+        ("case,patient\na_1,\n", "row 1 below the head line: the case or the patient is missing"),
+        ("case,patient\na_1\n", "the case or the patient is missing"),
+        ("case,patient\na_1,a\na_1,b\n", "row 2 below the head line: case a_1 is there twice"),
+        ("case,patient\n" + "x" * 200_000 + ",a\n", "cannot be read as a CSV file"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=re.escape(message)):
+            read_patients_csv(file)
+
+
+def test_folds_that_part_a_patient_are_found(tmp_path: Path) -> None:
+    check_splits(tmp_path, {"a": "p", "b": "p"})
+    (tmp_path / "splits_final.json").write_text('[{"train": ["a", "c"], "val": ["b"]}]')
+    check_splits(tmp_path, {"a": "p", "b": "q"})
+    with pytest.raises(UserError, match=r"fold 0 of .* trains and validates on cases of patient p"):
+        check_splits(tmp_path, {"a": "p", "b": "p"})

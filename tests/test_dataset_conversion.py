@@ -16,8 +16,8 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.dataloading.splits import ensure_splits, read_splits
 from emim_nnunet.dataset_conversion import converter
-from emim_nnunet.dataset_conversion.converter import patient_splits
 from emim_nnunet.phantom import write_brats2023
 from tests.conftest import shared_data
 
@@ -278,10 +278,11 @@ def test_dry_run_lists_all_problems_and_writes_nothing(
 ) -> None:
     truncate(source)
     unknown_label(source)
-    assert convert(source, "--dry_run") == 0
-    out = capsys.readouterr().out
+    assert convert(source, "--dry_run") == 2
+    out, err = capsys.readouterr()
+    assert err.rstrip().endswith("error: 2 problems, listed above; nothing was written (--dry_run)")
     assert out.count("PROBLEM") == 2
-    assert "3 cases, 2 labelled, 2 problems" in out
+    assert "3 cases of 3 patients, 2 labelled, 2 problems" in out
     assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
 
 
@@ -324,17 +325,20 @@ def test_a_partial_conversion_of_other_files_is_thrown_away(source: Path, nnunet
     assert copy.read_bytes() == file_of(source, "t1n").read_bytes()
 
 
-def test_time_points_of_a_patient_stay_in_one_fold() -> None:
+def test_time_points_of_a_patient_stay_in_one_fold(tmp_path: Path) -> None:
     cases = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(7) for time in range(1 + patient % 2)]
-    splits = patient_splits(cases, r"(.+)-\d{3}$")
+    (tmp_path / "patients.json").write_text(json.dumps({case: case[:-4] for case in cases}))
+    ensure_splits(tmp_path, cases)
+    splits = read_splits(tmp_path)
     assert len(splits) == 5
     assert sorted(c for fold in splits for c in fold["val"]) == sorted(cases)
     for fold in splits:
         patients = [{c[:-4] for c in fold[part]} for part in ("train", "val")]
         assert not patients[0] & patients[1]
         assert sorted(fold["train"] + fold["val"]) == sorted(cases)
-    assert patient_splits(["A-000", "B-000"], r"(.+)-\d{3}$") == []
-    assert patient_splits(["A-000", "A-001"], r"(.+)-\d{3}$") == []
+    (tmp_path / "splits_final.json").unlink()
+    ensure_splits(tmp_path, [case for case in cases if case.startswith("BraTS-GLI-00001")])
+    assert not (tmp_path / "splits_final.json").exists()  # one patient cannot be split
 
 
 def test_real_brats_cases(nnunet_dirs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.dataloading.splits import read_patients, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import acquire
 from emim_nnunet.methods import method_classes
@@ -257,6 +259,47 @@ def test_one_case_and_eight_channels(planning: Path) -> None:
     write_raw(planning, 1, labelled=1, channels=8)
     assert plan(1, "--no_pp") == 0
     assert {"2d", "3d_fullres"} <= set(plans_of(planning, 1)["configurations"])
+
+
+def test_colour_pictures_are_planned_and_a_table_of_patients_makes_the_folds(
+    planning: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pictures of one file and three channels, labelled or not, as nnU-Net's reader takes them; slices of two patients."""
+    raw = planning / "nnUNet_raw" / "Dataset001_Toy"
+    rng = np.random.default_rng(0)
+    for sub, slices in (("imagesTr", ("p1_1", "p1_2", "p2_1", "p2_2")), ("imagesUnlabelled", ("p3_1",))):
+        (raw / sub).mkdir(parents=True)
+        for name in slices:
+            colours = rng.integers(1, 255, (64, 64, 3), dtype=np.uint8)
+            sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(raw / sub / f"{name}_0000.png"))
+    (raw / "labelsTr").mkdir()
+    for file in (raw / "imagesTr").iterdir():
+        write(rng.integers(0, 2, (64, 64), dtype=np.uint8), raw / "labelsTr" / file.name.replace("_0000", ""))
+    dataset = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "lesion": 1}}
+    (raw / "dataset.json").write_text(json.dumps(dataset | {"numTraining": 4, "file_ending": ".png"}))
+    unlabelled = raw / "imagesUnlabelled" / "p3_1_0000.png"
+    unlabelled.rename(tmp_path / "colours.png")
+    write(np.ones((64, 64), dtype=np.uint8), unlabelled)
+    assert plan(1, "--no_pp") == 2
+    assert "the case has 1 channels in 1 files, dataset.json has 3 (R, G, B)" in capsys.readouterr().err
+    assert "p1_1, p1_2 look like visits or slices of one patient" in caplog.text
+    caplog.clear()
+    shutil.move(tmp_path / "colours.png", unlabelled)
+    table = tmp_path / "whose.csv"
+    table.write_text("case,patient\np1_1,p1\np1_2,p1\np2_1,p2\np2_2,p2\n")
+    assert plan(1, "-c", "2d", "--patients", str(table), target="0.05") == 0
+    assert "look like visits or slices" not in caplog.text
+    assert "--patients says nothing of 1 of 5 cases" in caplog.text
+    folder = planning / "nnUNet_preprocessed" / "Dataset001_Toy"
+    for suffix, case in (("", "p1_1"), ("_unlabelled", "p3_1")):
+        data = nnUNetDatasetBlosc2(str(folder / f"nnUNetEMIMPlans_2d{suffix}"), [case]).load_case(case)[0]
+        assert data.shape == (3, 1, 64, 64)
+    assert read_patients(folder) == {"p1_1": "p1", "p1_2": "p1", "p2_1": "p2", "p2_2": "p2"}
+    assert [fold["val"] for fold in read_splits(folder)] == [["p1_1", "p1_2"], ["p2_1", "p2_2"]]
+    table.write_text("case,patient\np1_1,a\np2_1,a\n")
+    assert plan(1, "--no_pp", "--patients", str(table)) == 2
+    assert "fold 0 of" in (message := capsys.readouterr().err)
+    assert "trains and validates on cases of patient a: remove that file" in message
 
 
 def test_both_stages_keep_to_the_memory_target(planning: Path, caplog: pytest.LogCaptureFixture) -> None:

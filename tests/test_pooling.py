@@ -43,7 +43,16 @@ def test_channels_are_pooled_by_name_and_what_is_missing_is_zero(
     nnunet_dirs: Path, tmp_path: Path, capsys: Any
 ) -> None:
     two_data_sets(tmp_path / "source")
+    capsys.readouterr()
     assert run(pool.main, ["-d", "3", "4", "-o", "5"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[:4] == [
+        ["cases", "T1", "T1ce", "T2", "Flair", "PD"],
+        ["Dataset003_A", "3", "3", "3", "3", "3", "0"],
+        ["Dataset004_B", "2", "2", "0", "0", "2", "2"],
+        ["all", "5", "5", "3", "3", "5", "2"],
+    ]
+    assert len(printed) == 5  # no warning
     raw = nnunet_dirs / "nnUNet_raw" / POOL
     names = json.loads((raw / "dataset.json").read_text())["channel_names"]
     assert list(names.values()) == ["T1", "T1ce", "T2", "Flair", "PD"]
@@ -70,6 +79,41 @@ def test_channels_are_pooled_by_name_and_what_is_missing_is_zero(
         assert run(pool.main, options) == 2
         assert message in capsys.readouterr().err
     assert not list((nnunet_dirs / "nnUNet_raw").glob("*007*"))
+
+
+def test_rare_channels_and_other_bodies_are_told(nnunet_dirs: Path, capsys: Any) -> None:
+    """Heads, and slabs of a fraction of their height; T1 of one set is 0 in most cases, as --allow_missing leaves it."""
+    raw = nnunet_dirs / "nnUNet_raw"
+    for number, cases, thickness in ((3, 5, 12), (4, 2, 5)):
+        folder = raw / f"Dataset{number:03d}_X" / "imagesUnlabelled"
+        folder.mkdir(parents=True)
+        for case in range(cases):
+            voxels = np.zeros((14, 14, 14), dtype=np.int16)
+            voxels[1 : 1 + thickness, 1:13, 1:13] = 1
+            for channel in range(2):
+                image = sitk.GetImageFromArray(voxels * (channel or case == 0 or number == 4))
+                image.SetSpacing((10.0, 10.0, 10.0))
+                sitk.WriteImage(image, str(folder / f"c{case}_{channel:04d}.nii.gz"))
+        about = {"labels": {"background": 0, "a": 1}, "numTraining": 0, "file_ending": ".nii.gz"}
+        names = {"channel_names": {"0": "ADC", "1": "T2"}}
+        (folder.parent / "dataset.json").write_text(json.dumps(about | names))
+    without = {f"c{case}": ["ADC"] for case in range(1, 5)}
+    (raw / "Dataset003_X" / "missing_channels.json").write_text(json.dumps(without))
+    (raw / "Dataset004_X" / "missing_channels.json").write_text(json.dumps({"c0": ["ADC"], "c1": ["ADC"]}))
+    patients = nnunet_dirs / "nnUNet_preprocessed" / "Dataset003_X" / "patients.json"
+    patients.parent.mkdir()
+    patients.write_text(json.dumps({"c0": "p", "c1": "p"}))  # of --patients
+    assert run(pool.main, ["-d", "3", "4", "-o", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "few cases have ADC; in the others zeros stand for it. To leave it out: --channels T2" in printed
+    assert "Dataset004_X 50 x 120 x 120 mm, Dataset003_X 120 x 120 x 120 mm" in printed
+    missing = json.loads((raw / POOL / "missing_channels.json").read_text())
+    assert missing == {f"003_c{case}": ["ADC"] for case in range(1, 5)} | {f"004_c{case}": ["ADC"] for case in range(2)}
+    assert json.loads((raw / POOL / "patients.json").read_text())["003_c1"] == "003_p"
+    (raw / "Dataset003_X" / "imagesUnlabelled" / "c0_0000.nii.gz").write_bytes(b"damaged")
+    assert run(pool.main, ["-d", "3", "4", "-o", "6"]) == 2
+    assert "c0_0000.nii.gz cannot be read" in capsys.readouterr().err
+    assert not list(raw.glob("*006*"))
 
 
 def test_crops_are_balanced_over_the_origins() -> None:

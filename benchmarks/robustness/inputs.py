@@ -689,6 +689,116 @@ def links_without_header(world: Path) -> list[str]:
     return convert(world, "--strip_header", "--link")
 
 
+@bad("convert", r"case id 'CON' cannot be a file name")
+def case_id_of_a_windows_device(world: Path) -> list[str]:
+    return own_folders(world, "CON")
+
+
+@bad("convert", r"case id 'P1.' cannot be a file name")
+def case_id_with_a_dot_at_the_end(world: Path) -> list[str]:
+    return own_folders(world, "P1.")
+
+
+@bad("convert", r"case id 'x+'... is too long for names of files: 240 letters, at most 180")
+def case_id_too_long_for_a_file(world: Path) -> list[str]:
+    return own_folders(world, "x" * 240)
+
+
+@bad("convert", r"case id P1 and p1 differ in upper and lower case only")
+def case_ids_of_upper_and_lower_case(world: Path) -> list[str]:
+    own_folders(world, "p1")
+    return own_folders(world, "P1")
+
+
+@bad("convert", r"patient P1 and p1 differ in upper and lower case only")
+def patients_of_upper_and_lower_case(world: Path) -> list[str]:
+    own_folders(world, "p1/a")
+    own_folders(world, "P1/b")
+    return ["folders", str(world / "own"), *NEW, "--channel", "T1={patient}/{visit}/T1.nii.gz"]
+
+
+@bad("convert", r"two files for T1 of case P1: .* of two visits, use `folders` with {patient} and {visit}")
+def two_visits_in_a_folder_of_one_case(world: Path) -> list[str]:
+    own_folders(world, "P1")
+    shutil.copy(image(world), world / "own" / "P1" / "T1_2.nii.gz")
+    return ["folders", str(world / "own"), *NEW, "--channel", "T1={case}/T1*.nii.gz"]
+
+
+@bad("convert", r"case id a_b_c stands for patient a and for patient a_b")
+def visits_that_get_the_same_id(world: Path) -> list[str]:
+    own_folders(world, "a/b_c")
+    own_folders(world, "a_b/c")
+    return ["folders", str(world / "own"), *NEW, "--channel", "T1={patient}/{visit}/T1.nii.gz"]
+
+
+@bad("convert", r"the pattern '{patient}/{visits}/T1.nii.gz' must contain")
+def pattern_with_an_unknown_placeholder(world: Path) -> list[str]:
+    return ["folders", str(world / "source"), *NEW, "--channel", "T1={patient}/{visits}/T1.nii.gz"]
+
+
+@bad("convert", r"must contain the same of {case}, {patient} and {visit}")
+def patterns_with_other_placeholders(world: Path) -> list[str]:
+    return own_folders(world, "P1/a", "--channel", "T2={patient}/{visit}/T2.nii.gz")
+
+
+@bad("convert", r"'P1/T1.nii.gz' matches P1/{case}.nii.gz and {case}/T1.nii.gz")
+def a_file_of_two_patterns(world: Path) -> list[str]:
+    own_folders(world, "P1")
+    channels = ["--channel", "T1=P1/{case}.nii.gz", "--channel", "T2={case}/T1.nii.gz"]
+    return ["folders", str(world / "own"), *NEW, *channels]
+
+
+@bad("convert", r"--label {case}/seg.nii.gz: none of the 1 cases .* has such a segmentation")
+def label_that_is_nowhere(world: Path) -> list[str]:
+    return own_folders(world, "P1", "--label", "{case}/seg.nii.gz", "--classes", "lesion=1")
+
+
+@bad("convert", r"1 problems, listed above; nothing was written")
+def dry_run_with_a_problem(world: Path) -> list[str]:
+    text_instead_of_gzip(world)
+    return convert(world, "--dry_run")
+
+
+def collection(world: Path, text: str) -> list[str]:
+    """A source that is described by this text."""
+    (world / "collection").mkdir()
+    (world / "collection" / "pretrain_data.json").write_text(text)
+    return ["nnssl", str(world / "collection"), *NEW, "--channel", "T1=T1w"]
+
+
+def one_image(place: Any) -> str:
+    images = [{"modality": "T1w"} | ({} if place is None else {"image_path": place})]
+    return json.dumps({"datasets": {"D": {"subjects": {"S": {"sessions": {"V": {"images": images}}}}}}})
+
+
+@bad("convert", r"pretrain_data.json is not as nnssl writes it \(RecursionError")
+def collection_of_deep_json(world: Path) -> list[str]:
+    return collection(world, "[" * 200_000)
+
+
+@bad("convert", r"pretrain_data.json is not as nnssl writes it \(AttributeError")
+def collection_whose_path_is_a_number(world: Path) -> list[str]:
+    return collection(world, one_image(7))
+
+
+@bad("convert", r"pretrain_data.json is not as nnssl writes it \(KeyError: 'image_path'")
+def collection_without_paths(world: Path) -> list[str]:
+    return collection(world, one_image(None))
+
+
+@bad("convert", r"pretrain_data.json is not as nnssl writes it \(ValueError")
+def collection_whose_path_holds_zero(world: Path) -> list[str]:
+    return collection(world, one_image("a\0b.nii.gz"))
+
+
+@bad("convert", r"case id a_b_c__V stands for two cases")
+def collection_with_an_id_twice(world: Path) -> list[str]:
+    shutil.copy(image(world), world / "T1.nii.gz")
+    person = {"sessions": {"V": {"images": [{"modality": "T1w", "image_path": "T1.nii.gz"}]}}}
+    content = {"datasets": {"a_b": {"subjects": {"c": person}}, "a": {"subjects": {"b_c": person}}}}
+    return collection(world, json.dumps(content))
+
+
 @bad("convert", r"leads out of")
 def collection_that_points_outside(world: Path) -> list[str]:
     shutil.copy(image(world), world / "secret.nii.gz")
@@ -794,6 +904,20 @@ def pool_of_different_endings(world: Path) -> list[str]:
     return ["-d", "1", "2", "-o", "9"]
 
 
+@bad("pool", r"missing_channels.json must be a JSON object")
+def pool_with_broken_missing_channels(world: Path) -> list[str]:
+    (second_raw(world) / "missing_channels.json").write_text("[1, 2]")
+    return ["-d", "1", "2", "-o", "9"]
+
+
+@bad("pool", r"_0000.png holds several channels")
+def pool_of_colour_pictures(world: Path) -> list[str]:
+    for file in (raw(world) / "dataset.json", second_raw(world) / "dataset.json"):
+        edit_json(file, lambda content: content | {"file_ending": ".png"})
+        (file.parent / "imagesUnlabelled" / "slice_0000.png").write_bytes(b"colours")
+    return ["-d", "1", "2", "-o", "9"]
+
+
 @bad("pool", r"patients.json")
 def pool_with_broken_patients(world: Path) -> list[str]:
     (second_raw(world) / "patients.json").write_text("[1, 2")
@@ -848,6 +972,24 @@ def too_many_channels(world: Path) -> list[str]:
 @bad("plan_and_preprocess", r"expected exactly the channels 0000 to 0003")
 def too_few_channels(world: Path) -> list[str]:
     (raw(world) / "imagesTr" / f"{CASE}_0002.nii.gz").unlink()
+    return planning()
+
+
+@bad("plan_and_preprocess", r"the case has 3 channels in 3 files, dataset.json has 4")
+def too_few_channels_of_volumes_in_tif(world: Path) -> list[str]:
+    """Colour pictures may have fewer files than channels, volumes may not."""
+    import tifffile
+
+    edit_json(raw(world) / "dataset.json", lambda content: content | {"file_ending": ".tif"})
+    for channel in range(3):
+        tifffile.imwrite(raw(world) / "imagesUnlabelled" / f"volume_{channel:04d}.tif", np.ones((9, 9, 9), np.uint8))
+    return planning()
+
+
+@bad("plan_and_preprocess", r"slice_0000.png: the case cannot be read")
+def picture_of_text(world: Path) -> list[str]:
+    edit_json(raw(world) / "dataset.json", lambda content: content | {"file_ending": ".png"})
+    (raw(world) / "imagesUnlabelled" / "slice_0000.png").write_text("this is no picture")
     return planning()
 
 
@@ -913,6 +1055,46 @@ def like_damaged_checkpoint(world: Path) -> list[str]:
 def raw_split_of_broken_json(world: Path) -> list[str]:
     (raw(world) / "splits_final.json").write_text("[{")
     return planning("--no_pp")
+
+
+def patients(world: Path, *rows: str) -> list[str]:
+    (world / "whose.csv").write_text("\n".join(["case,patient", *rows]))
+    return planning("--no_pp", "--patients", str(world / "whose.csv"))
+
+
+@bad("plan_and_preprocess", r"--patients names cases that are not in .*: ghost")
+def patients_of_an_unknown_case(world: Path) -> list[str]:
+    return patients(world, f"{CASE},a", "ghost,a")
+
+
+@bad("plan_and_preprocess", r"row 2 below the head line: case .* is there twice")
+def patients_with_a_case_twice(world: Path) -> list[str]:
+    return patients(world, f"{CASE},a", f"{CASE},b")
+
+
+@bad("plan_and_preprocess", r"whose.csv must have a head line with 'case' and 'patient'")
+def patients_without_head_line(world: Path) -> list[str]:
+    arguments = patients(world)
+    (world / "whose.csv").write_text(f"{CASE},a\n")
+    return arguments
+
+
+@bad("plan_and_preprocess", r"fold 0 of .* trains and validates on cases of patient a")
+def patients_whom_a_split_parts(world: Path) -> list[str]:
+    fold = {"train": [CASE], "val": ["BraTS-GLI-00002-000"]}
+    (raw(world) / "splits_final.json").write_text(json.dumps([fold]))
+    return patients(world, f"{CASE},a", "BraTS-GLI-00002-000,a")
+
+
+@bad("plan_and_preprocess", r"patients.json says already whose each case is")
+def patients_told_twice(world: Path) -> list[str]:
+    (raw(world) / "patients.json").write_text(json.dumps({CASE: "a"}))
+    return patients(world, f"{CASE},a")
+
+
+@bad("plan_and_preprocess", r"--patients goes with one data set")
+def patients_of_two_data_sets(world: Path) -> list[str]:
+    return ["-d", "1", "2", *patients(world)[2:]]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -1094,6 +1276,15 @@ def one_case_and_a_fold(world: Path) -> list[str]:
     shutil.rmtree(world / "results" / DATASET)
     for file in (preprocessed(world) / "tiny").glob("case0000[1-9]*"):
         file.unlink()
+    (preprocessed(world) / "splits_final.json").unlink()
+    return pretraining()
+
+
+@bad("pretrain", r"has labelled cases of one patient, which cannot be split: use fold 'all'")
+def one_patient_and_a_fold(world: Path) -> list[str]:
+    shutil.rmtree(world / "results" / DATASET)
+    cases = [file.stem for file in (preprocessed(world) / "tiny").glob("*.pkl")]
+    (preprocessed(world) / "patients.json").write_text(json.dumps(dict.fromkeys(cases, "a")))
     (preprocessed(world) / "splits_final.json").unlink()
     return pretraining()
 

@@ -22,6 +22,7 @@ Example:
   emim_convert bids SOURCE -d 141 --channel T1=T1w --channel Flair=FLAIR --label mask --classes lesion=1
   emim_convert folders SOURCE -d 142 --channel T1={case}/T1.nii.gz --channel Flair={case}/FLAIR.nii.gz
   emim_convert folders SOURCE -d 143 --channel T1={case}/T1.nii.gz --mask {case}/brain.nii.gz
+  emim_convert folders SOURCE -d 143 --channel T1={patient}/{visit}/T1.nii.gz --channel Flair={patient}/{visit}/FLAIR.nii.gz
   emim_convert --list
 
 Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="NAME=WHAT",
-        help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}; nnssl: NAME=MODALITY; fomo60k: NAME=SEQUENCE",
+        help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}, or {patient} and {visit}; nnssl: NAME=MODALITY; "
+        "fomo60k: NAME=SEQUENCE",
     )
     parser.add_argument("--label", metavar="WHAT", help="bids: suffix, folders: pattern of the segmentations")
     parser.add_argument(
@@ -90,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for family in FAMILIES.values():
             print(f"{family.name:18s} {family.title}")
         print(f"{'bids':18s} any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)")
-        print(f"{'folders':18s} any folders (--channel NAME=PATTERN with {{case}} ..., --label PATTERN, --classes ...)")
+        print(
+            f"{'folders':18s} any folders (--channel NAME=PATTERN with {{case}} or {{patient}} ..., --label PATTERN, "
+            "--classes ...)"
+        )
         return
     known = [*FAMILIES, "bids", "folders"]
     if arguments.family not in known:
@@ -125,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_processes=max(1, arguments.num_processes),
         dry_run=arguments.dry_run,
     )
-    _print_summary(target, cases, arguments.skip_incomplete)
+    problems = _print_summary(target, cases, arguments.skip_incomplete)
     taken = [case for case in cases if not (case.missing and arguments.skip_incomplete)]
     for remark in remarks(family, taken, options):
         print(f"WARNING: {remark}")
@@ -135,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             f"WARNING: the same patients may be in {family.overlaps}: do not test on one what was trained on the other"
         )
+    if problems:
+        raise UserError(f"{problems} problems, listed above; nothing was written (--dry_run)")
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
@@ -150,23 +157,32 @@ def _value(name: str, text: str) -> int:
     return int(text)
 
 
-def _print_summary(target: Path | None, cases: Sequence[SourceCase], skip_incomplete: bool) -> None:
+def _print_summary(target: Path | None, cases: Sequence[SourceCase], skip_incomplete: bool) -> int:
+    """Print what was written, or for a dry run what would be; returns the number of problems."""
     taken = [case for case in cases if not (case.missing and skip_incomplete)]
     labelled, left_out = sum(case.labelled for case in taken), len(cases) - len(taken)
     skipped = f"; {left_out} left out because they lack a channel" if left_out else ""
     if target is not None:
         print(f"{target}: {labelled} labelled and {len(taken) - labelled} unlabelled cases{skipped}")
-        return
+        return 0
     for case in cases:
         size, spacing = "x".join(map(str, case.shape)), "x".join(f"{s:g}" for s in case.spacing)
         label = "labelled" if case.labelled else "unlabelled"
         lacks = f"  without {', '.join(case.missing)}" if case.missing else ""
         resampled = f"  to resample: {', '.join(case.on_other_grid)}" if case.on_other_grid else ""
-        print(f"{case.identifier:28s} {label:10s} {size:12s} {spacing} mm{lacks}{resampled}")
+        whose = f"  of patient {case.patient}" if case.patient != case.identifier else ""
+        print(f"{case.identifier:28s} {label:10s} {size:12s} {spacing} mm{whose}{lacks}{resampled}")
         for problem in case.problems:
             print(f"    PROBLEM {problem}")
-    problems = sum(len(case.problems) for case in taken)
-    print(f"{len(taken)} cases, {labelled} labelled, {problems} problems{skipped}; nothing was written (--dry_run)")
+    if not taken:
+        print("    PROBLEM no complete case: every one lacks a channel")
+    problems = sum(len(case.problems) for case in taken) + (not taken)
+    patients = len({case.patient for case in taken})
+    print(
+        f"{len(taken)} cases of {patients} patients, {labelled} labelled, {problems} problems{skipped}; "
+        "nothing was written (--dry_run)"
+    )
+    return problems
 
 
 def entry() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.errors import UserError
 
 EPILOG = """
 Example:
@@ -14,6 +16,7 @@ Example:
   emim_plan_and_preprocess -d 137 -c 3d_fullres -gpu_memory_target 11 -np 4
 
 Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration (documentation/reference/plans.md).
+Where several cases are of one patient and were not converted by emim_convert, --patients keeps them in one fold.
 Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for the SSL stage.
 """
 
@@ -43,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--like_configuration", default="3d_fullres", help="configuration to take over (default: %(default)s)"
     )
     parser.add_argument("--like_spacing", action="store_true", help="take over the spacing too (default: own spacing)")
+    parser.add_argument(
+        "--patients",
+        type=Path,
+        metavar="FILE",
+        help="CSV with columns case and patient: cases of a patient stay in one fold (where the conversion does not know them)",
+    )
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="recommended once per data set")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew after the data changed")
     parser.add_argument("--no_pp", action="store_true", help="only plan")
@@ -50,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_take_over(parser)
     arguments = parser.parse_args(argv)
 
+    from emim_nnunet.dataloading.splits import read_patients_csv
     from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
     from emim_nnunet.planners.transfer import read_like
 
+    if arguments.patients and len(arguments.d) > 1:
+        raise UserError("--patients goes with one data set: the same ids in another one are other patients")
+    patients = read_patients_csv(arguments.patients) if arguments.patients else None
     like = read_like(arguments.like, arguments.like_plans, arguments.like_configuration) if arguments.like else None
     for dataset_id in arguments.d:
         plan_and_preprocess(
@@ -68,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             verify_integrity=arguments.verify_dataset_integrity,
             clean=arguments.clean,
             preprocess=not arguments.no_pp,
+            patients=patients,
             verbose=arguments.verbose,
         )
 

@@ -32,13 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-d", nargs="+", type=int, required=True, help="ids of raw data sets")
     parser.add_argument("-o", type=int, required=True, help="id of the new one")
     parser.add_argument("--name", default="Pool", help="NAME in DatasetXXX_NAME (default: Pool)")
-    parser.add_argument("--channels", nargs="+", help="names of the channels (default: all that occur)")
+    parser.add_argument("--channels", nargs="+", help="names of the channels to keep (default: all that occur)")
     add_take_over(parser)
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.dataset_conversion.pool import pool
 
-    target = pool(arguments.d, arguments.o, arguments.name, arguments.channels)
+    target, lines = pool(arguments.d, arguments.o, arguments.name, arguments.channels)
+    print("\n".join(lines))
     print(f"{target}: next, emim_plan_and_preprocess -d {arguments.o}")
 
 

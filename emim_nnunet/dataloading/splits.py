@@ -1,8 +1,10 @@
-"""Splits: written when a data set is preprocessed, so that training needs to write nothing beside the data."""
+"""Patients and splits: written when a data set is preprocessed, so that training needs to write nothing beside the data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -14,6 +16,9 @@ SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
 PARTS = ("train", "val")
 NUM_FOLDS = 5
 NNUNET_SEED = 12345  # of nnUNetTrainer.do_split
+MAX_LISTED = 5
+# a patient's id ends with a digit, a visit or slice follows: p07_2, sub-01_ses-2, TCGA_1234_slice12
+LAST_OF_SEVERAL = re.compile(r"(?P<stem>.*\d)[_-](?:(?:[a-z]+-?)?\d+|ses-[a-z0-9]+)", re.IGNORECASE)
 
 
 def read_patients(dataset_folder: Path) -> dict[str, str]:
@@ -48,6 +53,91 @@ def _read_names(path: Path) -> dict[str, str]:
     return names
 
 
+def read_patients_csv(path: Path) -> dict[str, str]:
+    """Whose each case is, from a table.
+
+    Args:
+        path: CSV file with the columns ``case`` and ``patient``, comma- or semicolon-separated, UTF-8; others do not matter.
+
+    Returns:
+        Case -> patient.
+
+    Raises:
+        UserError: Not such a file, an empty cell, or a case twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        delimiter = ";" if lines and ";" in lines[0] else ","
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--patients: {path} cannot be read as a CSV file in UTF-8 ({error})") from error
+    head = rows[0] if rows else []
+    if not {"case", "patient"} <= set(head):
+        raise UserError(
+            f"--patients: {path} must have a head line with 'case' and 'patient'; it has {', '.join(head) or 'none'}"
+        )
+    patients: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], 1):
+        cells = dict(zip(head, row, strict=False))
+        case, patient = cells.get("case", ""), cells.get("patient", "")
+        if not case or not patient or case in patients:
+            wrong = f"case {case} is there twice" if case in patients else "the case or the patient is missing"
+            raise UserError(f"--patients: {path}, row {number} below the head line: {wrong}")
+        patients[case] = patient
+    return patients
+
+
+def check_patients(patients: Mapping[str, str], cases: Collection[str], where: str) -> None:
+    """Whether all cases whose patient is told are there.
+
+    Raises:
+        UserError: Naming some that are not.
+    """
+    unknown = sorted(set(patients) - set(cases))
+    if unknown:
+        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
+        raise UserError(f"--patients names cases that are not in {where}: {', '.join(unknown[:MAX_LISTED])}{more}")
+
+
+def check_splits(dataset_folder: Path, patients: Mapping[str, str]) -> None:
+    """Whether the folds of a data set keep the cases of a patient together.
+
+    Args:
+        dataset_folder: Raw or preprocessed folder; one without ``splits_final.json`` is right.
+        patients: Case -> patient.
+
+    Raises:
+        UserError: A fold trains on a patient whom it validates on.
+    """
+    for number, fold in enumerate(read_splits(dataset_folder)):
+        training, validation = ({patients.get(case, case) for case in fold[part]} for part in PARTS)
+        parted = sorted(training & validation)
+        if parted:
+            raise UserError(
+                f"fold {number} of {dataset_folder / SPLITS} trains and validates on cases of patient {parted[0]}: remove that "
+                f"file for folds by patient (what was trained on the old folds cannot be compared with them)"
+            )
+
+
+def alike(cases: Collection[str]) -> list[str]:
+    """Cases that look like visits or slices of the same patients.
+
+    Args:
+        cases: Ids.
+
+    Returns:
+        The ids of one such patient where at least two patients seem to have several cases, otherwise none: a single stem, as in
+        ``BRATS_001`` and ``BRATS_002``, is the name of a data set.
+    """
+    stems: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        match = LAST_OF_SEVERAL.fullmatch(case)
+        if match:
+            stems.setdefault(match["stem"], []).append(case)
+    several = [group for group in stems.values() if len(group) > 1]
+    return several[0] if len(several) > 1 else []
+
+
 def take_over_splits(raw: Path, preprocessed: Path) -> None:
     """Copy what a conversion knows about patients to where training looks for it.
 
@@ -63,22 +153,29 @@ def take_over_splits(raw: Path, preprocessed: Path) -> None:
 
 
 def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:
-    """Write ``splits_final.json``: nnU-Net's five folds, or leave-one-out for two to four cases, for which those fail.
+    """Write ``splits_final.json``: nnU-Net's five folds over the patients, or leave-one-out for two to four of them.
 
     Args:
-        dataset_folder: Preprocessed folder of the data set, where the file belongs; an existing one stays.
-        case_identifiers: All labelled cases. A single one cannot be split.
+        dataset_folder: Folder of the data set, where the file belongs; an existing one stays. Its ``patients.json`` says which
+            cases belong together.
+        case_identifiers: All labelled cases. Those of a single patient cannot be split.
     """
     path = dataset_folder / SPLITS
-    cases = sorted(case_identifiers)
-    if path.exists() or len(cases) < 2:
+    known = read_patients(dataset_folder)
+    patients: dict[str, list[str]] = {}
+    for case in sorted(case_identifiers):
+        patients.setdefault(known.get(case, case), []).append(case)
+    names = sorted(patients)
+    if path.exists() or len(names) < 2:
         return
-    if len(cases) < NUM_FOLDS:
-        splits = [{"train": [c for c in cases if c != held_out], "val": [held_out]} for held_out in cases]
+    if len(names) < NUM_FOLDS:
+        splits = [{"train": [n for n in names if n != held_out], "val": [held_out]} for held_out in names]
     else:
-        splits = generate_crossval_split(cases, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
-    plain = [{part: [str(case) for case in split[part]] for part in PARTS} for split in splits]
-    write_json(path, plain, indent=4)
+        splits = generate_crossval_split(names, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
+    by_case = [
+        {part: [case for name in split[part] for case in patients[str(name)]] for part in PARTS} for split in splits
+    ]
+    write_json(path, by_case, indent=4)
 
 
 def read_splits(dataset_folder: Path) -> list[dict[str, list[str]]]:

@@ -13,7 +13,7 @@ from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.config import check_known_keys, config_from_block, emim_block
 from emim_nnunet.dataloading.crops import Case
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.dataloading.splits import check_fold, ensure_splits
+from emim_nnunet.dataloading.splits import check_fold, ensure_splits, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
 from emim_nnunet.plans import check_plans
@@ -53,14 +53,15 @@ def prepare_splits(labelled: Path, fold: int | str) -> None:
         fold: Number of a fold, or ``all``.
 
     Raises:
-        UserError: A numbered fold of a single case, no such fold, or a split of other cases.
+        UserError: A numbered fold of a single patient, no such fold, or a split of other cases.
     """
     if fold == "all":
         return
     identifiers = case_identifiers(labelled)
     ensure_splits(labelled.parent, identifiers)
-    if len(identifiers) == 1:
-        raise UserError(f"{labelled.parent.name} has one labelled case, which cannot be split: use fold 'all'")
+    if identifiers and not read_splits(labelled.parent):
+        what = "one labelled case" if len(identifiers) == 1 else "labelled cases of one patient"
+        raise UserError(f"{labelled.parent.name} has {what}, which cannot be split: use fold 'all'")
     check_fold(labelled.parent, int(fold), identifiers)
 
 
