@@ -90,6 +90,7 @@ def test_the_judges_do_find_fault(world: Path, tmp_path: Path) -> None:
     assert collisions.judge([refused, done], alone, {"a": "2"}) == ""
     assert "other results in a" in collisions.judge([done, refused], alone, {"a": "2"})
     assert "other results in b" in collisions.judge([done, done], alone, {"a": "1", "b": "left"})
+    assert "both did it" in collisions.judge([done, done], alone, {"a": "1"}, 5.0)
     assert "neither did it" in collisions.judge([refused, refused], alone, {"a": "1"})
     assert judge(2, line, "results/Dataset902_Bench/x__y__z/fold_0/training_log_2026_1_1_00_00_00.txt") == ""
     for name, content in (("a.json", b"{"), ("b.pth", b"PK"), ("c.csv", b"x"), ("d.png", b"x"), ("e.nii.gz", b"x")):

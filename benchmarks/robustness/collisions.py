@@ -32,6 +32,7 @@ from robustness.world import (
 )
 
 SECONDS = 600
+TOGETHER_SECONDS = 2.0  # the second may have started so late that it found the first one's work done
 PLANNING = ["-d", "1", "-c", "3d_fullres", "-gpu_memory_target", "0.1", "-np", "1", "-npfp", "1"]
 Arrange = Callable[[Path], tuple[str, list[str]]]
 
@@ -171,21 +172,27 @@ def collide(collision: Collision, world: Path, folder: Path, expected: list[dict
             for (name, arguments), output in zip(commands, (first, second), strict=True):
                 children.append(start_child(command(name, arguments), _environment(name, copy), output.fileno()))
                 time.sleep(after if output is first else 0.0)
-            codes = [wait(child, SECONDS) for child in children]
+            begin = time.monotonic()
+            codes = [wait(children[0], SECONDS)]
+            together = time.monotonic() - begin
+            codes.append(wait(children[1], SECONDS))
             texts = [_text(output) for output in (first, second)]
         outcomes = [Outcome(code, text) for code, text in zip(codes, texts, strict=True)]
-        return judge(outcomes, expected, content(copy))
+        return judge(outcomes, expected, content(copy), together)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def judge(outcomes: list[Outcome], expected: list[dict[str, str]], result: dict[str, str]) -> str:
+def judge(
+    outcomes: list[Outcome], expected: list[dict[str, str]], result: dict[str, str], together: float = 0.0
+) -> str:
     """What is wrong with how two commands ended; empty = nothing.
 
     Args:
         outcomes: Of the two.
         expected: What each would have left alone.
         result: What they have left.
+        together: Seconds in which both ran.
     """
     for outcome in outcomes:
         if outcome.code not in (0, 2) or "Traceback" in outcome.output:
@@ -196,6 +203,8 @@ def judge(outcomes: list[Outcome], expected: list[dict[str, str]], result: dict[
     done = [number for number, outcome in enumerate(outcomes) if outcome.code == 0]
     if not done:
         return f"neither did it: {' / '.join(outcome.output[-300:] for outcome in outcomes)}"
+    if len(done) == 2 and together > TOGETHER_SECONDS:
+        return f"both did it, {together:.1f} s at the same time"
     return min((difference(expected[number], result) for number in done), key=len)
 
 
