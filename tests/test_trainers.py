@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
@@ -25,6 +25,7 @@ from emim_nnunet.cli import diagnose, estimate
 from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import planned
 from emim_nnunet.registration import trainers_path
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
@@ -302,6 +303,23 @@ def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:
     assert "error: unknown key 'cel_size'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("trainer", [PRETRAIN, FINETUNE, DROP_IN])
+def test_without_a_gpu_plain_nnunet_is_told_what_to_type(trainer: str, nnunet: Path, monkeypatch: Any) -> None:
+    """Its -device is cuda unless the user says something else."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no GPU: use -device cpu"):
+        run_training("1", "toy", 0, trainer, PLANS)
+    assert list(Path(os.environ["nnUNet_results"]).iterdir()) == []
+
+
+def test_only_what_the_plans_can_cause_is_said_to_be_of_the_plans() -> None:
+    with pytest.raises(UserError, match="plan again"), planned("the network cannot be built"):
+        raise RuntimeError("stride must be positive")
+    for message in ("Found no NVIDIA driver on your system", "CUDA error: invalid device", "DefaultCPUAllocator: full"):
+        with pytest.raises(RuntimeError, match=message[:12]), planned("the network cannot be built"):
+            raise RuntimeError(message)
+
+
 @pytest.mark.parametrize("num_cases", [1, 2])
 def test_one_or_two_cases_are_enough(num_cases: int, nnunet: Path, tmp_path: Path, monkeypatch: Any) -> None:
     small = tmp_path / "preprocessed" / DATASET
@@ -388,12 +406,9 @@ def test_an_estimate_describes_both_stages_and_leaves_nothing(
     assert list(Path(os.environ["nnUNet_results"]).iterdir()) != results
 
 
-def test_an_estimate_without_a_gpu_or_of_unknown_things_ends_in_one_line(
+def test_an_estimate_of_unknown_things_ends_in_one_line(
     nnunet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_results", os.environ["nnUNet_results"])
-    if not torch.cuda.is_available():
-        assert run(estimate.main, ["1", "toy", "0"]) == 2
-        assert "there is no GPU: use -device cpu" in capsys.readouterr().err
     assert run(estimate.main, ["1", "bad_typo", "0", "-device", "cpu"]) == 2
     assert "unknown key 'cel_size'" in capsys.readouterr().err

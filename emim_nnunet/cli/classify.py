@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_device_argument, run
 from emim_nnunet.errors import UserError
 
 EPILOG = """
@@ -57,14 +57,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="peak rate for the encoder (default: 1e-4)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    add_device_argument(parser)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="classifier.pth")
     parser.add_argument("dataset", type=int, help="id of a data set that was preprocessed with the plans of the model")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="CSV file to write")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    add_device_argument(parser)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.table import check_cases, read_table, split
     from emim_nnunet.classification.train import Settings, predict, train
     from emim_nnunet.dataloading.splits import read_patients
+    from emim_nnunet.devices import choose_device
 
+    device = torch.device(choose_device(arguments.device))
     if arguments.fold != "all" and not arguments.fold.isdecimal():
         raise UserError(f"fold {arguments.fold}: must be a number or 'all'")
     for name in ("steps", "batch_size"):
@@ -104,7 +106,6 @@ def _train(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(f"Learning from {len(training)} cases, validating on {len(validation)}; targets: {', '.join(table.targets)}")
-    device = torch.device(arguments.device)
     model = train(
         data,
         table,
@@ -129,11 +130,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.evaluate import write_predictions
     from emim_nnunet.classification.model import find_data, load_classifier
     from emim_nnunet.classification.train import predict
+    from emim_nnunet.devices import choose_device
 
+    device = torch.device(choose_device(arguments.device))
     model, about = load_classifier(arguments.model)
     data = find_data(arguments.dataset, about["plans"]["plans_name"], about["configuration"])
     cases = sorted(data.cases)
-    predicted = predict(model, data, cases, about["targets"], torch.device(arguments.device))
+    predicted = predict(model, data, cases, about["targets"], device)
     write_predictions(arguments.output, cases, about["classes"], predicted)
     print(f"{len(cases)} cases predicted: {arguments.output}")
 

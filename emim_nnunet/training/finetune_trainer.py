@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import atomic_write, read_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
+from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.plans import planned
 from emim_nnunet.training import stage
@@ -61,6 +63,7 @@ class FinetuneTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
+        check_device(device.type)
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(FinetuneConfig, self.block)
         self.ssl_trainer_name = self.config.finetune_ssl_trainer or self.ssl_trainer_class.__name__
@@ -82,9 +85,26 @@ class FinetuneTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
         self._seed()
-        with planned("the network that the plans describe cannot be built"):
-            super().initialize()
+        super().initialize()
         self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network."""
+        with planned("the network that the plans describe cannot be built"):
+            return nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+
+    def _build_loss(self) -> nn.Module:
+        with planned("the loss that the plans describe cannot be built"):
+            return super()._build_loss()
 
     @property
     def encoder(self) -> nn.Module:

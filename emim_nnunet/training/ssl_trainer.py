@@ -29,6 +29,7 @@ from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.dataloading.splits import read_origins, read_patients
+from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import materialise, own_norm_outputs
@@ -77,6 +78,7 @@ class SSLTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
+        check_device(device.type)
         self._asked_to_continue = plans.get("continue_training", False)  # nnU-Net takes the key away
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(TrainingConfig, self.block)
@@ -130,7 +132,8 @@ class SSLTrainer(nnUNetTrainer):
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
         with planned("the network that the plans describe cannot be built"):
-            self.network = self._build_method().to(self.device)
+            method = self._build_method()
+        self.network = method.to(self.device)
         if not self._do_i_compile():
             own_norm_outputs(self.network)
         else:
