@@ -210,7 +210,7 @@ def test_drop_in_continues_an_unfinished_ssl_stage(nnunet: Path, monkeypatch: py
     trainer = trainer_of(DROP_IN, continued=True)
     trainer.initialize()
     trainer._prepare_encoder()
-    assert "Continuing after 1 epochs of 3" in log_of(fold_folder(PRETRAIN))
+    assert "Continuing after 1 of 3 epochs" in log_of(fold_folder(PRETRAIN))
     assert load_checkpoint(fold_folder(PRETRAIN) / "checkpoint_final.pth")["finished"]
 
 

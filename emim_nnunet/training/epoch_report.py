@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, floa
     return {f"{prefix}/{key}": value for key, value in zip(rows[0], stacked.mean(0).tolist(), strict=True)}
 
 
+def skill_text(value: float) -> str:
+    """A skill for people; undefined where the targets hardly vary."""
+    return f"{value:.3f}" if isfinite(value) else "n/a"
+
+
 def log_lines(row: dict[str, float]) -> list[str]:
     """The row as nnU-Net would print it."""
     skill = {key.removeprefix("skill/"): value for key, value in row.items() if key.startswith("skill/")}
     skill_line = "Skill over the constant prediction: " + ", ".join(
-        f"{name} {value:.3f}" for name, value in skill.items()
+        f"{name} {skill_text(value)}" for name, value in skill.items()
     )
     return [
         f"train_loss {row['train/loss']:.4f}{_terms(row, 'train/')}",

@@ -318,7 +318,7 @@ class SSLTrainer(nnUNetTrainer):
         self.monitor.start()
         for _ in range(self.num_val_iterations_per_epoch):
             self._probe(next(self.dataloader_val), untrained, untrained.encoder)
-        constants = self.monitor.finish(0).get("constant_losses", {})
+        constants = self.monitor.finish(0, 0).get("constant_losses", {})
         losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
         self.print_to_log_file(describe_cost(self.method, (1, self.num_input_channels, *self.method.patch_size)))
         self.print_to_log_file(f"Losses of constant predictions on the probe set: {losses}")
@@ -510,7 +510,8 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Averages, skill over the constant prediction, verdict of the collapse monitor."""
-        self.monitor.finish(self.current_epoch + 1)
+        done = self.current_epoch + 1
+        self.monitor.finish(done, done * self.num_iterations_per_epoch)
         self._row |= mean_terms(val_outputs, "val") | self.monitor.skills()
 
     def on_epoch_end(self) -> None:
@@ -675,7 +676,12 @@ class SSLTrainer(nnUNetTrainer):
         self.current_epoch = checkpoint["current_epoch"]
         self._finished, self._resumed = checkpoint["finished"], True
         self.ssl_log.load_state(checkpoint["history"])
-        self.monitor.history = checkpoint["collapse"]
+        # earlier versions did not note the step
+        self.monitor.history = [
+            {"step": m["epoch"] * self.num_iterations_per_epoch} | m for m in checkpoint["collapse"]
+        ]
         self._start_epoch(checkpoint)
-        steps = f" and {self._iteration} steps" if self._iteration else ""
-        self.print_to_log_file(f"Continuing after {self.current_epoch} epochs{steps} of {self.num_epochs}")
+        steps = (
+            f" and {self._iteration} of {self.num_iterations_per_epoch} steps of the next" if self._iteration else ""
+        )
+        self.print_to_log_file(f"Continuing after {self.current_epoch} of {self.num_epochs} epochs{steps}")
