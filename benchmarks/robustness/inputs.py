@@ -1191,6 +1191,16 @@ def table_of_bytes(world: Path) -> list[str]:
     return classify(world, b"case,kind\n\xff\xfe\x00\n")
 
 
+@bad("classify", r"labels.csv, line 3: field larger than field limit")
+def table_with_an_endless_cell(world: Path) -> list[str]:
+    return classify(world, f"case,kind\ncase00000,a\ncase00001,{'x' * 140_000}\n")
+
+
+@bad("classify", r"column 'kind' is there twice")
+def table_with_a_column_twice(world: Path) -> list[str]:
+    return classify(world, "case,kind,kind\ncase00000,a,a\ncase00001,b,b\n")
+
+
 @bad("classify", r"labels.csv is empty")
 def table_of_nothing(world: Path) -> list[str]:
     return classify(world, "")

@@ -47,7 +47,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
     encoder = parser.add_mutually_exclusive_group(required=True)
-    encoder.add_argument("--checkpoint", type=Path, help="encoder: of an SSL stage, an export, nnU-Net's or nnssl's")
+    encoder.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="encoder: of an SSL stage, an export, nnU-Net's or nnssl's; a file, or the folder of a fold",
+    )
     encoder.add_argument("--scratch", action="store_true", help="an untrained encoder: the control")
     parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
     parser.add_argument("--frozen", action="store_true", help="fit linear layers only")
@@ -79,6 +83,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     import torch
 
+    from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.classification.evaluate import evaluate, write_predictions
     from emim_nnunet.classification.model import find_data
     from emim_nnunet.classification.table import check_cases, read_table, split
@@ -92,6 +97,7 @@ def _train(arguments: argparse.Namespace) -> None:
     for name in ("steps", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1")
+    checkpoint = None if arguments.checkpoint is None else find_checkpoint(arguments.checkpoint)
     data = find_data(arguments.dataset, arguments.p, arguments.configuration)
     table = read_table(arguments.labels, arguments.column, read_patients(data.folder))
     check_cases(table, list(data.cases), data.folder.name)
@@ -106,13 +112,16 @@ def _train(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(f"Learning from {len(training)} cases, validating on {len(validation)}; targets: {', '.join(table.targets)}")
+    left_out = len(table.rows) - len(training) - len(validation)
+    if left_out:
+        print(f"{left_out} more cases are of patients of the validation set: they are left out of the training")
     model = train(
         data,
         table,
         training,
         arguments.output,
         settings,
-        checkpoint=arguments.checkpoint,
+        checkpoint=checkpoint,
         device=device,
         fold=fold,
         resume=arguments.c,
