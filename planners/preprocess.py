@@ -18,17 +18,21 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import copy_file
+from emim_nnunet.checkpoints.io import copy_file, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
+from emim_nnunet.dataloading.preprocessed import ORIENTATIONS
 from emim_nnunet.errors import UserError
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
+MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
 Job = tuple[str, list[str], str | None]
 
 
@@ -88,9 +92,42 @@ def preprocess_cases(
                 jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
                 title = f"Preprocessing {kind} cases, {configuration}"
                 _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
+                if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
+                    _write_orientations({case: Path(images[0]) for case, (images, _) in files.items()}, partial)
     _copy_labels(
         folder / "gt_segmentations", {case: Path(label) for case, (_, label) in labelled.items()}, dataset_json
     )
+
+
+def _write_orientations(images: dict[str, Path], folder: Path) -> None:
+    """Note to which side of the patient the array axes of raw images (z, y, x) lead, of those whose header says it."""
+    found = {case: orientation_of(image) for case, image in images.items()}
+    known = {case: letters for case, letters in found.items() if letters}
+    if known:
+        write_json(folder / ORIENTATIONS, known)
+
+
+def orientation_of(image: Path) -> str:
+    """To which side of the patient the array axes of an image lead.
+
+    Args:
+        image: Any file that SimpleITK reads; the header is read only.
+
+    Returns:
+        A letter for each of z, y, x, for example ``SPL``. Empty for everything but a NIfTI file that says its orientation and
+        lies within 25 degrees of the axes of the patient: no letter is better than a wrong one.
+    """
+    if not image.name.endswith((".nii", ".nii.gz")):
+        return ""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(image))
+    reader.ReadImageInformation()
+    if reader.GetDimension() != 3 or all(int(reader.GetMetaData(f"{form}form_code")) == 0 for form in "qs"):
+        return ""
+    direction = reader.GetDirection()
+    if np.abs(direction).reshape(3, 3).max(0).min() < MIN_COSINE:
+        return ""
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)[::-1]
 
 
 @contextmanager

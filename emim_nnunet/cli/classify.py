@@ -50,7 +50,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     encoder.add_argument(
         "--checkpoint",
         type=Path,
-        help="encoder: of an SSL stage, an export, nnU-Net's or nnssl's; a file, or the folder of a fold",
+        help="encoder: SSL stage, export, nnU-Net's or nnssl's; file, or folder of a fold",
     )
     encoder.add_argument("--scratch", action="store_true", help="an untrained encoder: the control")
     parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")

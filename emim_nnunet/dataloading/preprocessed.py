@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+ORIENTATIONS = "orientations.json"
+
+
+def read_orientations(folder: Path, transpose: Sequence[int]) -> dict[str, str]:
+    """To which side of the patient the axes of preprocessed cases lead, where preparation could tell.
+
+    Args:
+        folder: Of preprocessed cases.
+        transpose: ``transpose_forward`` of the plans.
+
+    Returns:
+        By case id a letter per axis, as ``SPL``; empty where the folder does not say it.
+    """
+    try:
+        content = json.loads((folder / ORIENTATIONS).read_text())
+        return {case: "".join(letters[axis] for axis in transpose) for case, letters in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError, LookupError):  # made by nnU-Net or an earlier version
+        return {}
 
 
 def unlabelled_folder(data_folder: Path) -> Path:

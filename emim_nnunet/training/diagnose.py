@@ -29,7 +29,7 @@ from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training.collapse_monitor import update_probe
 from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
-from emim_nnunet.training.epoch_report import skill_text
+from emim_nnunet.training.plots import rounded
 from emim_nnunet.training.probe_data import ProbeData, crops_of
 from emim_nnunet.training.provenance import versions
 
@@ -338,5 +338,5 @@ def table(measured: dict[str, dict[str, Any]]) -> list[str]:
     scores = measured["now"]["reconstruction"]
     if scores is None:
         return [*lines, "Reconstruction: n/a, the checkpoint holds no reconstruction decoder"]
-    skill = ", ".join(f"{name} {skill_text(values['foreground_skill'])}" for name, values in scores.items())
+    skill = ", ".join(f"{name} {rounded(values['foreground_skill'])}" for name, values in scores.items())
     return [*lines, f"Skill over a constant in the body: {skill}"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from emim_nnunet.methods.base import Reconstruction
-from emim_nnunet.training.plots import plot_reconstruction
+from emim_nnunet.training.plots import plot_reconstruction, rounded
 
 
 def step_record(output: Any) -> dict[str, Any]:
@@ -30,16 +29,11 @@ def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, floa
     return {f"{prefix}/{key}": value for key, value in zip(rows[0], stacked.mean(0).tolist(), strict=True)}
 
 
-def skill_text(value: float) -> str:
-    """A skill for people; undefined where the targets hardly vary."""
-    return f"{value:.3f}" if isfinite(value) else "n/a"
-
-
 def log_lines(row: dict[str, float]) -> list[str]:
     """The row as nnU-Net would print it."""
     skill = {key.removeprefix("skill/"): value for key, value in row.items() if key.startswith("skill/")}
     skill_line = "Skill over the constant prediction: " + ", ".join(
-        f"{name} {skill_text(value)}" for name, value in skill.items()
+        f"{name} {rounded(value)}" for name, value in skill.items()
     )
     return [
         f"train_loss {row['train/loss']:.4f}{_terms(row, 'train/')}",
@@ -60,6 +54,8 @@ def save_reconstructions(
     cases: Sequence[str],
     reconstruction: Reconstruction,
     channel_names: Sequence[str],
+    spacing: Sequence[float],
+    orientations: Mapping[str, str],
     limit: int = 3,
 ) -> None:
     """``epoch_NNNN_CASE.png`` for the first different cases of a probe batch.
@@ -70,6 +66,8 @@ def save_reconstructions(
         cases: B case ids.
         reconstruction: The method's, for them.
         channel_names: C names.
+        spacing: mm per voxel along the axes of the patch.
+        orientations: Of the cases where it is known, see :func:`read_orientations`.
         limit: Most pictures.
     """
     folder.mkdir(exist_ok=True)
@@ -82,5 +80,7 @@ def save_reconstructions(
             folder / f"epoch_{epoch:04d}_{case}.png",
             channel_names=channel_names,
             foreground=reconstruction.foreground[sample, 0].cpu().numpy(),
+            spacing=spacing,
+            orientation=orientations.get(case, ""),
             title=f"{case}, epoch {epoch}",
         )

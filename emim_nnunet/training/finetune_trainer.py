@@ -78,7 +78,7 @@ class FinetuneTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
         self.initial_lr = self.config.finetune_initial_lr
-        self._resumed = False
+        self._resumed = self._trained = False
         self._interruption = Interruption()
         self._fresh_encoder: dict[str, Tensor] = {}
 
@@ -125,6 +125,7 @@ class FinetuneTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
+        self._trained = True
         with explained():
             if not self.was_initialized:
                 self.initialize()
@@ -137,6 +138,17 @@ class FinetuneTrainer(nnUNetTrainer):
                     if self._interruption.signal is None:
                         raise
                     self._stop(f"in epoch {self.current_epoch}, which will begin again")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As in nnU-Net, unless the settings leave it out after a training.
+
+        Args:
+            save_probabilities: Keep the probabilities of every voxel.
+        """
+        if self._trained and not self.config.finetune_final_validation:
+            self.print_to_log_file("finetune_final_validation is false: --val predicts whole cases")
+            return
+        super().perform_actual_validation(save_probabilities)
 
     def on_epoch_end(self) -> None:
         """As in nnU-Net; after SIGTERM or SIGINT, a checkpoint and the end (nnU-Net cannot continue within an epoch)."""

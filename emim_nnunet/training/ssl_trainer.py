@@ -26,8 +26,8 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset, case_folders
+from emim_nnunet.dataloading.preprocessed import case_identifiers, read_orientations, unlabelled_folder
 from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
@@ -489,12 +489,20 @@ class SSLTrainer(nnUNetTrainer):
         output = self._probe(batch, self.network, self.method.encoder)
         if self._picture_due and output.reconstruction is not None:
             folder = Path(self.output_folder) / "reconstructions"
-            names = self.channel_names
+            about = self.channel_names, self.configuration_manager.spacing, self._orientations()
             self._write(
-                lambda: save_reconstructions(folder, self.current_epoch, batch["case"], output.reconstruction, names)
+                lambda: save_reconstructions(folder, self.current_epoch, batch["case"], output.reconstruction, *about)
             )
         self._picture_due = False
         return step_record(output)
+
+    def _orientations(self) -> dict[str, str]:
+        """Of the probe cases, where they are known."""
+        found: dict[str, str] = {}
+        for folder in case_folders(self.cases.probe):
+            found |= read_orientations(folder, self.plans_manager.transpose_forward)
+        axes = len(self.configuration_manager.patch_size)  # 2D patches are slices along the first axis
+        return {case: letters[-axes:] for case, letters in found.items()}
 
     @torch.no_grad()
     def _probe(self, batch: dict, network: nn.Module, encoder: nn.Module) -> MethodOutput:
