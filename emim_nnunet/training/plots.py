@@ -152,9 +152,10 @@ def plot_reconstruction(
     error = np.abs(reconstruction - image)
     columns = ("input", "masked input", "reconstruction", "input + reconstruction", "|error| in the body")
     num = image.shape[0]
-    figure = Figure(figsize=(2.3 * len(columns) + 0.7, 2.3 * num + 0.6), layout="constrained", facecolor=BACKGROUND)
-    axes = figure.subplots(num, len(columns), squeeze=False)
     aspect = 1.0 if spacing is None else spacing[-2] / spacing[-1]
+    height = 2.3 * float(np.clip(aspect * image.shape[-2] / image.shape[-1], 0.5, 2.0))
+    figure = Figure(figsize=(2.3 * len(columns) + 0.7, height * num + 0.6), layout="constrained", facecolor=BACKGROUND)
+    axes = figure.subplots(num, len(columns), squeeze=False)
     for c in range(num):
         low, high = _window(image[c], foreground)
         body = foreground[..., None]  # outside is 0, which is mid-grey in z-scored images: show it black
