@@ -228,6 +228,15 @@ def test_segmentation_continues_without_the_ssl_stage(nnunet: Path) -> None:
     assert final.is_file()
 
 
+def test_the_final_validation_can_be_left_to_a_later_command(nnunet: Path) -> None:
+    folder = train(FINETUNE, "toy_short")
+    assert (folder / "checkpoint_final.pth").is_file()
+    assert not (folder / "validation").exists()
+    assert "finetune_final_validation is false: --val predicts whole cases" in log_of(folder)
+    train(FINETUNE, "toy_short", only_run_validation=True)
+    assert (folder / "validation" / "summary.json").is_file()
+
+
 def test_finetune_needs_a_stage_or_weights(nnunet: Path) -> None:
     with pytest.raises(UserError, match="no finished SSL stage"):
         train(FINETUNE)

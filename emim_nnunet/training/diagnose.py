@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from emim_nnunet.training.plots import rounded
 from emim_nnunet.training.probe_data import ProbeData, crops_of
 from emim_nnunet.training.provenance import versions
 
+logger = logging.getLogger(__name__)
 BATCH = 2
 ONE_LOOK = Thresholds(patience=1, patience_steps=0)  # there is no history to wait for
 PROBE_CELL = 4  # voxels; the dense probe asks for detail
@@ -265,7 +267,12 @@ def diagnose(
             other.method = None
         networks["compared"] = (other, max(1, compare.epochs))
         lines += adapted
-    measured = {name: diagnosis.measure(*network) for name, network in networks.items()}
+    measured = {}
+    for name, network in networks.items():
+        logger.info(
+            "Measuring %s on %d patches (%d of %d networks)", name, num_patches, len(measured) + 1, len(networks)
+        )
+        measured[name] = diagnosis.measure(*network)
     stages = {len(measurement["stages"]) for measurement in measured.values()}
     if len(stages) > 1:
         raise UserError(f"--compare {compare.path}: the networks have {' and '.join(map(str, sorted(stages)))} stages")
