@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import copy_file, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
-from emim_nnunet.dataloading.preprocessed import ORIENTATIONS
+from emim_nnunet.dataloading.preprocessed import orientations_file
 from emim_nnunet.errors import UserError
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
@@ -88,12 +88,14 @@ def preprocess_cases(
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)
         for suffix, kind, preprocessor, files in parts:
-            with _replaced(folder / f"{settings.data_identifier}{suffix}") as partial:
+            target = folder / f"{settings.data_identifier}{suffix}"
+            with _replaced(target) as partial:
                 jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
                 title = f"Preprocessing {kind} cases, {configuration}"
                 _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
-                if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
-                    _write_orientations({case: Path(images[0]) for case, (images, _) in files.items()}, partial)
+                orientations_file(target).unlink(missing_ok=True)  # rather none than those of other images
+            if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
+                _write_orientations({case: Path(images[0]) for case, (images, _) in files.items()}, target)
     _copy_labels(
         folder / "gt_segmentations", {case: Path(label) for case, (_, label) in labelled.items()}, dataset_json
     )
@@ -104,7 +106,8 @@ def _write_orientations(images: dict[str, Path], folder: Path) -> None:
     found = {case: orientation_of(image) for case, image in images.items()}
     known = {case: letters for case, letters in found.items() if letters}
     if known:
-        write_json(folder / ORIENTATIONS, known)
+        orientations_file(folder).parent.mkdir(exist_ok=True)
+        write_json(orientations_file(folder), known)
 
 
 def orientation_of(image: Path) -> str:

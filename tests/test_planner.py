@@ -16,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
-from emim_nnunet.dataloading.preprocessed import ORIENTATIONS, read_orientations
+from emim_nnunet.dataloading.preprocessed import orientations_file, read_orientations
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
@@ -244,11 +244,13 @@ def test_orientation_letters_are_those_of_the_header(direction: tuple, letters: 
 
 
 def test_orientations_follow_the_transposition_and_may_be_missing(tmp_path: Path) -> None:
-    assert read_orientations(tmp_path, [0, 1, 2]) == {}
-    (tmp_path / ORIENTATIONS).write_text('{"case": "SPL"}')
-    assert read_orientations(tmp_path, [2, 0, 1]) == {"case": "LSP"}
-    (tmp_path / ORIENTATIONS).write_text('["SPL"]')
-    assert read_orientations(tmp_path, [0, 1, 2]) == {}
+    assert read_orientations(tmp_path / "data", [0, 1, 2]) == {}
+    file = orientations_file(tmp_path / "data")
+    file.parent.mkdir()
+    file.write_text('{"case": "SPL"}')
+    assert read_orientations(tmp_path / "data", [2, 0, 1]) == {"case": "LSP"}
+    file.write_text('["SPL"]')
+    assert read_orientations(tmp_path / "data", [0, 1, 2]) == {}
 
 
 def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-ORIENTATIONS = "orientations.json"
+
+def orientations_file(data_folder: Path) -> Path:
+    """Where the orientations of preprocessed cases are noted: not among them, where nnU-Net takes no other files."""
+    return data_folder.parent / "orientations" / f"{data_folder.name}.json"
 
 
 def read_orientations(folder: Path, transpose: Sequence[int]) -> dict[str, str]:
@@ -22,7 +25,7 @@ def read_orientations(folder: Path, transpose: Sequence[int]) -> dict[str, str]:
         By case id a letter per axis, as ``SPL``; empty where the folder does not say it.
     """
     try:
-        content = json.loads((folder / ORIENTATIONS).read_text())
+        content = json.loads(orientations_file(folder).read_text())
         return {case: "".join(letters[axis] for axis in transpose) for case, letters in content.items()}
     except (OSError, ValueError, AttributeError, TypeError, LookupError):  # made by nnU-Net or an earlier version
         return {}
