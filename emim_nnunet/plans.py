@@ -16,6 +16,7 @@ NETWORKS = "dynamic_network_architectures."
 IMPORTED = ("torch.nn.", NETWORKS)
 FOLDER_NAME = re.compile(r"[\w.+-]+")
 BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+OF_THE_MACHINE = ("CUDA", "NVIDIA", "MPS", "DefaultCPUAllocator")  # in messages of torch that no plans are to blame for
 MAX_NUMBER = 1 << 20  # of patch sizes, features and batches: whatever is larger is a mistake
 
 
@@ -63,7 +64,7 @@ def planned(what: str, advice: str = "plan again with emim_plan_and_preprocess")
     except UserError:
         raise
     except BROKEN as error:
-        if "CUDA" in str(error) or "DefaultCPUAllocator" in str(error):
+        if any(word in str(error) for word in OF_THE_MACHINE):
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{what} ({type(error).__name__}: {reason}): {advice}") from error

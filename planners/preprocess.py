@@ -18,19 +18,22 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder
+from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
-from emim_nnunet.dataloading.preprocessed import case_identifiers
+from emim_nnunet.dataloading.preprocessed import case_identifiers, orientations_file
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import Lock
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
+MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
 Job = tuple[str, list[str], str | None]
 
 
@@ -88,13 +91,49 @@ def preprocess_cases(
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)
         for suffix, kind, preprocessor, files in parts:
-            with _replaced(folder / f"{settings.data_identifier}{suffix}", sorted(files), lock) as partial:
+            target = folder / f"{settings.data_identifier}{suffix}"
+            with _replaced(target, sorted(files), lock) as partial:
                 jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
                 title = f"Preprocessing {kind} cases, {configuration}"
                 _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
+                orientations_file(target).unlink(missing_ok=True)  # rather none than those of other images
+            if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
+                _write_orientations({case: Path(images[0]) for case, (images, _) in files.items()}, target)
     _copy_labels(
         folder / "gt_segmentations", {case: Path(label) for case, (_, label) in labelled.items()}, dataset_json
     )
+
+
+def _write_orientations(images: dict[str, Path], folder: Path) -> None:
+    """Note to which side of the patient the array axes of raw images (z, y, x) lead, of those whose header says it."""
+    found = {case: orientation_of(image) for case, image in images.items()}
+    known = {case: letters for case, letters in found.items() if letters}
+    if known:
+        orientations_file(folder).parent.mkdir(exist_ok=True)
+        write_json(orientations_file(folder), known)
+
+
+def orientation_of(image: Path) -> str:
+    """To which side of the patient the array axes of an image lead.
+
+    Args:
+        image: Any file that SimpleITK reads; the header is read only.
+
+    Returns:
+        A letter for each of z, y, x, for example ``SPL``. Empty for everything but a NIfTI file that says its orientation and
+        lies within 25 degrees of the axes of the patient: no letter is better than a wrong one.
+    """
+    if not image.name.endswith((".nii", ".nii.gz")):
+        return ""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(image))
+    reader.ReadImageInformation()
+    if reader.GetDimension() != 3 or all(int(reader.GetMetaData(f"{form}form_code")) == 0 for form in "qs"):
+        return ""
+    direction = reader.GetDirection()
+    if np.abs(direction).reshape(3, 3).max(0).min() < MIN_COSINE:
+        return ""
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)[::-1]
 
 
 @contextmanager

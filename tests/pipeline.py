@@ -78,6 +78,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "emim": flat_block,
     }
     add["toy_scratch"] = {"inherits_from": "toy", "emim": {"finetune_init": "scratch"}}
+    add["toy_short"] = {
+        "inherits_from": "toy_scratch",
+        "emim": {"finetune_num_epochs": 1, "finetune_num_iterations_per_epoch": 1, "finetune_final_validation": False},
+    }
     add["toy_probe"] = {"inherits_from": "toy", "emim": {"finetune_ssl_trainer": "nnUNetTrainerMIMPretrain"}}
     add["toy_seen"] = {"inherits_from": "toy", "emim": {"use_validation_cases": True}}
     add["toy_long"] = {"inherits_from": "toy", "emim": {"num_epochs": 400}}

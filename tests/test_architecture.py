@@ -20,6 +20,7 @@ TIERS = {
     "emim_nnunet.background": 0,
     "emim_nnunet.boxes": 0,
     "emim_nnunet.config": 0,
+    "emim_nnunet.devices": 0,
     "emim_nnunet.diagnostics": 0,
     "emim_nnunet.distributed": 0,
     "emim_nnunet.errors": 0,

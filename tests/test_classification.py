@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import nn
 
-from emim_nnunet.classification.evaluate import bootstrap, scores, write_predictions
+from emim_nnunet.classification.evaluate import bootstrap, evaluate, scores, write_predictions
 from emim_nnunet.classification.model import (
     CaseClassifier,
     _starts,
@@ -73,6 +73,9 @@ def test_a_table_has_classes_patients_and_gaps(tmp_path: Path) -> None:
         ("case,grade\na,1\n,2\n", "line 3: the case has no name"),
         ("case,grade\na,1,3\nb,2\n", "line 2: expected 2 cells"),
         ("case,grade\na\nb,2\n", "line 2: expected 2 cells"),
+        ("case,grade,grade\na,1,1\nb,2,2\n", "column 'grade' is there twice"),
+        ("case,grade, case\na,1,1\nb,2,2\n", "column 'case' is there twice"),
+        (f"case,grade\na,1\nb,{'x' * 140_000}\n", "line 3: field larger than field limit"),
     ],
 )
 def test_unreadable_tables_are_refused_by_line(text: str, message: str, tmp_path: Path) -> None:
@@ -232,6 +235,12 @@ def test_evaluate_scores_several_folds_together_and_refuses_nonsense(tmp_path: P
     assert metrics["scores"]["auroc"]["value"] == 1.0
     assert metrics["scores"]["balanced_accuracy"]["value"] == pytest.approx((1 + 2 / 3) / 2)
     assert (tmp_path / "out" / "confusion_grade.png").stat().st_size > 5000
+    assert metrics["scores"]["auroc"] == {"value": 1.0, "low": None, "high": None}
+    assert metrics["remark"].startswith("too few patients for an interval")
+    page = (tmp_path / "out" / "metrics.md").read_text()
+    assert "| grade | 1.000 (too few) | " in page
+    assert "grade (4): too few patients for an interval, at least 10 are needed" in page
+    assert page in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out" / "per_case.csv").open()))
     assert [row["right"] for row in rows] == ["True", "False", *["True"] * 5]
     assert run(classify.main, ["evaluate", files[0], files[0], *options]) == 2
@@ -246,7 +255,25 @@ def test_evaluate_scores_several_folds_together_and_refuses_nonsense(tmp_path: P
     assert "has no column 'p(grade=high)'" in capsys.readouterr().err
 
 
+def test_ten_patients_are_enough_for_an_interval(tmp_path: Path) -> None:
+    cases = [f"c{number}" for number in range(10)]
+    rows = [f"{case},{'ab'[number % 2]}" for number, case in enumerate(cases)]
+    table = read_table(write(tmp_path / "t.csv", "\n".join(["case,kind", *rows])))
+    shares = np.array([[0.8, 0.2], [0.3, 0.7]] * 5)
+    write_predictions(tmp_path / "p.csv", cases, table.classes, {"kind": shares})
+    lines = evaluate(table, [tmp_path / "p.csv"], tmp_path / "out")
+    assert "| kind | 1.000 (1.000 to 1.000) | " in lines[2]
+    assert "too few" not in "".join(lines)
+
+
 # ---------------------------------------------------------------------------------------------------------- the commands
+
+
+def test_cases_left_out_by_patient_are_counted(nnunet: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("emim_nnunet.classification.table.split", lambda *_: (CASES[:3], CASES[3:5]))
+    command = ["train", "1", "toy", "0", str(labels_file(tmp_path)), "--scratch", "--frozen", "-device", "cpu"]
+    assert run(classify.main, [*command, "-o", str(tmp_path / "out")]) == 0
+    assert "2 more cases are of patients of the validation set: they are left out" in capsys.readouterr().out
 
 
 def test_train_predict_evaluate_from_a_pretrained_encoder(nnunet: Path, tmp_path: Path, capsys: Any) -> None:
@@ -257,7 +284,7 @@ def test_train_predict_evaluate_from_a_pretrained_encoder(nnunet: Path, tmp_path
     grades = ["low" if case in (validation, CASES[0], CASES[5]) else "high" for case in CASES]
     grades[CASES.index(validation)] = "low"
     labels = labels_file(tmp_path, grade=grades, side=["left", "right", "left", "right", "left", "", "right"])
-    common = ["1", "toy", "all", str(labels), "--checkpoint", str(checkpoint), "-device", "cpu"]
+    common = ["1", "toy", "all", str(labels), "--checkpoint", str(checkpoint.parent), "-device", "cpu"]
     for name, options in (("frozen", ["--frozen"]), ("tuned", ["--steps", "3"])):
         assert run(classify.main, ["train", *common, "-o", str(tmp_path / name), *options]) == 0
         model = tmp_path / name / "classifier.pth"
@@ -339,7 +366,10 @@ def test_a_dead_worker_ends_in_one_line(
         (["1", "toy", "x", "LABELS", "--scratch"], "fold x: must be a number or 'all'"),
         (["1", "nothing", "0", "LABELS", "--scratch"], "-c nothing: the plans"),
         (["1", "toy", "0", "missing.csv", "--scratch"], "missing.csv cannot be read"),
-        (["1", "toy", "all", "LABELS", "--checkpoint", "missing.pth"], "checkpoint missing.pth does not exist"),
+        (
+            ["1", "toy", "all", "LABELS", "--checkpoint", "missing.pth"],
+            "CHECKPOINT missing.pth: neither a file nor a folder",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from emim_nnunet.diagnostics import judge
+from emim_nnunet.diagnostics import Thresholds, judge
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "collapse"
 
@@ -45,7 +45,8 @@ def test_a_plateau_is_flagged_while_it_lasts_and_cleared_after_it(experiment: An
     """R3, "plateau at fixed budget": a mask of large cells without skip connections."""
     arm = experiment.PLATEAU_ARMS["position, 16^3 cells, no skips"]
     _, history = experiment.pretrain(arm, seed, experiment.Budget(ssl_steps=240, evaluations=48))
-    verdicts = [judge(history[: i + 1], warmup_epochs=4) for i in range(1, len(history))]
+    every_look = Thresholds(patience_steps=0)  # the whole run has 240 steps
+    verdicts = [judge(history[: i + 1], warmup_epochs=4, thresholds=every_look) for i in range(1, len(history))]
     flagged = [i for i, v in enumerate(verdicts) if any(f.rule == "no_skill" for f in v.findings)]
     assert flagged
     assert max(flagged) < 20

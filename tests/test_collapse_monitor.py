@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint, save_ch
 from emim_nnunet.checkpoints.locate import find_checkpoint
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mim import MIM
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
+from emim_nnunet.training.epoch_report import log_lines
 from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
 from tests.toy import toy_batch, toy_method
 
@@ -41,7 +45,7 @@ def look(watch: CollapseMonitor, method: nn.Module, epoch: int) -> dict[str, Any
         with torch.no_grad():
             output = method.eval()(image, foreground, draws)
         watch.update(range(first, first + 2), image, foreground, output, method.encoder)
-    return watch.finish(epoch)
+    return watch.finish(epoch, 250 * epoch)
 
 
 def test_features_are_those_of_the_unmasked_image_whether_or_not_the_method_computes_them() -> None:
@@ -83,9 +87,40 @@ def test_a_network_that_knows_only_the_outline_is_called_so() -> None:
             output = method.eval()(image, foreground, draws)
         drawn = output.reconstruction._replace(prediction=foreground.float().expand_as(image))
         watch.update(range(6), image, foreground, output._replace(reconstruction=drawn), method.encoder)
-        watch.finish(epoch)
+        watch.finish(epoch, 250 * epoch)
     assert watch.verdict.level == "warning"
     assert "learned the outline only" in watch.verdict.line
+
+
+def test_crops_of_air_that_is_not_zero_are_called_empty_and_have_no_skill() -> None:
+    """A background of -0.42 that counts as body, as on images that were skull-stripped to a constant that is not 0."""
+    method = toy_method(MIM)
+    watch = monitor(method)
+    noise = torch.Generator().manual_seed(0)
+    for epoch in range(4):
+        watch.start()
+        image, foreground, draws = toy_batch(method, 6)
+        air = -0.42 + 0.02 * torch.randn(image.shape, generator=noise)
+        with torch.no_grad():
+            output = method.eval()(air, torch.ones_like(foreground), draws)
+        watch.update(range(6), air, torch.ones_like(foreground), output, method.encoder)
+        watch.finish(epoch, 250 * epoch)
+    assert watch.verdict.level == "warning"
+    assert watch.verdict.line.startswith("WARNING: the probe crops are empty: they hardly vary")
+    assert "--background_to_zero or --mask" in watch.verdict.line
+    assert not {"no_skill", "low_skill"} & {finding.rule for finding in watch.verdict.findings}
+    assert all(isnan(skill) for skill in watch.skills().values())
+    row = {"train/loss": 1.0, "val/loss": 1.0, "seconds": 1.0, "patches_per_second": 1.0} | watch.skills()
+    assert "Skill over the constant prediction: a n/a, b n/a, c n/a, d n/a, all n/a" in log_lines(row)
+
+
+def test_a_rank_of_too_few_rows_is_marked_and_the_mark_explained() -> None:
+    method = toy_method(MIM)
+    watch = monitor(method)
+    look(watch, method, 0)
+    assert "?" not in watch.log_line()
+    watch.history[0]["stages"][1]["status"] = "insufficient"
+    assert re.search(r"/4, [\d.]+/8\?, [\d.]+/16; \? = fewer than 10 rows per channel, no verdict\)$", watch.log_line())
 
 
 def test_nan_is_an_error_that_names_the_stage() -> None:
@@ -122,6 +157,7 @@ def test_a_run_leaves_table_report_picture_and_verdict(nnunet: Path) -> None:
     checkpoint = load_checkpoint(folder / "checkpoint_final.pth")
     assert checkpoint["verdict"]["level"] == report["verdict"]
     assert [m["epoch"] for m in checkpoint["collapse"]] == [0, 1, 2, 3]
+    assert {r["step"] for r in rows} == {"0", "3", "6", "9"}
     log = log_of(folder)
     assert "Losses of constant predictions on the probe set: per global" in log
     assert log.count("Collapse monitor: ") == 4
@@ -137,6 +173,12 @@ def test_a_run_is_never_stopped_unless_asked_to(nnunet: Path, monkeypatch: pytes
     plans["configurations"]["toy_stopped"] = {"inherits_from": "toy", "emim": stuck | {"collapse_patience": 2}}
     try:
         file.write_text(json.dumps(plans))
+        folder = train(MIM_PRETRAIN, "toy_stuck")
+        final = load_checkpoint(folder / "checkpoint_final.pth")
+        assert final["verdict"]["level"] == "note"  # 18 steps are too few for a warning
+        assert [m["step"] for m in final["collapse"]] == [0, 3, 6, 9, 12, 15, 18]
+        monkeypatch.setattr(CollapseMonitor, "thresholds", Thresholds(patience_steps=9))
+        shutil.rmtree(folder)
         folder = train(MIM_PRETRAIN, "toy_stuck")
         assert load_checkpoint(folder / "checkpoint_final.pth")["verdict"]["level"] == "warning"
         with pytest.raises(UserError, match=r"stopped after 4 epochs \(collapse_patience 2\): WARNING: no skill over"):

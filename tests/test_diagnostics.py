@@ -62,7 +62,7 @@ def scores(prediction: torch.Tensor, target: torch.Tensor, counted: torch.Tensor
 def brain() -> tuple[torch.Tensor, torch.Tensor]:
     """Two modalities of different mean and contrast inside a body, 0 outside, as after min-max scaling."""
     inside = body().expand(3, 1, 8, 8, 8)
-    target = (randn(3, 2, 8, 8, 8) * torch.tensor([0.1, 0.3]).view(1, 2, 1, 1, 1) + 2.0) * inside
+    target = (randn(3, 2, 8, 8, 8) * torch.tensor([0.2, 0.3]).view(1, 2, 1, 1, 1) + 1.0) * inside
     return target, inside
 
 
@@ -405,6 +405,42 @@ def test_no_skill_needs_three_evaluations_after_warm_up_and_clears() -> None:
     assert rules(*plateau, measurement(6, skill=0.3)) == {}
     assert "constant output" in judge([measurement(e, skill=0.01, std_ratio=0.1) for e in range(6)]).line
     assert "constant output" not in judge(plateau).line
+
+
+def stepped(steps: int, *history: dict) -> list[dict]:
+    """The history of a run with so many steps per epoch."""
+    return [m | {"step": steps * m["epoch"]} for m in history]
+
+
+@pytest.mark.parametrize(("steps", "needed"), [(250, 3), (6, 125), (100, 8), (3000, 1)])
+def test_epochs_of_a_few_steps_raise_no_warning(steps: int, needed: int) -> None:
+    """Ordinary epochs of 250 steps warn as they always did: after three."""
+    history = stepped(steps, *[measurement(epoch, skill=0.01, rank=20 if epoch < 2 else 5) for epoch in range(12)])
+    for rule, evaluations in {"no_skill": 3, "rank_dropping": 2}.items():
+        found = [i for i in range(1, 12) if rules(*history[: i + 1]).get(rule) == "warning"]
+        assert found == list(range(max(evaluations, needed), 12)), rule
+    late = [i for i in range(1, 12) if rules(*history[: i + 1], warmup_epochs=2).get("no_skill") == "warning"]
+    assert late == list(range(max(3, needed) + 2, 12))
+    assert rules(*history).keys() & {"low_skill", "no_skill"}  # it is said in any case
+
+
+def test_a_modality_that_hardly_varies_has_no_skill_and_does_not_count() -> None:
+    shape = (2, 2, 16, 16)
+    target = randn(*shape)
+    target[:, 1] = -0.4 + 0.02 * target[:, 1]
+    everywhere, prediction = torch.ones(shape, dtype=torch.bool), torch.zeros(shape)
+    prediction[:, 0] = 0.5 * target[:, 0]
+    scores = reconstruction_scores(reconstruction_sums(prediction, target, everywhere, everywhere[:, :1]), NAMES)
+    quiet, loud = scores[NAMES[1]], scores[NAMES[0]]
+    assert all(np.isnan(quiet[key]) for key in ("skill", "outline_skill", "foreground_skill", "std_ratio"))
+    assert quiet["loss"] / quiet["collapsed_loss"] > 300  # would be a skill of -300
+    for key in ("skill", "foreground_skill", "std_ratio"):
+        assert scores["all"][key] == loud[key] == pytest.approx(0.75 if "skill" in key else 0.5, abs=0.01)
+    found = judge([{"epoch": 1, "reconstruction": scores, "stages": []}]).findings
+    assert [(f.rule, f.level, f.scope) for f in found] == [("empty_probe", "warning", NAMES[1])]
+    min_max = torch.rand(shape, generator=torch.Generator().manual_seed(0))  # the lowest contrast that is no air
+    scores = reconstruction_scores(reconstruction_sums(prediction, min_max, everywhere, everywhere[:, :1]), NAMES)
+    assert not np.isnan(scores["all"]["skill"])
 
 
 def test_outline_only() -> None:

@@ -71,7 +71,7 @@ def test_a_signal_writes_a_checkpoint_within_the_epoch_and_nothing_changes(metho
     assert all(torch.equal(v, resumed["network_weights"][k]) for k, v in whole["network_weights"].items())
     log = log_of(folder)
     assert "Stopped by SIGTERM after step 2 of epoch 0, with a checkpoint: --c continues (exit code 75)" in log
-    assert "Continuing after 0 epochs and 2 steps of 3" in log
+    assert "Continuing after 0 of 3 epochs and 2 of 3 steps of the next" in log
 
 
 def test_the_command_ends_with_its_exit_code_and_so_does_plain_nnunet(nnunet: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.dataloading.preprocessed import orientations_file, read_orientations
 from emim_nnunet.dataloading.splits import read_patients, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import acquire
@@ -23,7 +25,7 @@ from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
-from emim_nnunet.planners.preprocess import num_workers, preprocess_cases
+from emim_nnunet.planners.preprocess import num_workers, orientation_of, preprocess_cases
 
 BRATS = [[1, 1, 1]] + [[2, 2, 2]] * 5
 PROSTATE = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
@@ -209,6 +211,7 @@ def test_preprocessed_files_are_those_of_nnunet(planning: Path) -> None:
     ours = {case: nnUNetDatasetBlosc2(str(folder), [case]).load_case(case) for case in ("case0", "case1")}
     ours = {case: (data[:], data.chunks, seg[:], properties) for case, (data, seg, _, properties) in ours.items()}
     labels = {path.name: path.read_bytes() for path in (dataset / "gt_segmentations").iterdir()}
+    assert read_orientations(folder, [0, 1, 2]) == {"case0": "SPL", "case1": "SPL"}
     preprocess_dataset(1, "nnUNetEMIMPlans", ("3d_fullres",), [1])
     for case, (data, chunks, seg, properties) in ours.items():
         stock_data, stock_seg, _, stock_properties = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
@@ -219,6 +222,38 @@ def test_preprocessed_files_are_those_of_nnunet(planning: Path) -> None:
         for key, places in stock_properties["class_locations"].items():
             assert np.array_equal(places, properties["class_locations"][key])
     assert labels == {path.name: path.read_bytes() for path in (dataset / "gt_segmentations").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("direction", "letters"),
+    [
+        ((1, 0, 0, 0, 1, 0, 0, 0, 1), "SPL"),
+        ((0, 0, -1, 1, 0, 0, 0, -1, 0), "RIP"),  # columns: x leads to P, y to I, z to R
+        ((-1, 0, 0, 0, -0.96, 0.28, 0, 0.28, 0.96), "SAR"),  # 16 degrees
+        ((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1), ""),  # 37 degrees: no letter is better than a wrong one
+    ],
+)
+def test_orientation_letters_are_those_of_the_header(direction: tuple, letters: str, tmp_path: Path) -> None:
+    image = sitk.Image([4, 5, 6], sitk.sitkFloat32)
+    image.SetDirection(direction)
+    for name in ("image.nii.gz", "image.nrrd"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    assert orientation_of(tmp_path / "image.nii.gz") == letters
+    assert orientation_of(tmp_path / "image.nrrd") == ""  # not every writer of these states an orientation
+    content = bytearray(gzip.decompress((tmp_path / "image.nii.gz").read_bytes()))
+    content[252:256] = bytes(4)  # qform_code and sform_code: unknown
+    (tmp_path / "image.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    assert orientation_of(tmp_path / "image.nii.gz") == ""
+
+
+def test_orientations_follow_the_transposition_and_may_be_missing(tmp_path: Path) -> None:
+    assert read_orientations(tmp_path / "data", [0, 1, 2]) == {}
+    file = orientations_file(tmp_path / "data")
+    file.parent.mkdir()
+    file.write_text('{"case": "SPL"}')
+    assert read_orientations(tmp_path / "data", [2, 0, 1]) == {"case": "LSP"}
+    file.write_text('["SPL"]')
+    assert read_orientations(tmp_path / "data", [0, 1, 2]) == {}
 
 
 def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> None:

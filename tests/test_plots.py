@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Sequence
 from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from emim_nnunet.training import collapse_plots, plots
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.plots import MASK_TINT, plot_overlay, plot_progress, plot_reconstruction
 
@@ -119,6 +124,102 @@ def test_the_slice_with_most_foreground_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "reconstruction.png"
     plot_reconstruction(image, image, reconstruction, masked, path, channel_names=["T1"], foreground=foreground)
     assert share_of_colour(read_png(path), MASK_TINT) > 0.1
+
+
+def texts_of(path: Path, draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> tuple[Figure, list[Any]]:
+    """The figure that is drawn, and its texts (not those of ticks) with their places in pixels."""
+    figures: list[Figure] = []
+    for module in (plots, collapse_plots):
+        monkeypatch.setattr(module, "save_figure", lambda figure, *_, **__: figures.append(figure))
+    draw()
+    figure = figures[0]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    titles = [t for ax in figure.axes for t in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts)]
+    titles += figure.texts
+    return figure, [(t.get_text(), t.get_window_extent(renderer)) for t in titles if t.get_text() and t.get_visible()]
+
+
+def overlaps(texts: Sequence[Any]) -> list[tuple[str, str]]:
+    """Pairs of texts that cover each other."""
+    return [(a, b) for i, (a, box) in enumerate(texts) for b, other in texts[:i] if box.overlaps(other)]
+
+
+def stage(count: int, channels: int) -> dict[str, Any]:
+    shares = np.geomspace(1, 1e-3, channels)
+    return {
+        "channels": channels,
+        "count": count,
+        "status": "insufficient",
+        "effective_rank": 20.0,
+        "spectrum": (shares / shares.sum()).tolist(),
+    }
+
+
+def test_titles_of_neighbouring_spectra_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each stage with the longest title: too few rows."""
+    scores = {name: dict.fromkeys(("foreground_skill", "outline_skill"), 0.1) for name in ("all", "T1", "T2")}
+    look = {"reconstruction": scores, "stages": [stage(634, 32 << number) for number in range(6)]}
+    measured = [look | {"epoch": epoch} for epoch in range(3)]
+    figure, texts = texts_of(
+        tmp_path, lambda: collapse_plots.plot_collapse(measured, tmp_path / "a.png", title="ok"), monkeypatch
+    )
+    assert sum("too few rows (634)" in text for text, _ in texts) == 6
+    assert overlaps(texts) == []
+    assert not legend_covers_axes(figure.axes[6])
+
+
+def legend_covers_axes(ax: Any) -> bool:
+    """Whether the legend lies over the curves."""
+    return bool(ax.get_legend().get_window_extent().overlaps(ax.get_window_extent()))
+
+
+@pytest.mark.parametrize("modalities", [2, 8])
+def test_the_legends_of_progress_cover_no_curve(
+    modalities: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = history(20, tuple(f"Modality{i}" for i in range(modalities)))
+    figure, texts = texts_of(tmp_path, lambda: plots.plot_progress(rows, tmp_path / "a.png"), monkeypatch)
+    assert overlaps(texts) == []
+    for ax in figure.axes[:2]:
+        assert not legend_covers_axes(ax)
+        assert figure.bbox.width >= ax.get_legend().get_window_extent().x1
+        assert not any(ax.get_legend().get_window_extent().overlaps(o.get_window_extent()) for o in figure.axes)
+
+
+@pytest.mark.parametrize("orientation", ["SPL", ""])
+def test_a_reconstruction_says_where_and_how_large_it_is(
+    orientation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image, reconstruction, masked = sample((3, 8, 32, 40))
+    arguments = (image, image * ~masked, reconstruction, masked, tmp_path / "a.png")
+    names = ["T1", "T1ce", "Flair"]
+    figure, texts = texts_of(
+        tmp_path,
+        lambda: plots.plot_reconstruction(
+            *arguments, channel_names=names, spacing=(3.0, 1.0, 0.5), orientation=orientation, title="case_17, epoch 3"
+        ),
+        monkeypatch,
+    )
+    written = [text for text, _ in texts]
+    assert overlaps(texts) == []
+    where = " (counted towards S)" if orientation else ""
+    unknown = "" if orientation else "; orientation unknown"
+    assert f"case_17, epoch 3, slice 3 of 8 of the crop{where}{unknown}" in written
+    assert written.count("5 mm") == 3  # a third of 40 voxels of 0.5 mm is 6.7 mm
+    assert [text.splitlines()[0] for text in written if "grey" in text] == names
+    places = {text: box.get_points().mean(0) for text, box in texts if text in "APLR"}
+    if not orientation:
+        assert places == {}
+    else:  # as a radiologist has it: the left of the patient is on the right
+        assert places["R"][0] < places["A"][0] < places["L"][0]
+        assert places["P"][1] < places["R"][1] < places["A"][1]
+    picture, scale = figure.axes[0], figure.axes[15]
+    assert picture.get_aspect() == 2.0
+    low, high = (
+        float(part) for part in next(t for t in written if t.startswith("T1\n")).split("grey ")[1].split(" to ")
+    )
+    assert scale.get_ylim() == pytest.approx((0, high - low), abs=0.02)
 
 
 @pytest.mark.filterwarnings("error")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +40,21 @@ def test_every_command_that_reads_something_is_tried() -> None:
     commands = {path.stem for path in (BENCHMARKS.parent / "emim_nnunet" / "cli").glob("[a-z]*.py")}
     assert commands - {entry.command for entry in inputs.INPUTS} == {"register", "trainers_path"}
     assert sum(bool(entry.message) for entry in inputs.INPUTS) >= 60
+
+
+def test_too_few_open_files_for_the_workers_end_in_one_line(world: Path, tmp_path: Path) -> None:
+    copy = worlds.copy_world(world, tmp_path / "copy")
+    shutil.rmtree(copy / "results" / worlds.DATASET)
+    train = worlds.command("pretrain", worlds.pretrain())
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))  # torch alone: an endless wait, or EOFError
+        return train()
+
+    before = worlds.snapshot(copy)
+    outcome = worlds.in_child(limited, worlds.environment(copy, workers=4), seconds=60)
+    assert inputs.judge_refusal(outcome, before, worlds.snapshot(copy)) == ""
+    assert re.search(r"\d+ data-loading workers need \d+ open files, and 40 are allowed: raise ulimit", outcome.output)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
@@ -25,6 +25,7 @@ from emim_nnunet.cli import diagnose, estimate
 from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import planned
 from emim_nnunet.registration import trainers_path
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
@@ -209,7 +210,7 @@ def test_drop_in_continues_an_unfinished_ssl_stage(nnunet: Path, monkeypatch: py
     trainer = trainer_of(DROP_IN, continued=True)
     trainer.initialize()
     trainer._prepare_encoder()
-    assert "Continuing after 1 epochs of 3" in log_of(fold_folder(PRETRAIN))
+    assert "Continuing after 1 of 3 epochs" in log_of(fold_folder(PRETRAIN))
     assert load_checkpoint(fold_folder(PRETRAIN) / "checkpoint_final.pth")["finished"]
 
 
@@ -225,6 +226,15 @@ def test_segmentation_continues_without_the_ssl_stage(nnunet: Path) -> None:
     continued.run_training()
     assert not fold_folder(PRETRAIN, "toy_scratch").exists()
     assert final.is_file()
+
+
+def test_the_final_validation_can_be_left_to_a_later_command(nnunet: Path) -> None:
+    folder = train(FINETUNE, "toy_short")
+    assert (folder / "checkpoint_final.pth").is_file()
+    assert not (folder / "validation").exists()
+    assert "finetune_final_validation is false: --val predicts whole cases" in log_of(folder)
+    train(FINETUNE, "toy_short", only_run_validation=True)
+    assert (folder / "validation" / "summary.json").is_file()
 
 
 def test_finetune_needs_a_stage_or_weights(nnunet: Path) -> None:
@@ -300,6 +310,23 @@ def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "error: unknown key 'cel_size'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("trainer", [PRETRAIN, FINETUNE, DROP_IN])
+def test_without_a_gpu_plain_nnunet_is_told_what_to_type(trainer: str, nnunet: Path, monkeypatch: Any) -> None:
+    """Its -device is cuda unless the user says something else."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no GPU: use -device cpu"):
+        run_training("1", "toy", 0, trainer, PLANS)
+    assert list(Path(os.environ["nnUNet_results"]).iterdir()) == []
+
+
+def test_only_what_the_plans_can_cause_is_said_to_be_of_the_plans() -> None:
+    with pytest.raises(UserError, match="plan again"), planned("the network cannot be built"):
+        raise RuntimeError("stride must be positive")
+    for message in ("Found no NVIDIA driver on your system", "CUDA error: invalid device", "DefaultCPUAllocator: full"):
+        with pytest.raises(RuntimeError, match=message[:12]), planned("the network cannot be built"):
+            raise RuntimeError(message)
 
 
 @pytest.mark.parametrize("num_cases", [1, 2])
@@ -388,12 +415,9 @@ def test_an_estimate_describes_both_stages_and_leaves_nothing(
     assert list(Path(os.environ["nnUNet_results"]).iterdir()) != results
 
 
-def test_an_estimate_without_a_gpu_or_of_unknown_things_ends_in_one_line(
+def test_an_estimate_of_unknown_things_ends_in_one_line(
     nnunet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_results", os.environ["nnUNet_results"])
-    if not torch.cuda.is_available():
-        assert run(estimate.main, ["1", "toy", "0"]) == 2
-        assert "there is no GPU: use -device cpu" in capsys.readouterr().err
     assert run(estimate.main, ["1", "bad_typo", "0", "-device", "cpu"]) == 2
     assert "unknown key 'cel_size'" in capsys.readouterr().err

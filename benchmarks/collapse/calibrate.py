@@ -18,6 +18,7 @@ from typing import Any
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.diagnostics import Thresholds, judge
 
+SHORT_RUNS = Thresholds(patience_steps=0)  # whatever lasts for three evaluations, of however few steps
 COLUMNS = (
     "run",
     "skill at the end",
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders")
     arguments = parser.parse_args()
-    print(f"Thresholds: {asdict(Thresholds())}\n")
+    print(f"Thresholds: {asdict(SHORT_RUNS)}\n")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
     for folder in arguments.runs:
@@ -80,7 +81,10 @@ def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: boo
         s["effective_rank"] / max(t["effective_rank"] for t in st[: i + 1]) for st in stages for i, s in enumerate(st)
     ]
     narrow = [s["participation_ratio"] for st in stages for s in st if s["channels"] >= Thresholds().wide]
-    verdicts = [judge(history[: i + 1], warmup_epochs=warmup, norm_pix=norm_pix) for i in range(1, len(history))]
+    verdicts = [
+        judge(history[: i + 1], warmup_epochs=warmup, norm_pix=norm_pix, thresholds=SHORT_RUNS)
+        for i in range(1, len(history))
+    ]
     fired = {
         level: [{f.rule for f in v.findings if f.level == level} for v in verdicts] for level in ("warning", "note")
     }

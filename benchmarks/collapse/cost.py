@@ -92,7 +92,7 @@ def evaluation(trainer: Any, device: torch.device, epoch: int) -> tuple[float, f
         probe = (trainer.network, trainer.method.encoder)
         total = seconds(lambda: [trainer._probe(next(trainer.dataloader_val), *probe) for _ in batches], device)
     trainer.monitor.update = update
-    finish = seconds(lambda: trainer.monitor.finish(epoch), device)
+    finish = seconds(lambda: trainer.monitor.finish(epoch, epoch), device)
     return total - spent[0], spent[0] + finish
 
 

@@ -18,6 +18,7 @@ from emim_nnunet.training.plots import TITLE, save_figure
 
 DEEP = (2, 3)  # stages shown in the table; all are in the JSON
 REFERENCE, HMP = "scratch", "HMP"
+SHORT_RUNS = Thresholds(patience_steps=0)  # of some hundred steps: whatever lasts for three evaluations
 LEVEL_FLAGGED = ("warning", "error")
 
 
@@ -101,7 +102,7 @@ def plateau_end(history: Sequence[dict[str, Any]]) -> int | None:
 def levels(history: Sequence[dict[str, Any]]) -> list[str]:
     """The monitor's level at each evaluation; rules begin after the warm-up (a tenth of the run)."""
     warmup = (len(history) - 1) // 10
-    return [judge(history[: i + 1], warmup_epochs=warmup).level for i in range(len(history))]
+    return [judge(history[: i + 1], warmup_epochs=warmup, thresholds=SHORT_RUNS).level for i in range(len(history))]
 
 
 # ------------------------------------------------------------------------------------------------------------ table

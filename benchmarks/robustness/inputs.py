@@ -1373,6 +1373,41 @@ def estimate_of_no_fold(world: Path) -> list[str]:
     return [DATASET_ID, "tiny", "9", "-device", "cpu"]
 
 
+def add_gpu_that_is_not_there(name: str, arguments: Callable[[Path], list[str]]) -> None:
+    """Ask a command for a GPU on a machine that has none."""
+
+    @bad(name, r"there is no GPU: use -device cpu", CUDA_VISIBLE_DEVICES="")
+    def gpu_that_is_not_there(world: Path) -> list[str]:
+        return [*arguments(world), "-device", "cuda"]
+
+
+for _name, _arguments in {
+    "train": lambda world: [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS],
+    "pretrain": lambda world: [DATASET_ID, "tiny", "0"],
+    "estimate": lambda world: [DATASET_ID, "tiny", "0"],
+    "diagnose": lambda world: [str(final(world)), "-d", DATASET_ID, "-o", str(world / "report")],
+    "compare": lambda world: [DATASET_ID, "tiny", "-o", str(world / "comparison")],
+    "classify": lambda world: classify(world, "case,kind\ncase00000,a\ncase00001,b\n")[:-2],
+    "demo": lambda world: ["-o", str(world / "demo")],
+}.items():
+    add_gpu_that_is_not_there(_name, _arguments)
+
+
+@bad("train", r"there is no GPU: use -device cpu", CUDA_VISIBLE_DEVICES="")
+def several_gpus_that_are_not_there(world: Path) -> list[str]:
+    return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "-num_gpus", "2"]
+
+
+@bad("train", r"-device gpu: must be one of cuda, cpu, mps")
+def device_of_another_name(world: Path) -> list[str]:
+    return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "-device", "gpu"]
+
+
+@good("train", CUDA_VISIBLE_DEVICES="")
+def no_gpu_and_no_device_named(world: Path) -> list[str]:
+    return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "--c"]  # finished: nothing is trained
+
+
 # ------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -1546,7 +1581,7 @@ def diagnose_an_impossible_network(world: Path) -> list[str]:
 def classify(world: Path, table: str | bytes) -> list[str]:
     file = world / "labels.csv"
     file.write_bytes(table.encode() if isinstance(table, str) else table)
-    options = ["--scratch", "--steps", "1", "-device", "cpu", "-o", str(world / "classifier")]
+    options = ["--scratch", "--steps", "1", "-o", str(world / "classifier"), "-device", "cpu"]
     return ["train", DATASET_ID, "tiny", "0", str(file), *options]
 
 
@@ -1578,6 +1613,16 @@ def table_with_a_short_line(world: Path) -> list[str]:
 @bad("classify", r"cannot be read as a CSV file in UTF-8")
 def table_of_bytes(world: Path) -> list[str]:
     return classify(world, b"case,kind\n\xff\xfe\x00\n")
+
+
+@bad("classify", r"labels.csv, line 3: field larger than field limit")
+def table_with_an_endless_cell(world: Path) -> list[str]:
+    return classify(world, f"case,kind\ncase00000,a\ncase00001,{'x' * 140_000}\n")
+
+
+@bad("classify", r"column 'kind' is there twice")
+def table_with_a_column_twice(world: Path) -> list[str]:
+    return classify(world, "case,kind,kind\ncase00000,a,a\ncase00001,b,b\n")
 
 
 @bad("classify", r"labels.csv is empty")

@@ -36,7 +36,9 @@ def find_checkpoint(path: Path, fold: str | None = None) -> Path:
     if len(found) == 1 or (found and found[0].parent == path):
         return found[0]
     if found:
-        raise UserError(f"{path} holds several folds ({', '.join(file.parent.name for file in found)}): choose with -f")
+        raise UserError(
+            f"{path} holds several folds ({', '.join(file.parent.name for file in found)}): choose with -f, or name one of them"
+        )
     raise UserError(f"CHECKPOINT {path}: neither a file nor a folder with {' or '.join(CHECKPOINT_NAMES)}")
 
 

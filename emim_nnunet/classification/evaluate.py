@@ -21,6 +21,8 @@ from emim_nnunet.training.collapse_report import plain_json
 from emim_nnunet.training.plots import TITLE, save_figure
 
 RESAMPLES, LEVEL = 2000, 0.95
+MIN_PATIENTS = 10  # of fewer, a bootstrap says little: with five right cases every sample has an AUROC of 1
+TOO_FEW = f"too few patients for an interval, at least {MIN_PATIENTS} are needed"
 
 
 def probability_column(target: str, name: str) -> str:
@@ -78,7 +80,7 @@ def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tu
                     values[target].append([float(row[probability_column(target, name)]) for name in names])
         except KeyError as error:
             raise UserError(f"{path} has no column {error}: was it predicted with these classes?") from error
-        except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        except (OSError, UnicodeDecodeError, ValueError, TypeError, csv.Error) as error:
             raise UserError(f"{path} cannot be read as predictions of emim_classify ({error})") from error
     twice = sorted({case for case in cases if cases.count(case) > 1})
     if twice:
@@ -177,14 +179,17 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
                 f"predictions of several folds together"
             )
         patients = [table.patients[case] for case, there in zip(cases, known, strict=True) if there]
-        intervals = bootstrap(true, probability, patients)
+        too_few = len(set(patients)) < MIN_PATIENTS
+        intervals = {} if too_few else bootstrap(true, probability, patients)
+        nothing = (float("nan"), float("nan"))
         results[target] = {
             "num_cases": int(known.sum()),
             "num_patients": len(set(patients)),
+            "remark": TOO_FEW if too_few else "",
             "classes": table.classes[target],
             "cases_per_class": np.bincount(true, minlength=len(table.classes[target])).tolist(),
             "scores": {
-                key: {"value": value, "low": intervals[key][0], "high": intervals[key][1]}
+                key: dict(zip(("value", "low", "high"), (value, *intervals.get(key, nothing)), strict=True))
                 for key, value in scores(true, probability).items()
             },
             "confusion": confusion_matrix(
@@ -209,9 +214,15 @@ def _table(results: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for target, result in results.items():
-        cells = [f"{s['value']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for s in result["scores"].values()]
+        cells = [
+            f"{s['value']:.3f} " + ("(too few)" if result["remark"] else f"({s['low']:.3f} to {s['high']:.3f})")
+            for s in result["scores"].values()
+        ]
         lines.append(f"| {target} | {' | '.join(cells)} | {result['num_cases']} | {result['num_patients']} |")
-    return lines
+    few = [f"{target} ({r['num_patients']})" for target, r in results.items() if r["remark"]]
+    return lines + (
+        [f"{', '.join(few)}: {TOO_FEW}. Evaluate the predictions of several folds together."] if few else []
+    )
 
 
 def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predicted: dict[str, np.ndarray]) -> None:
@@ -247,5 +258,6 @@ def _plot_confusion(result: dict[str, Any], target: str, path: Path) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
-    ax.set_title(f"{target}, {result['num_cases']} cases", **TITLE)
+    few = "\n(too few for scores)" if result["remark"] else ""
+    ax.set_title(f"{target}, {result['num_cases']} cases of {result['num_patients']} patients{few}", **TITLE)
     save_figure(figure, path)

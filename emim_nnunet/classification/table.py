@@ -54,7 +54,7 @@ def read_table(
         The table.
 
     Raises:
-        UserError: Unreadable, columns missing, a case twice or without name, or a target with a single class.
+        UserError: Unreadable, columns missing, a case or a column twice, a case without name, or a target with a single class.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -67,17 +67,24 @@ def read_table(
         )
     delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
     reader = csv.DictReader(lines, delimiter=delimiter)
-    columns = [name.strip() for name in reader.fieldnames or []]
+    try:
+        columns = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        content = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from error
     if CASE not in columns:
         raise UserError(f"{path} has no column '{CASE}'; it has {', '.join(columns)}")
-    reader.fieldnames = columns
-    chosen = list(targets) if targets else [c for c in columns if c not in (CASE, PATIENT)]
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: column '{twice}' is there twice")
+    chosen = list(dict.fromkeys(targets)) if targets else [c for c in columns if c not in (CASE, PATIENT)]
     missing = [name for name in chosen if name not in columns]
     if missing or not chosen:
         raise UserError(f"{path} has no column {', '.join(missing) or 'of classes'}; it has {', '.join(columns)}")
     rows: dict[str, dict[str, str | None]] = {}
     patients = {}
-    for number, row in enumerate(reader, 2):
+    for number, row in enumerate(content, 2):
         if None in row or None in row.values():
             raise UserError(f"{path}, line {number}: expected {len(columns)} cells")
         case = row[CASE].strip()

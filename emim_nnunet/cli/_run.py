@@ -77,7 +77,17 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> 
     parser.add_argument("fold", type=_fold, help="0 to 4, or all")
     parser.add_argument("-tr", default=trainer, help="trainer (default: %(default)s)")
     parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    add_device_argument(parser)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """``-device``, of which :func:`emim_nnunet.devices.choose_device` makes a device.
+
+    Args:
+        parser: Gets it.
+    """
+    help_text = "cuda, cpu or mps (default: cuda where there is a GPU, otherwise cpu)"
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help=help_text)
 
 
 def _fold(text: str) -> int | str:

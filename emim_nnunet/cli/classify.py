@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import add_device_argument, add_take_over, run
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import acquire
 
@@ -52,7 +52,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
     encoder = parser.add_mutually_exclusive_group(required=True)
-    encoder.add_argument("--checkpoint", type=Path, help="encoder: of an SSL stage, an export, nnU-Net's or nnssl's")
+    encoder.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="encoder: SSL stage, export, nnU-Net's or nnssl's; file, or folder of a fold",
+    )
     encoder.add_argument("--scratch", action="store_true", help="an untrained encoder: the control")
     parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
     parser.add_argument("--frozen", action="store_true", help="fit linear layers only")
@@ -62,15 +66,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="peak rate for the encoder (default: 1e-4)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training")
+    add_device_argument(parser)
     add_take_over(parser)
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="classifier.pth")
     parser.add_argument("dataset", type=int, help="id of a data set that was preprocessed with the plans of the model")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="CSV file to write")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    add_device_argument(parser)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -86,17 +90,21 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     import torch
 
+    from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.classification.evaluate import evaluate, write_predictions
     from emim_nnunet.classification.model import find_data
     from emim_nnunet.classification.table import check_cases, read_table, split
     from emim_nnunet.classification.train import Settings, predict, train
     from emim_nnunet.dataloading.splits import read_patients
+    from emim_nnunet.devices import choose_device
 
+    device = torch.device(choose_device(arguments.device))
     if arguments.fold != "all" and not arguments.fold.isdecimal():
         raise UserError(f"fold {arguments.fold}: must be a number or 'all'")
     for name in ("steps", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1")
+    checkpoint = None if arguments.checkpoint is None else find_checkpoint(arguments.checkpoint)
     data = find_data(arguments.dataset, arguments.p, arguments.configuration)
     table = read_table(arguments.labels, arguments.column, read_patients(data.folder))
     check_cases(table, list(data.cases), data.folder.name)
@@ -111,14 +119,16 @@ def _train(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(f"Learning from {len(training)} cases, validating on {len(validation)}; targets: {', '.join(table.targets)}")
-    device = torch.device(arguments.device)
+    left_out = len(table.rows) - len(training) - len(validation)
+    if left_out:
+        print(f"{left_out} more cases are of patients of the validation set: they are left out of the training")
     model = train(
         data,
         table,
         training,
         arguments.output,
         settings,
-        checkpoint=arguments.checkpoint,
+        checkpoint=checkpoint,
         device=device,
         fold=fold,
         resume=arguments.c,
@@ -136,11 +146,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.evaluate import write_predictions
     from emim_nnunet.classification.model import find_data, load_classifier
     from emim_nnunet.classification.train import predict
+    from emim_nnunet.devices import choose_device
 
+    device = torch.device(choose_device(arguments.device))
     model, about = load_classifier(arguments.model)
     data = find_data(arguments.dataset, about["plans"]["plans_name"], about["configuration"])
     cases = sorted(data.cases)
-    predicted = predict(model, data, cases, about["targets"], torch.device(arguments.device))
+    predicted = predict(model, data, cases, about["targets"], device)
     write_predictions(arguments.output, cases, about["classes"], predicted)
     print(f"{len(cases)} cases predicted: {arguments.output}")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import add_device_argument, add_take_over, run
 
 EPILOG = """
 Example:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--num_test", type=int, help="labelled cases for the test (default: validation cases of fold 0)"
     )
     parser.add_argument("--reference", help="arm whose planned schedule is the compute budget (default: the first)")
-    parser.add_argument("-device", default="cuda", choices=["cuda", "cpu", "mps"], help="default: cuda")
+    add_device_argument(parser)
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time (default: 1)")
     add_take_over(parser)
     arguments = parser.parse_args(argv)
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emim_nnunet.compare import Protocol, compare
     from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
+    from emim_nnunet.devices import choose_device
 
     protocol = Protocol(
         dataset_id=arguments.dataset,
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluations=arguments.evaluate,
         num_test=arguments.num_test,
         reference=arguments.reference,
-        device=arguments.device,
+        device=choose_device(arguments.device),
         jobs=arguments.jobs,
     )
     page = compare(protocol, arguments.output, arguments.json)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import add_device_argument, run
 
 EPILOG = """
 Example:
@@ -30,14 +30,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "-o", dest="output", type=Path, default=Path("emim_demo"), help="folder to write (default: emim_demo)"
     )
-    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"), help="where to train (default: cpu)")
+    add_device_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the result of an earlier demo")
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.demo import run_demo
+    from emim_nnunet.devices import choose_device
 
-    run_demo(arguments.output, device=arguments.device, seed=arguments.seed, overwrite=arguments.overwrite)
+    device = choose_device(arguments.device)
+    run_demo(arguments.output, device=device, seed=arguments.seed, overwrite=arguments.overwrite)
 
 
 def entry() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import add_device_argument, add_take_over, run
 
 EXIT_WARNING = 1
 EPILOG = """
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--strict", action="store_true", help="exit with 1 after a warning")
     parser.add_argument("--seed", type=int, default=0, help="of crops and masks (default: 0)")
     parser.add_argument("-o", dest="output", type=Path, default=Path("emim_diagnose"), help="folder of the report")
-    parser.add_argument("-device", help="cuda, cpu or mps (default: cuda where there is one)")
+    add_device_argument(parser)
     add_take_over(parser)
     arguments = parser.parse_args(argv)
     if arguments.patches < 1:
@@ -51,13 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.checkpoints.source import read_source
+    from emim_nnunet.devices import choose_device
     from emim_nnunet.locks import acquire
     from emim_nnunet.training.diagnose import diagnose
     from emim_nnunet.training.probe_data import find_data
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"-device {device}: there is no GPU; use -device cpu")
+    device = choose_device(arguments.device)
     source = read_source(find_checkpoint(arguments.checkpoint, arguments.fold))
     compare = None if arguments.compare is None else read_source(find_checkpoint(arguments.compare))
     data = find_data(source, arguments.dataset_id, arguments.plans, arguments.configuration)

@@ -47,13 +47,12 @@ def _estimate(arguments: argparse.Namespace) -> None:
     from nnunetv2.run import run_training
 
     from emim_nnunet.checkpoints.io import write_json
-    from emim_nnunet.errors import UserError
+    from emim_nnunet.devices import choose_device
     from emim_nnunet.registration import look_up_own_trainers_first
     from emim_nnunet.training.estimate import estimate
     from emim_nnunet.training.request import check_request
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU: use -device cpu")
+    device = choose_device(arguments.device)
     check_request(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
     look_up_own_trainers_first(run_training)
     trainer = run_training.get_trainer_from_args(
@@ -63,7 +62,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         arguments.tr,
         arguments.p,
         False,
-        torch.device(arguments.device),
+        torch.device(device),
     )
     stages = []
     for stage in estimate(trainer, arguments.steps):

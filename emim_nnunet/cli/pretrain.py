@@ -37,15 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     import torch.distributed as dist
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU: use -device cpu")
+    from emim_nnunet.devices import choose_device
+
+    device = choose_device(arguments.device)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:
-        if arguments.device == "cuda":
+        if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        _train(arguments, torch.device(arguments.device))
+        _train(arguments, torch.device(device))
     finally:
         if distributed:
             dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ from emim_nnunet.locks import take_over_locks
 from emim_nnunet.registration import enable_search, look_up_own_trainers_first
 
 HELP = """
-emim_train takes exactly the arguments of nnUNetv2_train (above) and finds the trainers of emim_nnunet without further ado:
+emim_train takes exactly the arguments of nnUNetv2_train (above); -device is cuda where there is a GPU, otherwise cpu.
+It finds the trainers of emim_nnunet without further ado:
 {trainers}.
 
 Example:
@@ -27,12 +29,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emim_nnunet.training.request import check_requests_of
 
+    given = list(sys.argv[1:] if argv is None else argv)
     enable_search()
     look_up_own_trainers_first(run_training)
     check_requests_of(run_training)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    take_over_locks(TAKE_OVER in arguments)
-    sys.argv = [sys.argv[0], *(a for a in arguments if a != TAKE_OVER)]
+    take_over_locks(TAKE_OVER in given)
+    given = [argument for argument in given if argument != TAKE_OVER]
+    sys.argv = [sys.argv[0], *given, *_device_arguments(given)]
     try:
         run_training.run_training_entry()
     except SystemExit as end:
@@ -41,6 +44,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(HELP.format(trainers=", ".join(trainers)))
         raise
+
+
+def _device_arguments(given: Sequence[str]) -> list[str]:
+    """What says to nnU-Net, whose default is cuda, which device the user's arguments mean by the rule of all our commands."""
+    from emim_nnunet.devices import choose_device
+
+    if {"-h", "--help"} & set(given):
+        return []
+    parser = argparse.ArgumentParser(add_help=False)  # takes -dev and -device=cpu too, as nnU-Net's does
+    parser.add_argument("-device")
+    parser.add_argument("-num_gpus", default="1")
+    known, _ = parser.parse_known_args(given)
+    return ["-device", choose_device(known.device or (None if known.num_gpus == "1" else "cuda"))]
 
 
 def entry() -> None:

@@ -172,7 +172,8 @@ def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[
 
 
 def _configuration(protocol: Protocol, arm: Arm, seed: int, compute: dict[str, Any]) -> dict[str, Any]:
-    block = dict(arm.settings) | {"seed": seed, "finetune_seed": seed}
+    # the scores are those of the final validation
+    block = dict(arm.settings) | {"seed": seed, "finetune_seed": seed, "finetune_final_validation": True}
     if arm.method is None:
         block["finetune_init"] = SCRATCH
     else:

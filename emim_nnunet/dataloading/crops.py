@@ -21,8 +21,15 @@ from torch.utils.data import DataLoader, Dataset
 from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 MIN_FOREGROUND = 0.1
 MAX_TRIES = 10
+FILES_WITHOUT_WORKERS = 48
+FILES_PER_WORKER = 16  # two batches ahead, of five or six tensors that are files, and the pipes
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 
 
@@ -289,8 +296,13 @@ class CropBatches:
         self._iterator: Any = None
 
     def start(self) -> CropBatches:
-        """Let the workers begin to read; does nothing where they have."""
+        """Let the workers begin to read; does nothing where they have.
+
+        Raises:
+            UserError: This process may not open the files that they need.
+        """
         if self._iterator is None:
+            _allow_open_files(self._loader.num_workers)
             with _sigchld_kept():
                 self._iterator = iter(self._loader)
         return self
@@ -331,6 +343,22 @@ class CropBatches:
             wait([worker.sentinel for worker in workers], timeout=1)  # its files are closed a moment before it is dead
         codes = [worker.exitcode for worker in workers if worker.exitcode]
         return "; ".join(str(signal.strsignal(-code) if code < 0 else f"exit code {code}") for code in codes)
+
+
+def _allow_open_files(num_workers: int) -> None:
+    """Raise this process's limit of open files to what the workers need: where it is too low, torch waits for ever."""
+    if resource is None or not num_workers:
+        return
+    needed = FILES_WITHOUT_WORKERS + FILES_PER_WORKER * num_workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{num_workers} data-loading workers need {needed} open files, and {hard} are allowed: raise ulimit -n, or use "
+            f"fewer workers (nnUNet_n_proc_DA)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 @contextmanager

@@ -9,6 +9,9 @@ A second trivial prediction knows the outline of the body: one constant inside, 
 constant is large wherever background counts in the loss, so a network that has learnt the outline only looks healthy. The
 *outline skill* is measured against this prediction, the *foreground skill* inside the body alone.
 
+Where the targets hardly vary, as in crops of air whose background is not 0, there is nothing to predict: any error is many
+times their variance, and a skill would say nothing. It is undefined (NaN) there.
+
 Everything follows from six sums per modality, which add up over batches and ranks.
 """
 
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 
 COUNT, ERROR, TARGET, TARGET_SQUARES, PREDICTION, PREDICTION_SQUARES = range(6)
+NEARLY_CONSTANT = 0.02  # variance over mean square: about 1 in z-scored tissue, near 0 in air
 CONSTANTS = ("global", "modality", "cell_position", "voxel_position")
 
 
@@ -71,7 +75,8 @@ def reconstruction_scores(sums: Tensor, channel_names: Sequence[str]) -> dict[st
     """All scores of a reconstruction, pooled over modalities and for each of them.
 
     Pooled values compare the summed squared error with the summed squared error of the trivial prediction, which has constants
-    of its own for each modality.
+    of its own for each modality. Modalities whose targets are nearly constant have no skill and do not count in the pooled
+    one.
 
     Args:
         sums: (2, C, 6) of :func:`reconstruction_sums`.
@@ -89,15 +94,19 @@ def reconstruction_scores(sums: Tensor, channel_names: Sequence[str]) -> dict[st
     outline = _squares_about_mean(sums, TARGET, TARGET_SQUARES).sum(0)
     body = _squares_about_mean(inside, TARGET, TARGET_SQUARES)
     predicted = _squares_about_mean(inside, PREDICTION, PREDICTION_SQUARES)
-    columns = torch.stack([count, error, constant, outline, inside[:, ERROR], body, predicted])
+    varied = constant > NEARLY_CONSTANT * both[:, TARGET_SQUARES]
+    body_varied = body > NEARLY_CONSTANT * inside[:, TARGET_SQUARES]
+    parts = [count, error, constant, *(torch.where(varied, part, 0.0) for part in (error, constant, outline))]
+    parts += [torch.where(body_varied, part, 0.0) for part in (inside[:, ERROR], body, predicted)]
+    columns = torch.stack(parts)
     columns = torch.cat([columns.sum(1, keepdim=True), columns], 1)
-    count, error, constant, outline, body_error, body, predicted = columns
+    count, error, constant, varied_error, varied_constant, outline, body_error, body, predicted = columns
     scores = {
         "count": count,
         "loss": _ratio(error, count),
         "collapsed_loss": _ratio(constant, count),
-        "skill": 1.0 - _ratio(error, constant),
-        "outline_skill": 1.0 - _ratio(error, outline),
+        "skill": 1.0 - _ratio(varied_error, varied_constant),
+        "outline_skill": 1.0 - _ratio(varied_error, outline),
         "foreground_skill": 1.0 - _ratio(body_error, body),
         "std_ratio": _ratio(predicted, body).sqrt(),
     }

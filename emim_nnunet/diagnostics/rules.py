@@ -13,6 +13,7 @@ from math import isfinite, isnan
 from typing import Any
 
 LEVELS = ("ok", "note", "warning", "error")
+REMEDY = "Convert again with --background_to_zero or --mask of emim_convert"
 RANK_IS_NOT_QUALITY = "rank is a diagnostic, not a quality: an untrained network has a high one"
 
 
@@ -23,6 +24,8 @@ class Thresholds:
     Attributes:
         no_skill: Foreground skill below which a reconstruction is no better than a constant.
         patience: Evaluations in a row that this must last.
+        patience_steps: Training steps that this must last too, and that there must have been since the warm-up before a rank
+            can drop: three epochs of nnU-Net's 250. Epochs of a few steps say nothing yet.
         constant_output: With no skill: standard deviation ratio below which the output is called constant.
         low_skill: Foreground skill that deserves a note.
         low_modality_skill: Likewise of a single modality.
@@ -37,6 +40,7 @@ class Thresholds:
 
     no_skill: float = 0.02
     patience: int = 3
+    patience_steps: int = 750
     constant_output: float = 0.15
     low_skill: float = 0.05
     low_modality_skill: float = 0.02
@@ -101,7 +105,8 @@ def judge(
 
     Args:
         history: Measurements of :meth:`CollapseProbe.measure` in order, each with ``epoch`` = number of epochs done (0 =
-            untrained). The last one is judged; earlier ones matter for rules about several evaluations.
+            untrained) and ``step`` = number of training steps done; without ``step`` the rules count evaluations alone. The
+            last one is judged; earlier ones matter for rules about several evaluations.
         warmup_epochs: Evaluations up to this epoch do not count for these rules.
         norm_pix: Whether targets were normalised per cell, which is a known cause.
         thresholds: Numbers; None = the calibrated ones.
@@ -119,8 +124,9 @@ def judge(
     settled = [m for m in history if m["epoch"] > warmup_epochs]
     findings = [
         *_broken(now, numbers),
-        *_reconstruction(now, settled, numbers, norm_pix),
-        *_ranks(now, settled, numbers),
+        *_empty(now),
+        *_reconstruction(history, settled, numbers, norm_pix),
+        *_ranks(history, settled, numbers),
     ]
     findings.sort(key=lambda finding: -LEVELS.index(finding.level))
     if findings:
@@ -147,10 +153,34 @@ def _broken(now: Mapping[str, Any], numbers: Thresholds) -> Iterator[Finding]:
             yield Finding("dead_channels", "error", scope, dead)
 
 
+def _empty(now: Mapping[str, Any]) -> Iterator[Finding]:
+    """Probe crops with nothing in them to predict, so that no skill is defined."""
+    scores = now["reconstruction"] or {}
+    empty = [
+        name
+        for name, values in scores.items()
+        if values["count"] > 0 and isfinite(values["loss"]) and isnan(values["foreground_skill"])
+    ]
+    why = "they hardly vary, so there is no skill to measure. A background that is not 0? " + REMEDY
+    if "all" in empty:
+        yield Finding("empty_probe", "warning", "reconstruction", f"the probe crops are empty: {why}")
+        return
+    for name in empty:
+        yield Finding("empty_probe", "warning", name, f"the probe crops are empty in modality {name}: {why}")
+
+
+def _steps(history: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], numbers: Thresholds) -> int:
+    """Training steps in which the ``last`` measurements of a history were taken; enough of them where they are not known."""
+    before = history[-len(last) - 1] if len(last) < len(history) else {"step": 0}
+    steps = [measurement.get("step") for measurement in (before, history[-1])]
+    return numbers.patience_steps if None in steps else steps[1] - steps[0]
+
+
 def _reconstruction(
-    now: Mapping[str, Any], settled: Sequence[Mapping[str, Any]], numbers: Thresholds, norm_pix: bool
+    history: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, Any]], numbers: Thresholds, norm_pix: bool
 ) -> Iterator[Finding]:
     """Complete collapse and its look-alikes."""
+    now = history[-1]
     if now["reconstruction"] is None:
         return
     scores = now["reconstruction"]["all"]
@@ -163,20 +193,16 @@ def _reconstruction(
             f"learned the outline only (skill {scores['skill']:.2f} over a constant, {scores['outline_skill']:.2f} over a "
             f"prediction that knows where the body ends): set foreground_only, or normalise inside the body",
         )
-    recent = [m["reconstruction"]["all"]["foreground_skill"] for m in settled[-numbers.patience :]]
-    if len(recent) == numbers.patience and all(value < numbers.no_skill for value in recent):
+    has_skill = [not m["reconstruction"]["all"]["foreground_skill"] < numbers.no_skill for m in settled]
+    lasting = settled[max((i + 1 for i, skilled in enumerate(has_skill) if skilled), default=0) :]
+    if len(lasting) >= numbers.patience and _steps(history, lasting, numbers) >= numbers.patience_steps:
         constant = ", constant output" if std_ratio < numbers.constant_output else ""
-        lasting = 0
-        for measurement in reversed(settled):
-            if not measurement["reconstruction"]["all"]["foreground_skill"] < numbers.no_skill:
-                break
-            lasting += 1
         yield Finding(
             "no_skill",
             "warning",
             "reconstruction",
-            f"no skill over a constant (plateau or collapse{constant}): {skill:.3f}, below {numbers.no_skill} for {lasting} "
-            f"epochs",
+            f"no skill over a constant (plateau or collapse{constant}): {skill:.3f}, below {numbers.no_skill} for "
+            f"{len(lasting)} epochs",
         )
     elif settled and skill < numbers.low_skill:
         yield Finding("low_skill", "note", "reconstruction", f"little skill over a constant so far: {skill:.3f}")
@@ -189,15 +215,19 @@ def _reconstruction(
             yield Finding("norm_pix", "note", "reconstruction", "targets are normalised per cell: try norm_pix false")
 
 
-def _ranks(now: Mapping[str, Any], settled: Sequence[Mapping[str, Any]], numbers: Thresholds) -> Iterator[Finding]:
+def _ranks(
+    history: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, Any]], numbers: Thresholds
+) -> Iterator[Finding]:
     """Dimensional collapse, in stages with enough rows only."""
+    now = history[-1]
+    trained = _steps(history, settled, numbers) >= numbers.patience_steps
     for number, stage in enumerate(now["stages"]):
         scope = f"stage {number}"
         if stage["status"] != "ok" or isnan(stage["effective_rank"]):
             continue
         best = max((m["stages"][number]["effective_rank"] for m in settled), default=0.0)
         rank = stage["effective_rank"]
-        if rank < numbers.rank_drop * best:
+        if trained and rank < numbers.rank_drop * best:
             message = (
                 f"rank of {scope} dropping: {rank:.1f} of {stage['channels']}, was {best:.1f} ({RANK_IS_NOT_QUALITY})"
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, judge
+from emim_nnunet.diagnostics.spectrum import ROWS_PER_CHANNEL
 from emim_nnunet.masking import grid_size
 from emim_nnunet.methods.base import MethodOutput
 from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
@@ -67,6 +68,8 @@ class CollapseMonitor:
             the untrained network, the first epoch and the last one.
     """
 
+    thresholds = Thresholds()
+
     def __init__(
         self,
         patch_size: Sequence[int],
@@ -98,17 +101,18 @@ class CollapseMonitor:
         assert self._probe is not None
         update_probe(self._probe, indices, image, foreground, output, encoder)
 
-    def finish(self, epochs_done: int) -> dict[str, Any]:
+    def finish(self, epochs_done: int, steps_done: int) -> dict[str, Any]:
         """End an evaluation, on all ranks.
 
         Args:
             epochs_done: 0 = untrained.
+            steps_done: Training steps in them.
 
         Returns:
             The measurement, which is also the last one of the history.
         """
         assert self._probe is not None
-        measurement = {"epoch": epochs_done} | self._probe.measure()
+        measurement = {"epoch": epochs_done, "step": steps_done} | self._probe.measure()
         self._probe = None
         for old in self.history[2:]:
             for stage in old["stages"]:
@@ -120,7 +124,7 @@ class CollapseMonitor:
     @property
     def verdict(self) -> Verdict:
         """On the last measurement."""
-        return judge(self.history, warmup_epochs=self.warmup_epochs, norm_pix=self.norm_pix)
+        return judge(self.history, warmup_epochs=self.warmup_epochs, norm_pix=self.norm_pix, thresholds=self.thresholds)
 
     @property
     def unhealthy_epochs(self) -> int:
@@ -136,11 +140,14 @@ class CollapseMonitor:
 
     def log_line(self) -> str:
         """Verdict and effective ranks."""
+        stages = self.history[-1]["stages"]
         ranks = ", ".join(
             f"{stage['effective_rank']:.1f}/{stage['channels']}{'' if stage['status'] == 'ok' else '?'}"
-            for stage in self.history[-1]["stages"]
+            for stage in stages
         )
-        return f"Collapse monitor: {self.verdict.line} (effective rank of the stages: {ranks})"
+        few = any(stage["status"] != "ok" for stage in stages)
+        explained = f"; ? = fewer than {ROWS_PER_CHANNEL} rows per channel, no verdict" if few else ""
+        return f"Collapse monitor: {self.verdict.line} (effective rank of the stages: {ranks}{explained})"
 
     def write(self, folder: Path, about: Mapping[str, Any], *, picture: bool) -> None:
         """Write ``collapse.csv``, ``collapse_report.json`` and, if asked, ``collapse_spectrum.png``.
@@ -153,7 +160,7 @@ class CollapseMonitor:
         verdict = self.verdict
         about = {"seed": self.seed, "warmup_epochs": self.warmup_epochs, "norm_pix": self.norm_pix} | dict(about)
         write_csv(self.history, folder)
-        write_report(report(self.history, verdict, Thresholds(), about), folder)
+        write_report(report(self.history, verdict, self.thresholds, about), folder)
         changed = len(self.history) > 1 and self.history[-2]["level"] != verdict.level
         if picture or changed:
             write_picture(self.history, verdict, folder)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emim_nnunet.diagnostics import isotropic_eigenvalues
-from emim_nnunet.training.plots import TITLE, save_figure
+from emim_nnunet.training.plots import TITLE, legend_beside, rounded, save_figure
 
 SMALLEST_SHARE = 1e-6  # what lies below is noise of float32 features
 CHARACTERS = 150
@@ -77,7 +77,7 @@ def _draw_spectra(
     ax.set_yscale("log")
     ax.set_ylim(SMALLEST_SHARE, 1.3)
     ax.set_xlim(left=0)
-    few = "" if now["status"] == "ok" else f", too few rows ({count}) for a verdict"
+    few = "" if now["status"] == "ok" else f"\ntoo few rows ({count}) for a verdict"
     ax.set_title(f"Stage {stage}: {channels} channels{few}", **TITLE)
     ax.set_xlabel("direction")
     ax.set_ylabel("share of the variance")
@@ -105,13 +105,13 @@ def _draw_skills(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     for name in history[-1]["reconstruction"]:
         values = [m["reconstruction"][name]["foreground_skill"] for m in history]
         style = {"color": "black", "lw": 2.2} if name == "all" else {"lw": 1.3}
-        ax.plot(epochs, values, label=f"{name}: {values[-1]:.3f}", marker=marker, ls=between, **style)
+        ax.plot(epochs, values, label=f"{name}: {rounded(values[-1])}", marker=marker, ls=between, **style)
     outline = [m["reconstruction"]["all"]["outline_skill"] for m in history]
-    ax.plot(epochs, outline, color="crimson", lw=1.4, ls="--", label=f"all, over the outline: {outline[-1]:.3f}")
+    ax.plot(epochs, outline, color="crimson", lw=1.4, ls="--", label=f"all, over the outline: {rounded(outline[-1])}")
     ax.set_ylim(max(min(0.0, *(v for v in ax.get_ylim())), -0.3))
     ax.set_title("Skill in the body (dotted: a constant)", **TITLE)
     ax.set_xlabel("epochs done (0 = untrained)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=7.5, framealpha=0.6, edgecolor="none")
+    legend_beside(ax)

@@ -37,7 +37,7 @@ def write_csv(history: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def _rows(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    about = {"epoch": measurement["epoch"], "verdict": measurement["level"]}
+    about = {"epoch": measurement["epoch"], "step": measurement.get("step"), "verdict": measurement["level"]}
     for name, scores in (measurement["reconstruction"] or {}).items():
         yield about | {"kind": "modality", "name": name} | scores
     for number, stage in enumerate(measurement["stages"]):

@@ -83,6 +83,8 @@ class FinetuneConfig:
         finetune_num_epochs: Epochs (nnU-Net: 1000).
         finetune_num_iterations_per_epoch: Steps per epoch (nnU-Net: 250).
         finetune_num_val_iterations_per_epoch: Validation batches per epoch (nnU-Net: 50).
+        finetune_final_validation: Predict and score whole validation cases after the training, as nnU-Net does; where not,
+            ``--val`` does it later.
         finetune_initial_lr: Peak learning rate of SGD (nnU-Net from scratch: 1e-2).
         finetune_warmup_epochs: Epochs of linear warm-up before nnU-Net's polynomial decay.
         finetune_init: ``pretrained`` encoder, or ``scratch``: the control with the same schedule.
@@ -97,6 +99,7 @@ class FinetuneConfig:
     finetune_num_epochs: int = 1000
     finetune_num_iterations_per_epoch: int = 250
     finetune_num_val_iterations_per_epoch: int = 50
+    finetune_final_validation: bool = True
     finetune_initial_lr: float = 1e-3
     finetune_warmup_epochs: int = 50
     finetune_init: str = "pretrained"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training.collapse_monitor import update_probe
 from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
+from emim_nnunet.training.plots import rounded
 from emim_nnunet.training.probe_data import ProbeData, crops_of
 from emim_nnunet.training.provenance import versions
 
+logger = logging.getLogger(__name__)
 BATCH = 2
-ONE_LOOK = Thresholds(patience=1)  # there is no history to wait for
+ONE_LOOK = Thresholds(patience=1, patience_steps=0)  # there is no history to wait for
 PROBE_CELL = 4  # voxels; the dense probe asks for detail
 PROBE_ROWS_PER_PATCH = 256
 
@@ -264,7 +267,12 @@ def diagnose(
             other.method = None
         networks["compared"] = (other, max(1, compare.epochs))
         lines += adapted
-    measured = {name: diagnosis.measure(*network) for name, network in networks.items()}
+    measured = {}
+    for name, network in networks.items():
+        logger.info(
+            "Measuring %s on %d patches (%d of %d networks)", name, num_patches, len(measured) + 1, len(networks)
+        )
+        measured[name] = diagnosis.measure(*network)
     stages = {len(measurement["stages"]) for measurement in measured.values()}
     if len(stages) > 1:
         raise UserError(f"--compare {compare.path}: the networks have {' and '.join(map(str, sorted(stages)))} stages")
@@ -337,5 +345,5 @@ def table(measured: dict[str, dict[str, Any]]) -> list[str]:
     scores = measured["now"]["reconstruction"]
     if scores is None:
         return [*lines, "Reconstruction: n/a, the checkpoint holds no reconstruction decoder"]
-    skill = ", ".join(f"{name} {values['foreground_skill']:.3f}" for name, values in scores.items())
+    skill = ", ".join(f"{name} {rounded(values['foreground_skill'])}" for name, values in scores.items())
     return [*lines, f"Skill over a constant in the body: {skill}"]

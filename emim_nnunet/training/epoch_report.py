@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from emim_nnunet.methods.base import Reconstruction
-from emim_nnunet.training.plots import plot_reconstruction
+from emim_nnunet.training.plots import plot_reconstruction, rounded
 
 
 def step_record(output: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def log_lines(row: dict[str, float]) -> list[str]:
     """The row as nnU-Net would print it."""
     skill = {key.removeprefix("skill/"): value for key, value in row.items() if key.startswith("skill/")}
     skill_line = "Skill over the constant prediction: " + ", ".join(
-        f"{name} {value:.3f}" for name, value in skill.items()
+        f"{name} {rounded(value)}" for name, value in skill.items()
     )
     return [
         f"train_loss {row['train/loss']:.4f}{_terms(row, 'train/')}",
@@ -54,6 +54,8 @@ def save_reconstructions(
     cases: Sequence[str],
     reconstruction: Reconstruction,
     channel_names: Sequence[str],
+    spacing: Sequence[float],
+    orientations: Mapping[str, str],
     limit: int = 3,
 ) -> None:
     """``epoch_NNNN_CASE.png`` for the first different cases of a probe batch.
@@ -64,6 +66,8 @@ def save_reconstructions(
         cases: B case ids.
         reconstruction: The method's, for them.
         channel_names: C names.
+        spacing: mm per voxel along the axes of the patch.
+        orientations: Of the cases where it is known, see :func:`read_orientations`.
         limit: Most pictures.
     """
     folder.mkdir(exist_ok=True)
@@ -76,5 +80,7 @@ def save_reconstructions(
             folder / f"epoch_{epoch:04d}_{case}.png",
             channel_names=channel_names,
             foreground=reconstruction.foreground[sample, 0].cpu().numpy(),
+            spacing=spacing,
+            orientation=orientations.get(case, ""),
             title=f"{case}, epoch {epoch}",
         )

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import atomic_write, read_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
+from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.plans import planned
 from emim_nnunet.training import stage
@@ -62,6 +64,7 @@ class FinetuneTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
+        check_device(device.type)
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(FinetuneConfig, self.block)
         self.ssl_trainer_name = self.config.finetune_ssl_trainer or self.ssl_trainer_class.__name__
@@ -76,7 +79,7 @@ class FinetuneTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
         self.initial_lr = self.config.finetune_initial_lr
-        self._resumed = False
+        self._resumed = self._trained = False
         self._interruption = Interruption()
         self._folder = OutputFolder(self.output_folder, self.local_rank)
         self._fresh_encoder: dict[str, Tensor] = {}
@@ -84,9 +87,26 @@ class FinetuneTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
         self._seed()
-        with planned("the network that the plans describe cannot be built"):
-            super().initialize()
+        super().initialize()
         self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network."""
+        with planned("the network that the plans describe cannot be built"):
+            return nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+
+    def _build_loss(self) -> nn.Module:
+        with planned("the loss that the plans describe cannot be built"):
+            return super()._build_loss()
 
     @property
     def encoder(self) -> nn.Module:
@@ -107,6 +127,7 @@ class FinetuneTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
+        self._trained = True
         with explained(), self._folder:
             if not self.was_initialized:
                 self.initialize()
@@ -119,6 +140,18 @@ class FinetuneTrainer(nnUNetTrainer):
                     if self._interruption.signal is None:
                         raise
                     self._stop(f"in epoch {self.current_epoch}, which will begin again")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As in nnU-Net, unless the settings leave it out after a training.
+
+        Args:
+            save_probabilities: Keep the probabilities of every voxel.
+        """
+        if self._trained and not self.config.finetune_final_validation:
+            self.print_to_log_file("finetune_final_validation is false: --val predicts whole cases")
+            return
+        with self._folder:
+            super().perform_actual_validation(save_probabilities)
 
     def on_epoch_end(self) -> None:
         """As in nnU-Net; after SIGTERM or SIGINT, a checkpoint and the end (nnU-Net cannot continue within an epoch)."""
@@ -232,11 +265,6 @@ class FinetuneTrainer(nnUNetTrainer):
             )  # refuses code; nnU-Net reads it again, and takes no dict here
         super().load_checkpoint(filename_or_checkpoint)
         self._resumed = True
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As in nnU-Net; one process at a time."""
-        with self._folder:
-            super().perform_actual_validation(save_probabilities)
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint under the name of the trainer that prediction needs, written atomically.

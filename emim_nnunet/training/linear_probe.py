@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -89,7 +88,7 @@ class LinearProbeTrainer(FinetuneTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The encoder of the plans with linear layers; there is no deep supervision."""
-        unet = nnUNetTrainer.build_network_architecture(
+        unet = FinetuneTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, False
         )
         return LinearProbeNetwork(unet.encoder, num_output_channels)

@@ -20,7 +20,8 @@ from emim_nnunet.checkpoints.io import atomic_write
 MASK_TINT = np.array([0.16, 0.42, 0.62])
 LABEL_COLOURS = ("#e6550d", "#31a354", "#3182bd", "#756bb1", "#fdd835", "#00acc1")
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
-BACKGROUND, TEXT = "#16181d", "#e8e8e8"
+BACKGROUND, TEXT, MARKS = "#16181d", "#e8e8e8", "#ffd54f"
+OPPOSITE = dict(zip("LRAPIS", "RLPASI", strict=True))
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
@@ -35,6 +36,11 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi, facecolor=figure.get_facecolor()))
 
 
+def rounded(value: float) -> str:
+    """A number for people; ``n/a`` where it is undefined."""
+    return f"{value:.3f}" if np.isfinite(value) else "n/a"
+
+
 def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
     """Loss terms, skill, learning rate and epoch time over epochs.
 
@@ -43,7 +49,7 @@ def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
             ``val/TERM``; ``skill/MODALITY``, ``skill/all``; ``lr``; ``seconds``. All but ``epoch`` may be absent or NaN.
         path: PNG to write.
     """
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = Figure(figsize=(16, 8), layout="constrained")
     axes = figure.subplots(2, 2)
     _draw_losses(axes[0, 0], history)
     _draw_skill(axes[0, 1], history)
@@ -70,7 +76,7 @@ def _draw_line(ax: Axes, history: Sequence[dict[str, float]], key: str, label: s
         return
     marker = "." if len(history) < 30 else None
     style = {"lw": 1.6, "marker": marker} | style
-    ax.plot([row["epoch"] for row in history], values, label=f"{label}: {values[-1]:.3f}", **style)
+    ax.plot([row["epoch"] for row in history], values, label=f"{label}: {rounded(values[-1])}", **style)
 
 
 def _draw_losses(ax: Axes, history: Sequence[dict[str, float]]) -> None:
@@ -82,8 +88,7 @@ def _draw_losses(ax: Axes, history: Sequence[dict[str, float]]) -> None:
         _draw_line(ax, history, f"train/{term}", f"{term}, training", color=f"C{number}")
         _draw_line(ax, history, f"val/{term}", f"{term}, probe set", color=f"C{number}", ls="--")
     ax.set_title("Loss terms", **TITLE)
-    if shown:
-        ax.legend(fontsize=8, framealpha=0.6, edgecolor="none")
+    legend_beside(ax)
 
 
 def _draw_skill(ax: Axes, history: Sequence[dict[str, float]]) -> None:
@@ -94,8 +99,13 @@ def _draw_skill(ax: Axes, history: Sequence[dict[str, float]]) -> None:
         _draw_line(ax, history, key, name, **({"color": "black", "lw": 2.4} if name == "all" else {}))
     ax.set_title("Skill: 1 = perfect, 0 = no better than a constant (dotted)", **TITLE)
     ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0))  # how far below is of no interest, and would flatten the rest
-    if keys:
-        ax.legend(fontsize=8, framealpha=0.6, edgecolor="none", ncols=2 if len(keys) > 6 else 1)
+    legend_beside(ax)
+
+
+def legend_beside(ax: Axes) -> None:
+    """A legend to the right of the axes, where it covers no curve; none where there is nothing to explain."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def plot_reconstruction(
@@ -107,11 +117,14 @@ def plot_reconstruction(
     *,
     channel_names: Sequence[str],
     foreground: np.ndarray | None = None,
+    spacing: Sequence[float] | None = None,
+    orientation: str = "",
     title: str = "",
 ) -> None:
-    """Input, masked input, output, output where masked only, and error; one row per modality.
+    """Input, masked input, output, output where masked only, and error with its scale; one row per modality.
 
-    All pictures of a row share one grey window: percentiles 1 to 99 of the modality inside the foreground.
+    All pictures of a row share one grey window, which stands beside it: percentiles 1 to 99 of the modality inside the
+    foreground. The bar is in mm; letters are drawn only where the orientation is known.
 
     Args:
         image: (C, *P) float, 2D or 3D; of 3D patches the slice along the first axis with the most foreground is shown.
@@ -121,18 +134,27 @@ def plot_reconstruction(
         path: PNG to write.
         channel_names: C names.
         foreground: (*P) bool; None = where any modality is not 0.
+        spacing: mm per voxel along the axes of the patch; None = unknown.
+        orientation: For each axis of the patch the letter of the side to which it leads, as ``SPL``; empty = unknown.
         title: Above the picture.
     """
     foreground = (image != 0).any(0) if foreground is None else foreground
     if image.ndim == 4:
+        depth = image.shape[1]
         at = int(foreground.sum((1, 2)).argmax())
         image, masked_image, reconstruction, masked = (a[:, at] for a in (image, masked_image, reconstruction, masked))
         foreground = foreground[at]
+        towards = f" (counted towards {orientation[0]})" if orientation else ""
+        title = f"{title}, slice {at + 1} of {depth} of the crop{towards}"
+    if not orientation:
+        title = f"{title}; orientation unknown"
     pasted = np.where(masked, reconstruction, image)
     error = np.abs(reconstruction - image)
     columns = ("input", "masked input", "reconstruction", "input + reconstruction", "|error| in the body")
     num = image.shape[0]
-    figure = Figure(figsize=(2.3 * len(columns), 2.3 * num + 0.5), layout="constrained", facecolor=BACKGROUND)
+    aspect = 1.0 if spacing is None else spacing[-2] / spacing[-1]
+    height = 2.3 * float(np.clip(aspect * image.shape[-2] / image.shape[-1], 0.5, 2.0))
+    figure = Figure(figsize=(2.3 * len(columns) + 0.7, height * num + 0.6), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots(num, len(columns), squeeze=False)
     for c in range(num):
         low, high = _window(image[c], foreground)
@@ -141,14 +163,42 @@ def plot_reconstruction(
         shown = [_grey(picture, low, high) * body for picture in pictures]
         shown[1] = np.where(masked[c][..., None], MASK_TINT, shown[1])
         for ax, picture in zip(axes[c], shown, strict=False):
-            ax.imshow(picture, interpolation="nearest")
-        axes[c, -1].imshow(error[c] * foreground, cmap="inferno", vmin=0, vmax=high - low, interpolation="nearest")
-        axes[c, 0].set_ylabel(channel_names[c], color=TEXT, fontsize=11)
+            ax.imshow(picture, interpolation="nearest", aspect=aspect)
+        drawn = axes[c, -1].imshow(
+            error[c] * foreground, cmap="inferno", vmin=0, vmax=high - low, interpolation="nearest", aspect=aspect
+        )
+        scale = figure.colorbar(drawn, ax=axes[c, -1], fraction=0.05, pad=0.02)
+        scale.ax.tick_params(colors=TEXT, labelsize=7)
+        scale.outline.set_visible(False)
+        axes[c, 0].set_ylabel(f"{channel_names[c]}\ngrey {low:.2f} to {high:.2f}", color=TEXT, fontsize=9)
+        _draw_letters(axes[c, 0], orientation[-2:])
+        if spacing is not None:
+            _draw_bar(axes[c, 0], image.shape[-1], spacing[-1])
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name, color=TEXT, fontsize=10)
     _bare(axes)
     figure.suptitle(title, color=TEXT, fontsize=11)
     save_figure(figure, path, dpi=90)
+
+
+def _draw_letters(ax: Axes, orientation: str) -> None:
+    """The sides of a picture; ``orientation`` = to which its rows and columns lead, empty = nothing is drawn."""
+    if not orientation:
+        return
+    down, right = orientation
+    sides = ((0.5, 0.99, OPPOSITE[down]), (0.5, 0.01, down), (0.01, 0.5, OPPOSITE[right]), (0.99, 0.5, right))
+    for x, y, letter in sides:
+        across, up = {0.01: "left", 0.99: "right"}.get(x, "center"), {0.01: "bottom", 0.99: "top"}.get(y, "center")
+        ax.text(x, y, letter, transform=ax.transAxes, color=MARKS, fontsize=9, weight="bold", ha=across, va=up)
+
+
+def _draw_bar(ax: Axes, width: int, spacing: float) -> None:
+    """A bar of a round number of mm, at most a third of the picture of ``width`` pixels; nothing where even 1 mm is longer."""
+    lengths = [mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width * spacing / 3]
+    if lengths:
+        share = lengths[-1] / spacing / width
+        ax.plot([0.04, 0.04 + share], [0.05, 0.05], transform=ax.transAxes, color=MARKS, lw=2, solid_capstyle="butt")
+        ax.text(0.04, 0.07, f"{lengths[-1]} mm", transform=ax.transAxes, color=MARKS, fontsize=7, va="bottom")
 
 
 def _window(picture: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:

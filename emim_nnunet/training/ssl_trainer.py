@@ -26,9 +26,10 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset, case_folders
+from emim_nnunet.dataloading.preprocessed import case_identifiers, read_orientations, unlabelled_folder
 from emim_nnunet.dataloading.splits import read_origins, read_patients
+from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import materialise, own_norm_outputs
@@ -78,6 +79,7 @@ class SSLTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
+        check_device(device.type)
         self._asked_to_continue = plans.get("continue_training", False)  # nnU-Net takes the key away
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(TrainingConfig, self.block)
@@ -132,7 +134,8 @@ class SSLTrainer(nnUNetTrainer):
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
         with planned("the network that the plans describe cannot be built"):
-            self.network = self._build_method().to(self.device)
+            method = self._build_method()
+        self.network = method.to(self.device)
         if not self._do_i_compile():
             own_norm_outputs(self.network)
         else:
@@ -317,7 +320,7 @@ class SSLTrainer(nnUNetTrainer):
         self.monitor.start()
         for _ in range(self.num_val_iterations_per_epoch):
             self._probe(next(self.dataloader_val), untrained, untrained.encoder)
-        constants = self.monitor.finish(0).get("constant_losses", {})
+        constants = self.monitor.finish(0, 0).get("constant_losses", {})
         losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
         self.print_to_log_file(describe_cost(self.method, (1, self.num_input_channels, *self.method.patch_size)))
         self.print_to_log_file(f"Losses of constant predictions on the probe set: {losses}")
@@ -488,12 +491,20 @@ class SSLTrainer(nnUNetTrainer):
         output = self._probe(batch, self.network, self.method.encoder)
         if self._picture_due and output.reconstruction is not None:
             folder = Path(self.output_folder) / "reconstructions"
-            names = self.channel_names
+            about = self.channel_names, self.configuration_manager.spacing, self._orientations()
             self._write(
-                lambda: save_reconstructions(folder, self.current_epoch, batch["case"], output.reconstruction, names)
+                lambda: save_reconstructions(folder, self.current_epoch, batch["case"], output.reconstruction, *about)
             )
         self._picture_due = False
         return step_record(output)
+
+    def _orientations(self) -> dict[str, str]:
+        """Of the probe cases, where they are known."""
+        found: dict[str, str] = {}
+        for folder in case_folders(self.cases.probe):
+            found |= read_orientations(folder, self.plans_manager.transpose_forward)
+        axes = len(self.configuration_manager.patch_size)  # 2D patches are slices along the first axis
+        return {case: letters[-axes:] for case, letters in found.items()}
 
     @torch.no_grad()
     def _probe(self, batch: dict, network: nn.Module, encoder: nn.Module) -> MethodOutput:
@@ -509,7 +520,8 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Averages, skill over the constant prediction, verdict of the collapse monitor."""
-        self.monitor.finish(self.current_epoch + 1)
+        done = self.current_epoch + 1
+        self.monitor.finish(done, done * self.num_iterations_per_epoch)
         self._row |= mean_terms(val_outputs, "val") | self.monitor.skills()
 
     def on_epoch_end(self) -> None:
@@ -684,7 +696,12 @@ class SSLTrainer(nnUNetTrainer):
         self.current_epoch = checkpoint["current_epoch"]
         self._finished, self._resumed = checkpoint["finished"], True
         self.ssl_log.load_state(checkpoint["history"])
-        self.monitor.history = checkpoint["collapse"]
+        # earlier versions did not note the step
+        self.monitor.history = [
+            {"step": m["epoch"] * self.num_iterations_per_epoch} | m for m in checkpoint["collapse"]
+        ]
         self._start_epoch(checkpoint)
-        steps = f" and {self._iteration} steps" if self._iteration else ""
-        self.print_to_log_file(f"Continuing after {self.current_epoch} epochs{steps} of {self.num_epochs}")
+        steps = (
+            f" and {self._iteration} of {self.num_iterations_per_epoch} steps of the next" if self._iteration else ""
+        )
+        self.print_to_log_file(f"Continuing after {self.current_epoch} of {self.num_epochs} epochs{steps}")
