@@ -32,7 +32,7 @@ from emim_nnunet.dataset_conversion.source_cases import (
     read_image,
 )
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import copy_without_text, save_image
+from emim_nnunet.imageio import copy_without_text, save_image, says_orientation
 from emim_nnunet.locks import Lock, acquire
 from emim_nnunet.planners.raw_dataset import UNLABELLED
 from emim_nnunet.training.provenance import versions
@@ -358,6 +358,9 @@ def _provenance(family: DatasetFamily, all_cases: Sequence[SourceCase], options:
             case.identifier: {
                 "labelled": case.labelled,
                 "patient": case.patient,
+                "orientation_known": all(
+                    says_orientation(case.files[c].path) for c in family.channels if c in case.files
+                ),
                 "resampled": case.on_other_grid,
                 "filled_with": case.filled_with,
                 "set_to_zero": case.set_to_zero,

@@ -22,7 +22,7 @@ from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
 from emim_nnunet.errors import UserError
 from emim_nnunet.imageio import save_image
 from emim_nnunet.locks import Lock
-from emim_nnunet.planners.raw_dataset import UNLABELLED, dataset_name, images_of_cases
+from emim_nnunet.planners.raw_dataset import UNLABELLED, cases_without_orientation, dataset_name, images_of_cases
 from emim_nnunet.training.provenance import versions
 
 MISSING = "missing_channels.json"
@@ -164,12 +164,13 @@ def _write(
 ) -> None:
     for sub in ("imagesTr", "labelsTr", UNLABELLED):
         (folder / sub).mkdir(parents=True)
-    origins, patients, missing, counts = {}, {}, {}, {}
+    origins, patients, missing, counts, unsaid = {}, {}, {}, {}, set()
     for source, description in zip(sources, descriptions, strict=True):
         number = source.name.split("_")[0].removeprefix("Dataset")
         places = {standard_name(n): place for place, n in enumerate(channel_names(description))}
         whose = read_patients(source) or read_patients(Path(nnUNet_preprocessed) / source.name)
         zeros = _filled_with_zeros(source)
+        unsaid |= {f"{number}_{case}" for case in cases_without_orientation(source)}
         cases = {
             case: images
             for sub in ("imagesTr", UNLABELLED)
@@ -207,6 +208,7 @@ def _write(
     )
     facts = {ORIGINS: origins, PATIENTS: patients, MISSING: missing}
     facts["provenance.json"] = {"pool_of": counts, "channels": wanted, "versions": versions()}
+    facts["provenance.json"]["cases"] = {case: {"orientation_known": False} for case in sorted(unsaid)}
     for file, content in facts.items():
         write_json(folder / file, content)
 

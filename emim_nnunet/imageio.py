@@ -135,6 +135,22 @@ def _size_problem(voxel: Iterable[float | str]) -> str:
     return f"has the voxel size {', '.join(f'{v:g}' for v in values)} mm in its header"
 
 
+def says_orientation(file: Path) -> bool:
+    """Whether the header of an image says how the patient lay. ITK takes an orientation for granted, and writes it, where not.
+
+    Args:
+        file: NIfTI or MetaImage; of others it is not known.
+    """
+    if _is_meta(file):
+        with file.open("rb") as stream:
+            return "TransformMatrix" in _meta_header(stream)
+    if not _is_nifti(file):
+        return False
+    with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
+        header = _nifti_header(stream.read(HEADER_BYTES))
+    return header is not None and any(int(header[code]) > 0 for code in PLACES)
+
+
 def _is_nifti(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz"))
 

@@ -31,6 +31,7 @@ from emim_nnunet.checkpoints.locate import read_dataset_json
 from emim_nnunet.dataloading.preprocessed import case_identifiers, orientations_file
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import Lock
+from emim_nnunet.planners.raw_dataset import cases_without_orientation
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
@@ -88,6 +89,7 @@ def preprocess_cases(
         ("", "labelled", DefaultPreprocessor(verbose), labelled),
         ("_unlabelled", "unlabelled", UnlabelledPreprocessor(verbose), {c: (f, None) for c, f in unlabelled.items()}),
     ]
+    unsaid = cases_without_orientation(raw)
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)
         for suffix, kind, preprocessor, files in parts:
@@ -98,7 +100,8 @@ def preprocess_cases(
                 _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
                 orientations_file(target).unlink(missing_ok=True)  # rather none than those of other images
             if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
-                _write_orientations({case: Path(images[0]) for case, (images, _) in files.items()}, target)
+                images = {case: Path(paths[0]) for case, (paths, _) in files.items() if case not in unsaid}
+                _write_orientations(images, target)
     _copy_labels(
         folder / "gt_segmentations", {case: Path(label) for case, (_, label) in labelled.items()}, dataset_json
     )

@@ -10,6 +10,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
+from emim_nnunet.checkpoints.io import read_json
 from emim_nnunet.errors import UserError
 
 UNLABELLED = "imagesUnlabelled"
@@ -105,6 +106,20 @@ def _num_channels(images: list[str]) -> int:
 def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
     """Images of the cases without label of a raw data set; see :func:`images_of_cases`."""
     return images_of_cases(folder / UNLABELLED, dataset_json)
+
+
+def cases_without_orientation(folder: Path) -> set[str]:
+    """Cases whose sources did not say how the patient lay, although converted images do; none where nothing is known.
+
+    Args:
+        folder: Raw data set.
+    """
+    file = folder / "provenance.json"
+    content = read_json(file) if file.is_file() else {}
+    cases = content.get("cases", {}) if isinstance(content, dict) else {}
+    return {
+        case for case, about in cases.items() if isinstance(about, dict) and not about.get("orientation_known", True)
+    }
 
 
 def raw_files(folder: Path, dataset_json: dict[str, Any]) -> list[Path]:

@@ -18,6 +18,8 @@ from emim_nnunet.cli import plan_and_preprocess
 from emim_nnunet.cli._run import run
 from emim_nnunet.imageio import copy_without_text, header_text
 from emim_nnunet.phantom import make_phantom
+from emim_nnunet.planners.preprocess import orientation_of
+from emim_nnunet.planners.raw_dataset import cases_without_orientation
 from tests.conftest import shared_data
 
 HEAD = make_phantom(0, (24, 26, 28))[0][0]
@@ -327,3 +329,20 @@ def test_images_that_are_written_anew_have_no_text(nnunet_dirs: Path) -> None:
     options = ["-d", "7", "--channel", "T1={case}/T1.nii"]
     assert run(command.main, ["folders", str(source.parent), *options]) == 0
     assert names_in(result(nnunet_dirs)) == []
+
+
+def test_an_orientation_that_nobody_stated_stays_unknown(nnunet_dirs: Path) -> None:
+    """Writing an image anew, ITK states an orientation whether its source did or not."""
+    for case, code in (("said", 1), ("unsaid", 0)):
+        image = nib.Nifti1Image(HEAD, np.eye(4))
+        image.set_sform(np.eye(4), code)
+        image.set_qform(np.eye(4), code)
+        (nnunet_dirs / "source" / case).mkdir(parents=True)
+        nib.save(image, nnunet_dirs / "source" / case / "T1.nii")  # not .nii.gz: it is written anew
+    source = str(nnunet_dirs / "source")
+    assert run(command.main, ["folders", source, "-d", "7", "--channel", "T1={case}/T1.nii"]) == 0
+    assert provenance(nnunet_dirs, "said")["orientation_known"]
+    assert not provenance(nnunet_dirs, "unsaid")["orientation_known"]
+    assert orientation_of(result(nnunet_dirs) / "imagesUnlabelled" / "unsaid_0000.nii.gz") != ""
+    assert cases_without_orientation(result(nnunet_dirs)) == {"unsaid"}
+    assert cases_without_orientation(nnunet_dirs) == set()
