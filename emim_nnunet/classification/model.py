@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.dataloading.preprocessed import case_identifiers, open_case, readable, unlabelled_folder
 from emim_nnunet.errors import UserError
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
@@ -158,14 +157,16 @@ def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     manager = data.manager
     patch = tuple(manager.patch_size)
     size = (1, *patch) if len(patch) == 2 else patch
-    image, seg, _, _ = infer_dataset_class(str(case.folder))(str(case.folder), []).load_case(case.identifier)
-    body = np.asarray(seg)[:1] != OUTSIDE
+    with readable(case.identifier):
+        image, seg = open_case(case.folder, case.identifier)
+        body = np.asarray(seg)[:1] != OUTSIDE
     for lower in product(*(_starts(n, p) for n, p in zip(image.shape[1:], size, strict=True))):
         box = [[start, start + p] for start, p in zip(lower, size, strict=True)]
         inside = torch.from_numpy(crop_box(body, box, False))
         if not inside.any():
             continue
-        voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
+        with readable(case.identifier):
+            voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
         if len(patch) == 2:
             voxels, inside = voxels[:, 0], inside[:, 0]
         voxels, inside = voxels[None], inside[None]

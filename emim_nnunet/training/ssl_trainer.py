@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Any, ClassVar
 
 import torch
@@ -107,7 +107,7 @@ class SSLTrainer(nnUNetTrainer):
             norm_pix=getattr(self.method_config, "norm_pix", False),
         )
         self._resumed = self._finished = False
-        self._last_checkpoint = 0.0  # the first epoch writes one
+        self._last_checkpoint = float("-inf")  # the first epoch writes one
         self._bar: tqdm | None = None
         self._row: dict[str, float] = {}
         # of the epoch at hand, of which a checkpoint may be in the middle
@@ -217,7 +217,7 @@ class SSLTrainer(nnUNetTrainer):
         world_size = dist.get_world_size() if self.is_ddp else 1
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
         crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
-        dataset = CropDataset(cases, self.dataset_class, crop_size, seed)
+        dataset = CropDataset(cases, crop_size, seed)
         dataset.check_channels(len(self.channel_names))
         pin_memory = self.device.type == "cuda"
         return CropBatches(dataset, batches, num_workers=workers, pin_memory=pin_memory, start_worker=outlive_signals)
@@ -304,7 +304,7 @@ class SSLTrainer(nnUNetTrainer):
         if self.is_ddp:
             dist.barrier()
         if self._resumed:
-            self._last_checkpoint = time()
+            self._last_checkpoint = monotonic()
 
     def _measure_untrained(self) -> None:
         """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
@@ -336,7 +336,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_epoch_start(self) -> None:
         """Start the clock."""
-        self._epoch_start = time() - self._seconds_before
+        self._epoch_start = monotonic() - self._seconds_before
 
     def on_train_epoch_start(self) -> None:
         """Train mode, progress bar on a terminal."""
@@ -471,7 +471,7 @@ class SSLTrainer(nnUNetTrainer):
         self._row = {"epoch": self.current_epoch, "lr": self.optimizer.param_groups[0]["lr"]}
         self._row |= mean_terms(train_outputs, "train") | {"skipped_steps": self._skipped.count}
         patches = self.config.batch_size * self.num_iterations_per_epoch
-        self._row["patches_per_second"] = patches / (time() - self._epoch_start)
+        self._row["patches_per_second"] = patches / (monotonic() - self._epoch_start)
 
     def on_validation_epoch_start(self) -> None:
         """Evaluation mode; before the first evaluation, the one of the untrained network."""
@@ -512,7 +512,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """Log lines, checkpoint, CSVs, pictures."""
-        self._row["seconds"] = time() - self._epoch_start
+        self._row["seconds"] = monotonic() - self._epoch_start
         self.ssl_log.append(self._row)
         for line in [*log_lines(self._row), self.monitor.log_line()]:
             self.print_to_log_file(line)
@@ -521,10 +521,10 @@ class SSLTrainer(nnUNetTrainer):
         self._start_epoch()
         patience = self.config.collapse_patience
         stop = patience is not None and self.monitor.unhealthy_epochs >= patience
-        due = stop or time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
+        due = stop or monotonic() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
         if due and self.current_epoch < self.num_epochs:
             self._write(lambda: self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST)))
-            self._last_checkpoint = time()
+            self._last_checkpoint = monotonic()
         self._write(lambda: self._write_progress(picture))
         if stop and self.current_epoch < self.num_epochs:
             raise UserError(
@@ -629,7 +629,7 @@ class SSLTrainer(nnUNetTrainer):
             "current_epoch": self.current_epoch,
             "iteration": self._iteration,
             "records": self._records,
-            "seconds": time() - self._epoch_start if self._iteration else 0.0,
+            "seconds": monotonic() - self._epoch_start if self._iteration else 0.0,
             "skipped_steps": self._skipped.count,
             "finished": self._finished,
             "history": self.ssl_log.state(),
