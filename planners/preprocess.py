@@ -58,8 +58,9 @@ def preprocess_cases(
 ) -> None:
     """Preprocess into ``<data_identifier>`` and ``<data_identifier>_unlabelled``; copy the labels as nnU-Net does.
 
-    A folder replaces the one of an earlier run only when it is complete; its checksums are written then. The first case is preprocessed in this process and
-    timed; workers are started only if that makes the whole faster, so more workers are never slower.
+    A folder replaces the one of an earlier run only when it is complete; its checksums are written then. The first case is
+    preprocessed in this process and timed; workers are started only if that makes the whole faster, so more workers are never
+    slower.
 
     Args:
         name: ``DatasetXXX_NAME``.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from emim_nnunet.boxes import adaptive_pool
 from emim_nnunet.checkpoints.channels import channel_names
-from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
+from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.network import planned_network
@@ -27,6 +27,7 @@ from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
 from emim_nnunet.dataloading.preprocessed import case_identifiers, open_case, readable, unlabelled_folder
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import planned
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
 
@@ -239,6 +240,8 @@ def load_classifier(path: Path) -> tuple[CaseClassifier, dict[str, Any]]:
     checkpoint = load_checkpoint(path, formats=(CLASSIFIER_FORMAT,))
     data = Data(path.parent, checkpoint["plans"], checkpoint["dataset_json"], checkpoint["configuration"], {})
     encoder, _ = build_encoder(data, None, seed=0)
-    model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])
-    model.load_state_dict(checkpoint["network_weights"])
+    with planned(f"{path} does not hold the weights of its network", "is it a whole classifier?"):
+        model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])
+        model.load_state_dict(checkpoint["network_weights"])
+    require_finite(model.state_dict(), str(path))
     return model.eval(), checkpoint

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emim_nnunet.cli._run import run
+from emim_nnunet.plans import limit_of
 
 EXIT_WARNING = 1
 EPILOG = """
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", dest="output", type=Path, default=Path("emim_diagnose"), help="folder of the report")
     parser.add_argument("-device", help="cuda, cpu or mps (default: cuda where there is one)")
     arguments = parser.parse_args(argv)
-    if arguments.patches < 1:
-        parser.error("--patches must be at least 1")
+    if not 1 <= arguments.patches <= limit_of("patches"):
+        parser.error(f"--patches must be at least 1 and at most {limit_of('patches')}")
 
     import torch
 

@@ -10,10 +10,10 @@ import json
 import logging
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
-from emim_nnunet.checkpoints.io import write_text
+from emim_nnunet.checkpoints.io import sha256_of, write_text
 from emim_nnunet.dataloading.crops import Case, case_folders
 from emim_nnunet.dataloading.preprocessed import Stamp, case_stamp
 from emim_nnunet.errors import UserError
@@ -45,11 +45,7 @@ def checksums_of(folder: Path, identifier: str) -> Checksums:
 
 
 def _read(folder: Path, stamp: Stamp) -> Checksums:
-    found = {}
-    for name, size, changed in stamp:
-        with (folder / name).open("rb") as file:
-            found[name] = (size, changed, file_digest(file, "sha256").hexdigest())
-    return found
+    return {name: (size, changed, sha256_of(folder / name)) for name, size, changed in stamp}
 
 
 def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
@@ -101,7 +97,9 @@ def _digests(folder: Path, identifiers: Sequence[str], record: Checksums | None)
     stamps = {identifier: case_stamp(folder, identifier) for identifier in identifiers}
     changed = [i for i, stamp in stamps.items() if any(known.get(name, ())[:2] != (s, t) for name, s, t in stamp)]
     if len(changed) > 1:
-        logger.info("Reading %d preprocessed cases of %s that are newer than their checksums", len(changed), folder.name)
+        logger.info(
+            "Reading %d preprocessed cases of %s that are newer than their checksums", len(changed), folder.name
+        )
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             news = list(pool.map(lambda identifier: _read(folder, stamps[identifier]), changed))

@@ -155,8 +155,8 @@ class CropDataset(Dataset):
             return
         where = f"{case.folder.parent.name}/{case.folder.name}"
         raise UserError(
-            f"the preprocessed case {case.identifier} in {where} has changed since this command began, or is gone: it ends here, "
-            f"because it would go on with other data. Put the old files back and continue, or start anew with the new ones"
+            f"the preprocessed case {case.identifier} in {where} has changed since this command began, or is gone: going on "
+            f"would mix two states of the data. Put the old files back and continue, or start anew with the new ones"
         )
 
     def _read(self, case: Case, generator: torch.Generator) -> dict[str, Any]:

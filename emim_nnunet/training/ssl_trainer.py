@@ -26,6 +26,7 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
+from emim_nnunet.dataloading.checksums import case_digests
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.dataloading.splits import read_origins, read_patients
@@ -44,8 +45,14 @@ from emim_nnunet.training.interruption import Interruption, outlive_signals
 from emim_nnunet.training.log import SSLLog, without_paths
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.provenance import versions
+from emim_nnunet.training.restore import load_states
+from emim_nnunet.training.same_stage import Setup, check_continued
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
 
+NO_CHECKSUMS = (
+    "The preprocessed cases have no checksums (they are of an older version, or nnU-Net's own), so --c will not notice when "
+    "their content changes; emim_plan_and_preprocess writes some"
+)
 PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from those of training
 
 
@@ -97,6 +104,7 @@ class SSLTrainer(nnUNetTrainer):
             self.grad_scaler = None
         self.channel_names = channel_names(dataset_json)
         self.cases: stage.StageCases | None = None
+        self._case_digests: dict[str, str] = {}
         self.ssl_log = SSLLog()
         self.monitor = CollapseMonitor(
             about.patch_size,
@@ -211,7 +219,10 @@ class SSLTrainer(nnUNetTrainer):
         seed, steps = self.config.seed, self.num_val_iterations_per_epoch
         training = self._batches(self.cases.training, seed, workers, first_step=first_step).start()
         # its worker starts when it is needed, and not in the way of the first training batches
-        return training, self._batches(self.cases.probe, seed + PROBE_SEED_OFFSET, min(1, workers), num_steps=steps)
+        probe = self._batches(self.cases.probe, seed + PROBE_SEED_OFFSET, min(1, workers), num_steps=steps)
+        cases = [*self.cases.training, *self.cases.probe]
+        self._case_digests |= case_digests([case for case in cases if case.identifier not in self._case_digests])
+        return training, probe
 
     def _batches(self, cases: list, seed: int, workers: int, **numbers: int) -> CropBatches:
         world_size = dist.get_world_size() if self.is_ddp else 1
@@ -294,6 +305,7 @@ class SSLTrainer(nnUNetTrainer):
             f"SSL stage: {self.method_class.__name__}, {self.method_config}",
             f"{self.config}",
             *describe_cases(self.cases),
+            *([] if self._case_digests else [NO_CHECKSUMS]),
         ]:
             self.print_to_log_file(line)
         if self.local_rank == 0:
@@ -643,6 +655,7 @@ class SSLTrainer(nnUNetTrainer):
             "channel_names": self.channel_names,
             "training_cases": [case.identifier for case in self.cases.training],
             "validation_cases": [c.identifier for c in self.cases.probe] if self.cases.probe_is_held_out else [],
+            "case_digests": self._case_digests,
             "seed": self.config.seed,
             "versions": versions(),
         }
@@ -663,16 +676,15 @@ class SSLTrainer(nnUNetTrainer):
             raise UserError(f"{filename_or_checkpoint} is of method {checkpoint['method']}, not of this trainer's")
         if not self.was_initialized:
             self.initialize()
-        training_ids = [case.identifier for case in self.find_cases().training]
-        stage.check_same_stage(checkpoint, self.block, training_ids, Path(self.output_folder))
-        self.method.load_state_dict(checkpoint["network_weights"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler and checkpoint["grad_scaler_state"]:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        setup = Setup(self.block, self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        for line in check_continued(checkpoint, setup, self.find_cases(), Path(self.output_folder)):
+            self.print_to_log_file(line)
+        load_states(checkpoint, self.method, self.optimizer, self.grad_scaler, filename_or_checkpoint)
         self.current_epoch = checkpoint["current_epoch"]
         self._finished, self._resumed = checkpoint["finished"], True
         self.ssl_log.load_state(checkpoint["history"])
         self.monitor.history = checkpoint["collapse"]
+        self._case_digests = checkpoint.get("case_digests", {})
         self._start_epoch(checkpoint)
         steps = f" and {self._iteration} steps" if self._iteration else ""
         self.print_to_log_file(f"Continuing after {self.current_epoch} epochs{steps} of {self.num_epochs}")
