@@ -253,7 +253,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: its format_version is {written_by!r}")
     if written_by > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer emim_nnunet (format {written_by}): update")
-    check_content(checkpoint, {SSL_FORMAT: SSL, EXPORT_FORMAT: EXPORT}.get(checkpoint.get("format"), {}), str(path))
+    for kind, schema in ((SSL_FORMAT, SSL), (EXPORT_FORMAT, EXPORT)):
+        if checkpoint.get("format") == kind:
+            check_content(checkpoint, schema, str(path))
     return checkpoint
 
 
