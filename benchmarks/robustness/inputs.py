@@ -821,12 +821,6 @@ def blocks_of_a_million(world: Path) -> list[str]:
     return pretraining()
 
 
-@bad("pretrain", r"'n_stages' of the network is out of range")
-def stages_of_a_thousand(world: Path) -> list[str]:
-    edit_plans(world, lambda plans, tiny: tiny["architecture"]["arch_kwargs"].update(n_stages=1000))
-    return pretraining()
-
-
 @bad("pretrain", r"'features_per_stage' of the network is out of range")
 def features_of_a_million(world: Path) -> list[str]:
     kwargs = {"features_per_stage": [10**6] * 3}
