@@ -34,6 +34,10 @@ CONFIGURATION = (  # the rest of a configuration is for the segmentation alone
 DECODER = ("n_conv_per_stage_decoder", "deep_supervision")  # of the segmentation network
 PACKAGES = ("emim_nnunet", "nnunetv2", "torch")
 MAX_SHOWN, MAX_LISTED = 60, 5
+NO_CHECKSUMS = (
+    "The preprocessed cases have no checksums (they are of an older version, or nnU-Net's own), so --c will not notice when "
+    "their content changes; emim_plan_and_preprocess writes some"
+)
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,9 @@ from emim_nnunet.training.log import SSLLog, without_paths
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.restore import load_states
-from emim_nnunet.training.same_stage import Setup, check_continued
+from emim_nnunet.training.same_stage import NO_CHECKSUMS, Setup, check_continued
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
 
-NO_CHECKSUMS = (
-    "The preprocessed cases have no checksums (they are of an older version, or nnU-Net's own), so --c will not notice when "
-    "their content changes; emim_plan_and_preprocess writes some"
-)
 PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from those of training
 
 
