@@ -7,13 +7,15 @@ dataclass that sits beside the code it configures.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from emim_nnunet.errors import UserError
-from emim_nnunet.plans import inheritance
+from emim_nnunet.plans import LIMITS, MAX_ENTRIES, inheritance, limit_of
 
 BLOCK = "emim"
 
@@ -77,13 +79,14 @@ def config_from_block(config_class: type[Config], block: dict[str, Any]) -> Conf
         block: A resolved ``emim`` block.
 
     Raises:
-        UserError: A required key is missing or a value has the wrong type.
+        UserError: A required key is missing, or a value has the wrong type, is not finite or too large to be meant.
     """
     hints = get_type_hints(config_class)
     values = {}
     for field in fields(config_class):  # type: ignore[arg-type]
         if field.name in block:
             values[field.name] = _checked(block[field.name], hints[field.name], field.name)
+            _check_size(values[field.name], field.name)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"the '{BLOCK}' block of the plans lacks the key '{field.name}': plan again")
     return config_class(**values)
@@ -97,7 +100,7 @@ def _checked(value: Any, expected: Any, name: str) -> Any:
             return None
         expected = next(option for option in options if option is not NoneType)
     if get_origin(expected) is tuple:
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
             return tuple(_checked(item, get_args(expected)[0], name) for item in value)
     elif expected is bool or isinstance(value, bool):
         if expected is bool and isinstance(value, bool):
@@ -107,7 +110,16 @@ def _checked(value: Any, expected: Any, name: str) -> Any:
     elif isinstance(value, expected):
         return value
     wanted = getattr(expected, "__name__", str(expected)) if get_origin(expected) is None else "list of numbers"
-    raise UserError(f"key '{name}' in the '{BLOCK}' block of the plans must be a {wanted}, not {value!r}")
+    raise UserError(f"key '{name}' in the '{BLOCK}' block of the plans must be a {wanted}, not {reprlib.repr(value)}")
+
+
+def _check_size(value: Any, name: str) -> None:
+    """Whether a number, or each of several, is finite and can be meant."""
+    for number in value if isinstance(value, tuple) else [value]:
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            limit = limit_of(name) if isinstance(number, int) or name in LIMITS else number
+            require(isfinite(number), f"{name} must be a finite number, not {number}")
+            require(number <= limit, f"{name} must be at most {limit}, not {number}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 from copy import deepcopy
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def run_demo(output: Path, *, device: str = "cpu", seed: int = 0, overwrite: boo
 
 
 def _run_demo(output: Path, device: str, seed: int, overwrite: bool) -> Path:
-    start = time()
+    start = monotonic()
     _prepare_folder(output, overwrite)
     environment = _environment(output)
     raw = output / "nnUNet_raw"
@@ -102,7 +102,7 @@ def _run_demo(output: Path, device: str, seed: int, overwrite: bool) -> Path:
         images = raw / TEST_NAME / "imagesTr"
         call("nnUNetv2_predict", "-i", images, "-o", prediction, *model, "--disable_tta", "-npp", 1, "-nps", 1)
     report = write_report(output)
-    print(f"\nDone in {(time() - start) / 60:.1f} minutes. Look at {report}", flush=True)
+    print(f"\nDone in {(monotonic() - start) / 60:.1f} minutes. Look at {report}", flush=True)
     return report
 
 
@@ -135,7 +135,7 @@ def _call(program: str, arguments: list[str], environment: dict[str, str], outpu
     if script is None:
         raise UserError(f"the command {program} is not installed in this environment: pip install emim_nnunet")
     print(f"\n$ {' '.join([program, *arguments])}", flush=True)
-    start, log = time(), output / "demo.log"
+    start, log = monotonic(), output / "demo.log"
     with log.open("a") as file:
         file.write(f"\n$ {' '.join([program, *arguments])}\n")
         file.flush()
@@ -149,7 +149,7 @@ def _call(program: str, arguments: list[str], environment: dict[str, str], outpu
                 print(f"  {line.rstrip()}", flush=True)
     if process.wait() != 0:
         raise UserError(f"{program} failed with exit code {process.returncode}: see the end of {log}")
-    print(f"  ({time() - start:.0f} s)", flush=True)
+    print(f"  ({monotonic() - start:.0f} s)", flush=True)
 
 
 def _worth_showing(line: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a stage wrote a checkpoint after SIGTERM or SIGINT; repeat with --c
@@ -17,9 +18,31 @@ class UserError(ValueError):
     """
 
 
+def describe_memory_error(error: BaseException) -> str | None:
+    """One line that says which memory ran out; None where the error is another one."""
+    text = str(error)
+    first = next(iter(text.strip().splitlines()), type(error).__name__)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module does not import it
+        return f"the memory of the GPU ran out ({first})"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text):
+        return "the memory of this machine ran out"
+    return None
+
+
 def describe_os_error(error: OSError) -> str:
-    """One line: the file, the reason, and for a full disk what to do."""
+    """One line: the file, the reason, and for a full disk and a folder that was taken away what to do."""
     if error.strerror is None:  # not of the operating system
         return " ".join(str(error).split())
+    if error.errno == errno.ENOENT and error.filename and (gone := _missing_folder(error.filename)):
+        return f"{gone}: this folder does not exist, or no longer: was it moved or deleted meanwhile?"
     advice = " (free some space, then repeat the command)" if error.errno in DISK_FULL else ""
     return f"{error.filename}: {error.strerror}{advice}" if error.filename else f"{error.strerror}{advice}"
+
+
+def _missing_folder(filename: str | bytes) -> str | None:
+    """The folder of a file that is not there, the highest of several; None where the file itself is missing."""
+    folder = os.path.dirname(os.path.abspath(os.fsdecode(filename)))
+    missing = None
+    while not os.path.isdir(folder):
+        missing, folder = folder, os.path.dirname(folder)
+    return missing

@@ -17,7 +17,45 @@ IMPORTED = ("torch.nn.", NETWORKS)
 FOLDER_NAME = re.compile(r"[\w.+-]+")
 BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 OF_THE_MACHINE = ("CUDA", "NVIDIA", "MPS", "DefaultCPUAllocator")  # in messages of torch that no plans are to blame for
-MAX_NUMBER = 1 << 20  # of patch sizes, features and batches: whatever is larger is a mistake
+MAX_NUMBER = 1 << 20
+MAX_ENTRIES = 100  # of a list
+LIMITS = {  # what is larger cannot be meant: it would run for ever, or out of memory, before anybody sees why
+    # architecture
+    "n_stages": 16,
+    "n_blocks_per_stage": 100,
+    "n_conv_per_stage": 100,
+    "n_conv_per_stage_decoder": 100,
+    "features_per_stage": 4096,
+    "kernel_sizes": 31,
+    "strides": 16,
+    # configuration and emim block
+    "batch_size": 10_000,
+    "patch_size": 4096,
+    "cell_size": 4096,
+    "parent_factor": 2,
+    "num_epochs": 1_000_000,
+    "warmup_epochs": 1_000_000,
+    "checkpoint_minutes": 1_000_000,
+    "seed": (1 << 63) - 1,  # torch's generators take no more
+    "cells_per_sample": 100_000,
+    "projector_widths": 16_384,
+    "projection_width": 16_384,
+    "vicreg_width": 16_384,
+    "queue_size": 1_000_000,
+    "zca_rows": 100_000,
+    "zca_group": 4096,
+    "local_regions": 64,
+    "level2_children": 64,
+    "level3_children": 64,
+    "patches_at_once": 10_000,
+    "finetune_num_epochs": 1_000_000,
+    "finetune_warmup_epochs": 1_000_000,
+    "finetune_seed": (1 << 32) - 1,  # numpy's generator takes no more
+    # options and tables of commands
+    "steps": 10_000_000,
+    "patches": 100_000,
+    "columns of classes": 100,
+}
 
 
 def check_plans(plans: Any, configuration: str | None = None) -> None:
@@ -95,17 +133,21 @@ def check_architecture(architecture: Any, where: str) -> None:
         allowed = value is None or (isinstance(value, str) and value.startswith(IMPORTED))
         _require(allowed, f"{where}: '{key}' of the network is {value!r}, only {' and '.join(IMPORTED)}* are imported")
     for key, value in kwargs.items():
-        _require(_small(value), f"{where}: '{key}' of the network is out of range")
+        limit = limit_of(key)
+        _require(_within(value, limit), f"{where}: '{key}' of the network is out of range, it may be {limit} at most")
 
 
 def _check_configuration(content: dict[str, Any], where: str) -> None:
     _require_folder_name(content.get("data_identifier"), f"'data_identifier' of {where}")
     patch = content.get("patch_size")
     _require(
-        isinstance(patch, list) and len(patch) in (2, 3) and all(map(_is_count, patch)),
-        f"'patch_size' of {where} must be 2 or 3 whole numbers",
+        isinstance(patch, list) and len(patch) in (2, 3) and all(_is_count(size, "patch_size") for size in patch),
+        f"'patch_size' of {where} must be 2 or 3 whole numbers up to {LIMITS['patch_size']}",
     )
-    _require(_is_count(content.get("batch_size")), f"'batch_size' of {where} must be a whole number")
+    _require(
+        _is_count(content.get("batch_size"), "batch_size"),
+        f"'batch_size' of {where} must be a whole number up to {LIMITS['batch_size']}",
+    )
     spacing = content.get("spacing")
     _require(
         isinstance(spacing, list) and len(spacing) == len(patch) and all(map(_is_positive, spacing)),
@@ -151,18 +193,24 @@ def _require_folder_name(value: Any, what: str) -> None:
     )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_NUMBER
+def limit_of(name: str) -> int:
+    """The largest value that a number of plans, of the ``emim`` block or of a table may have."""
+    return LIMITS.get(name, MAX_NUMBER)
+
+
+def _is_count(value: Any, name: str) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit_of(name)
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _small(value: Any) -> bool:
+def _within(value: Any, limit: int) -> bool:
+    """Whether all numbers in it are; lists of more than 100 entries are not."""
     if isinstance(value, list | tuple):
-        return all(map(_small, value))
-    return not isinstance(value, int | float) or abs(value) <= MAX_NUMBER
+        return len(value) <= MAX_ENTRIES and all(_within(item, limit) for item in value)
+    return not isinstance(value, int | float) or abs(value) <= limit
 
 
 def _require(condition: bool, message: str) -> None:

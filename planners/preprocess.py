@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.checkpoints.locate import read_dataset_json
+from emim_nnunet.dataloading.checksums import Checksums, checksums_of, write_record
 from emim_nnunet.dataloading.preprocessed import case_identifiers, orientations_file
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import Lock
@@ -64,8 +65,9 @@ def preprocess_cases(
 ) -> None:
     """Preprocess into ``<data_identifier>`` and ``<data_identifier>_unlabelled``; copy the labels as nnU-Net does.
 
-    A folder replaces the one of an earlier run only when it is complete. The first case is preprocessed in this process and
-    timed; workers are started only if that makes the whole faster, so more workers are never slower.
+    A folder replaces the one of an earlier run only when it is complete; its checksums are written then. The first case is
+    preprocessed in this process and timed; workers are started only if that makes the whole faster, so more workers are never
+    slower.
 
     Args:
         name: ``DatasetXXX_NAME``.
@@ -97,8 +99,9 @@ def preprocess_cases(
             with _replaced(target, sorted(files), lock) as partial:
                 jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
                 title = f"Preprocessing {kind} cases, {configuration}"
-                _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
+                checksums = _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
                 orientations_file(target).unlink(missing_ok=True)  # rather none than those of other images
+            write_record(target, checksums)
             if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
                 images = {case: Path(paths[0]) for case, (paths, _) in files.items() if case not in unsaid}
                 _write_orientations(images, target)
@@ -160,21 +163,29 @@ def _replaced(folder: Path, cases: list[str], lock: Lock) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _run_jobs(preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_processes: int, title: str) -> None:
-    """Preprocess and save all cases."""
+def _run_jobs(
+    preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_processes: int, title: str
+) -> list[Checksums]:
+    """Preprocess and save all cases; their checksums."""
+    done: list[Checksums] = []
     with tqdm(total=len(jobs), desc=title, disable=None) as bar:
         begin = perf_counter()
         for number, job in enumerate(jobs):
             seconds = (perf_counter() - begin) / number if number else 0.0
             workers = num_workers(len(jobs) - number, seconds, num_processes)
             if workers > 1:
-                _run_pool(preprocessor, jobs[number:], plans, workers, bar)
-                return
+                return done + _run_pool(preprocessor, jobs[number:], plans, workers, bar)
             try:
-                preprocessor.run_case_save(*job, *plans)
+                done.append(_run_case(preprocessor, job, plans))
             except (RuntimeError, AssertionError, ValueError) as error:
                 raise _failed(job, error) from error
             bar.update()
+    return done
+
+
+def _run_case(preprocessor: DefaultPreprocessor, job: Job, plans: tuple) -> Checksums:
+    preprocessor.run_case_save(*job, *plans)
+    return checksums_of(Path(job[0]).parent, Path(job[0]).name)
 
 
 def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
@@ -193,12 +204,15 @@ def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
     return allowed if allowed > 1 and WORKER_START_SECONDS + alone / allowed < alone else 1
 
 
-def _run_pool(preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_workers: int, bar: tqdm) -> None:
+def _run_pool(
+    preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_workers: int, bar: tqdm
+) -> list[Checksums]:
+    checksums = []
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(preprocessor.run_case_save, *job, *plans): job for job in jobs}
+        running = {pool.submit(_run_case, preprocessor, job, plans): job for job in jobs}
         try:
             for done in as_completed(running):
-                done.result()
+                checksums.append(done.result())
                 bar.update()
         except BrokenProcessPool as error:
             raise UserError("a preprocessing worker was killed, probably for memory: use a smaller -np") from error
@@ -206,6 +220,7 @@ def _run_pool(preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, 
             raise _failed(running[done], error) from error
         finally:
             pool.shutdown(cancel_futures=True)
+    return checksums
 
 
 def _failed(job: Job, error: Exception) -> UserError:

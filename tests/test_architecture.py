@@ -109,12 +109,14 @@ def import_violations(module: str, source: str) -> list[str]:
 
 
 def other_violations(module: str, source: str) -> list[str]:
-    """Star imports, print outside cli and demo, paths of somebody's machine."""
+    """Star imports, print outside cli and demo, paths of somebody's machine, durations that a clock can make negative."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and module != PLUGIN:
             found.append(f"{module}:{node.lineno}: import *")
         called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.ImportFrom) and node.module == "time" and "time" in [n.name for n in node.names]:
+            found.append(f"{module}:{node.lineno}: the clock on the wall may be put back: use monotonic")
         if called and part(module) not in ("emim_nnunet.cli", "emim_nnunet.demo"):
             found.append(f"{module}:{node.lineno}: print")
     for number, line in enumerate(source.splitlines(), 1):
@@ -180,6 +182,7 @@ def test_the_import_rule_allows(module: str, source: str) -> None:
         ("def f():\n    print(1)", "x:2: print"),
         ('DATA = "/home/me/data"', "path of a machine"),
         ("# see /mnt/nas/brats", "path of a machine"),
+        ("from time import sleep, time", "use monotonic"),
     ],
 )
 def test_the_other_rules_fire(source: str, message: str) -> None:

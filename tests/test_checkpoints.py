@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, atomic_write, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.io import FAULT_FORMAT, FORMAT_VERSION, atomic_write, load_checkpoint, save_checkpoint
 from emim_nnunet.dataloading.splits import (
     alike,
     check_splits,
@@ -22,7 +23,8 @@ from emim_nnunet.dataloading.splits import (
 )
 from emim_nnunet.errors import UserError
 
-GOOD = {"format": SSL_FORMAT, "format_version": FORMAT_VERSION}
+GOOD = {"format": FAULT_FORMAT, "format_version": FORMAT_VERSION}  # what it must hold is not checked
+read = partial(load_checkpoint, formats=(FAULT_FORMAT,))
 
 
 def test_round_trip_reads_with_weights_only(tmp_path: Path) -> None:
@@ -37,14 +39,14 @@ def test_round_trip_reads_with_weights_only(tmp_path: Path) -> None:
     assert torch.equal(loaded["weights"]["a"], torch.arange(3.0))
     assert (loaded["epoch"], loaded["loss"], loaded["names"]) == (4, 0.5, ("T1", "T2"))
     assert os.listdir(tmp_path) == ["c.pth"]
-    assert load_checkpoint(tmp_path / "c.pth")["epoch"] == 4
+    assert read(tmp_path / "c.pth")["epoch"] == 4
 
 
 def test_a_tensor_under_several_names_is_written_once(tmp_path: Path) -> None:
     weight = torch.randn(100, 1000)
     save_checkpoint(GOOD | {"weights": {"a": weight, "b": weight.detach(), "c": weight.clone()}}, tmp_path / "c.pth")
     assert 0.8e6 < (tmp_path / "c.pth").stat().st_size < 0.81e6  # a = b, and c
-    loaded = load_checkpoint(tmp_path / "c.pth")["weights"]
+    loaded = read(tmp_path / "c.pth")["weights"]
     assert all(torch.equal(value, weight) for value in loaded.values())
 
 
@@ -65,7 +67,7 @@ def test_a_failed_write_keeps_the_last_good_file(tmp_path: Path, error: BaseExce
 
     with pytest.raises(type(error)):
         atomic_write(path, fail)
-    assert load_checkpoint(path)["epoch"] == 1
+    assert read(path)["epoch"] == 1
     assert os.listdir(tmp_path) == ["c.pth"]
 
 
@@ -77,7 +79,7 @@ def test_a_kill_before_the_rename_keeps_the_last_good_file(tmp_path: Path, monke
         os.replace = lambda *args: os._exit(9)  # dies where the rename would be
         save_checkpoint(GOOD | {"epoch": 2}, path)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
-    assert load_checkpoint(path)["epoch"] == 1
+    assert read(path)["epoch"] == 1
 
 
 class Malicious:
@@ -95,7 +97,7 @@ def test_a_malicious_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> N
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malicious(tmp_path / "victim")))
     for name in ("evil.pth", "evil.pkl"):
         with pytest.raises(UserError, match=name):
-            load_checkpoint(tmp_path / name)
+            read(tmp_path / name)
     assert not (tmp_path / "victim").exists()
     torch.load(tmp_path / "evil.pth", weights_only=False)
     assert (tmp_path / "victim").exists()  # it would have run
@@ -123,7 +125,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=f"{name}.pth.*{message}") as error:
-            load_checkpoint(tmp_path / f"{name}.pth")
+            read(tmp_path / f"{name}.pth")
         assert "\n" not in str(error.value)
 
 

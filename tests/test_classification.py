@@ -329,7 +329,7 @@ def test_an_interrupted_training_continues_bit_for_bit(
         return original(*args)
 
     clock = iter(range(0, 10**6, 10**4))
-    monkeypatch.setattr(module, "time", lambda: next(clock))  # a state after every step
+    monkeypatch.setattr(module, "monotonic", lambda: next(clock))  # a state after every step
     monkeypatch.setattr(module.nn.utils, "clip_grad_norm_", interrupted)
     assert run(classify.main, [*command, "-o", str(tmp_path / "parts")]) == 130
     assert run(classify.main, [*command, "-o", str(tmp_path / "parts")]) == 2

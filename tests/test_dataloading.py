@@ -43,7 +43,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 
 def crops(cases: list[Case], patch: tuple[int, ...] = (8, 8, 8), seed: int = 0) -> CropDataset:
-    return CropDataset(cases, nnUNetDatasetBlosc2, patch, seed)
+    return CropDataset(cases, patch, seed)
 
 
 def test_a_crop_holds_the_voxels_of_its_case(cases: list[Case]) -> None:

@@ -21,9 +21,11 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint
+from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint, write_json
+from emim_nnunet.cli._run import run
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.methods import method_classes
+from emim_nnunet.training.epoch_report import mean_terms
 from emim_nnunet.training.faults import SkippedSteps, explained
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
@@ -295,6 +297,39 @@ def test_what_to_do_when_memory_runs_out() -> None:
             raise error
     with pytest.raises(RuntimeError, match="a bug"), explained():
         raise RuntimeError("a bug")
+
+
+def test_every_command_explains_that_memory_ran_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def ends(error: Exception) -> Callable[[object], None]:
+        def main(argv: object) -> None:
+            raise error
+
+        return main
+
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory\nmore")
+    gpu = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    for error, words in ((cpu, "of this machine"), (MemoryError(), "of this machine"), (gpu, "of the GPU")):
+        assert run(ends(error)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"error: the memory {words} ran out" in line
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(ends(RuntimeError("a bug")))
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> None:
+        write_json(tmp_path / "results" / "fold_0" / "log.json", {})
+
+    assert run(main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"error: {tmp_path / 'results'}: this folder does not exist, or no longer: was it moved or deleted meanwhile?"
+    )
+    assert ".tmp" not in line
+
+
+def test_an_epoch_of_skipped_steps_has_a_loss_of_nan() -> None:
+    assert np.isnan(mean_terms([], "train")["train/loss"])
 
 
 def test_the_cpus_memory_really_runs_out() -> None:

@@ -120,7 +120,7 @@ def test_crops_are_balanced_over_the_origins() -> None:
     cases = [Case(Path("x"), f"a{i}", origin="A") for i in range(9)] + [
         Case(Path("x"), f"b{i}", origin="B") for i in range(2)
     ]
-    dataset = CropDataset(cases, lambda *args: None, (8, 8, 8), seed=0)
+    dataset = CropDataset(cases, (8, 8, 8), seed=0)
     drawn = [dataset.case_of(i) for i in range(36)]
     assert Counter(case.origin for case in drawn) == {"A": 18, "B": 18}
     assert Counter(case.identifier for case in drawn if case.origin == "A") == {f"a{i}": 2 for i in range(9)}

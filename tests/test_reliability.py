@@ -18,6 +18,9 @@ from robustness import world as worlds
 from robustness.results import broken_files
 
 from emim_nnunet.checkpoints import export
+from emim_nnunet.checkpoints.locate import read_plans
+from emim_nnunet.errors import UserError
+from emim_nnunet.training import stage
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OPERATIONS = {o.name: o for o in writes.OPERATIONS if o.command != "plan_and_preprocess"}  # that one takes minutes
@@ -55,6 +58,67 @@ def test_too_few_open_files_for_the_workers_end_in_one_line(world: Path, tmp_pat
     outcome = worlds.in_child(limited, worlds.environment(copy, workers=4), seconds=60)
     assert inputs.judge_refusal(outcome, before, worlds.snapshot(copy)) == ""
     assert re.search(r"\d+ data-loading workers need \d+ open files, and 40 are allowed: raise ulimit", outcome.output)
+
+
+WRONG = ("missing", None, "x", -1, 2.5, [1], {"a": 1})
+ABOUT_THE_FILE = ("format", "format_version")  # not to be seen as a checkpoint of ours is something else
+UNREAD = ("verdict", "case_digests", "fold")  # of the report, of later versions, text or number
+
+
+def test_a_checkpoint_that_lacks_something_is_refused_or_the_one_before_is_taken(world: Path, tmp_path: Path) -> None:
+    whole = torch.load(inputs.final(world), weights_only=True)
+    whole |= {"network_weights": {"encoder.x": torch.zeros(1)}, "optimizer_state": {"state": {}, "param_groups": []}}
+    good = tmp_path / "good.pth"  # small: reading takes most of the time
+    torch.save(whole, good)
+    latest, previous = tmp_path / stage.LATEST, tmp_path / stage.PREVIOUS
+    tried = 0
+    for key in sorted(whole.keys() - {*ABOUT_THE_FILE, *UNREAD}):
+        for wrong in WRONG:
+            if wrong != "missing" and (wrong is whole[key] or (isinstance(wrong, str) and isinstance(whole[key], str))):
+                continue
+            if (key, wrong) in (("seconds", -1), ("seconds", 2.5), ("grad_scaler_state", {"a": 1}), ("emim", {"a": 1})):
+                continue  # of the right type
+            content = {k: v for k, v in whole.items() if k != key} | ({} if wrong == "missing" else {key: wrong})
+            torch.save(content, latest)
+            previous.unlink(missing_ok=True)
+            with pytest.raises(UserError, match=rf"{latest.name} .*{key}") as error:
+                stage.load_newest(latest)
+            assert "\n" not in str(error.value)
+            shutil.copy(good, previous)
+            found, remark = stage.load_newest(latest)
+            assert found["current_epoch"] == whole["current_epoch"]
+            assert key in remark
+            assert not latest.exists()  # has another name now
+            tried += 1
+    assert tried > 100
+
+
+def test_a_segmentation_takes_the_filters_of_the_first_layer_by_name(world: Path, tmp_path: Path) -> None:
+    """After a stage whose channels had another order in dataset.json."""
+    copy = worlds.copy_world(world, tmp_path / "copy")
+    inputs.swap_channels(copy)
+
+    def work() -> int:
+        from emim_nnunet.checkpoints.encoder import encoder_state, stem_keys
+        from emim_nnunet.trainers import nnUNetTrainerEMIMFinetune
+
+        plans, dataset_json = read_plans(inputs.preprocessed(copy), inputs.PLANS)
+        trainer = nnUNetTrainerEMIMFinetune(
+            plans | {"continue_training": False}, "tiny", 0, dataset_json, torch.device("cpu")
+        )
+        trainer.initialize()
+        trainer._prepare_encoder()
+        pretrained, loaded = encoder_state(stage.load_checkpoint(inputs.final(copy))), trainer.encoder.state_dict()
+        stems = stem_keys(trainer.encoder)
+        same = [
+            torch.equal(loaded[key], pretrained[key].flip(1) if key in stems else pretrained[key]) for key in loaded
+        ]
+        return 0 if stems and all(same) else 5
+
+    outcome = worlds.in_child(work, worlds.environment(copy))
+    assert outcome.code == 0, outcome.output
+    assert "channel 0 'channel1': filter of 'channel1'" in outcome.output
+    assert "channel 1 'channel0': filter of 'channel0'" in outcome.output
 
 
 @pytest.mark.parametrize("seed", range(5))

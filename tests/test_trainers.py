@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,23 @@ from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
 from emim_nnunet.plans import planned
 from emim_nnunet.registration import trainers_path
+from emim_nnunet.training import ssl_trainer
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
 
 
 @pytest.mark.parametrize("trainer", [PRETRAIN, "nnUNetTrainerMIMPretrain"])
-def test_ssl_stage_leaves_log_pictures_and_a_safe_checkpoint(trainer: str, nnunet: Path) -> None:
+def test_ssl_stage_leaves_log_pictures_and_a_safe_checkpoint(
+    trainer: str, nnunet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(time.time(), -86400)  # the clock on the wall is put back all the time
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    monkeypatch.setattr(ssl_trainer, "time", time.time, raising=False)
     folder = train(trainer)
     rows = list(csv.DictReader((folder / "ssl_log.csv").open()))
+    assert all(0 < float(r["seconds"]) < 600 and float(r["patches_per_second"]) > 0 for r in rows)
+    assert load_checkpoint(folder / "checkpoint_previous.pth")["current_epoch"] == 2
     assert [float(r["epoch"]) for r in rows] == [0, 1, 2]
     assert {"train/loss", "val/reconstruction", "skill/T1ce", "skill/all", "lr", "seconds"} <= set(rows[0])
     assert (folder / "progress.png").is_file()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure.data import PLANS
+from measure.data import PLANS, write_cases
 
 from robustness.world import (
     DATASET,
@@ -1205,6 +1205,44 @@ def setting_out_of_range(world: Path) -> list[str]:
     return pretraining()
 
 
+@bad("pretrain", r"initial_lr must be a finite number, not inf")
+def learning_rate_infinite(world: Path) -> list[str]:
+    edit_plans(world, lambda plans, tiny: tiny["emim"].update(initial_lr=float("inf")))
+    return pretraining()
+
+
+@bad("pretrain", r"gradient_clip must be a finite number, not inf")
+def gradient_clip_infinite(world: Path) -> list[str]:
+    edit_plans(world, lambda plans, tiny: tiny["emim"].update(gradient_clip=float("inf")))
+    return pretraining()
+
+
+@bad("pretrain", r"batch_size must be at most 10000, not 1000000")
+def batch_of_a_million(world: Path) -> list[str]:
+    edit_plans(world, lambda plans, tiny: tiny["emim"].update(batch_size=10**6))
+    return pretraining()
+
+
+@bad("pretrain", r"num_epochs must be at most 1000000")
+def epochs_without_end(world: Path) -> list[str]:
+    edit_plans(world, lambda plans, tiny: tiny["emim"].update(num_epochs=10**18))
+    return pretraining()
+
+
+@bad("pretrain", r"'n_blocks_per_stage' of the network is out of range, it may be 100 at most")
+def blocks_of_a_million(world: Path) -> list[str]:
+    kwargs = {"n_blocks_per_stage": [1, 1, 10**6]}
+    edit_plans(world, lambda plans, tiny: tiny["architecture"]["arch_kwargs"].update(kwargs))
+    return pretraining()
+
+
+@bad("pretrain", r"'features_per_stage' of the network is out of range")
+def features_of_a_million(world: Path) -> list[str]:
+    kwargs = {"features_per_stage": [10**6] * 3}
+    edit_plans(world, lambda plans, tiny: tiny["architecture"]["arch_kwargs"].update(kwargs))
+    return pretraining()
+
+
 @bad("pretrain", r"'patch_size' of configuration 'tiny' must be")
 def patch_size_negative(world: Path) -> list[str]:
     edit_plans(world, lambda plans, tiny: tiny.update(patch_size=[-32, 32, 32]))
@@ -1353,6 +1391,150 @@ def continue_with_other_settings(world: Path) -> list[str]:
     return pretraining("EMIM", "--c")
 
 
+def unfinished(world: Path) -> Path:
+    """Let the finished stage be one that stopped in its last epoch; its folder."""
+    folder = stage_folder(world)
+    (folder / "checkpoint_final.pth").unlink()
+    (folder / "checkpoint_previous.pth").rename(folder / "checkpoint_latest.pth")
+    return folder
+
+
+def changed_plans(world: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
+    """Change plans as in :func:`edit_plans`; the results stay."""
+
+    def changed(plans: dict[str, Any]) -> dict[str, Any]:
+        change(plans, plans["configurations"]["tiny"])
+        return plans
+
+    edit_json(preprocessed(world) / f"{PLANS}.json", changed)
+
+
+def continue_after(world: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> list[str]:
+    unfinished(world)
+    changed_plans(world, change)
+    return pretraining("EMIM", "--c")
+
+
+def swap_channels(world: Path) -> None:
+    edit_json(preprocessed(world) / "dataset.json", lambda c: c | {"channel_names": {"0": "channel1", "1": "channel0"}})
+
+
+def replace_case(world: Path) -> None:
+    """Another image under the same name, of the same size."""
+    folder = preprocessed(world) / "tiny"
+    shutil.copy(folder / "case00001.b2nd", folder / "case00002.b2nd")
+
+
+@bad("pretrain", r"another value of patch_size \(\[32, 32, 32\], now \[16, 16, 16\]\)", kind="changed runs")
+def continue_with_another_patch(world: Path) -> list[str]:
+    return continue_after(world, lambda plans, tiny: tiny.update(patch_size=[16] * 3))
+
+
+@bad("pretrain", r"another value of spacing", kind="changed runs")
+def continue_with_another_spacing(world: Path) -> list[str]:
+    return continue_after(world, lambda plans, tiny: tiny.update(spacing=[3.0, 1.0, 1.0]))
+
+
+@bad("pretrain", r"another value of normalization_schemes", kind="changed runs")
+def continue_with_another_normalisation(world: Path) -> list[str]:
+    return continue_after(world, lambda plans, tiny: tiny.update(normalization_schemes=["NoNormalization"] * 2))
+
+
+@bad("pretrain", r"another value of use_mask_for_norm", kind="changed runs")
+def continue_with_another_mask(world: Path) -> list[str]:
+    return continue_after(world, lambda plans, tiny: tiny.update(use_mask_for_norm=[False] * 2))
+
+
+@bad("pretrain", r"another value of nonlin ", kind="changed runs")
+def continue_with_another_nonlinearity(world: Path) -> list[str]:
+    return continue_after(world, lambda _, tiny: tiny["architecture"]["arch_kwargs"].update(nonlin="torch.nn.ReLU"))
+
+
+@bad("pretrain", r"another value of strides", kind="changed runs")
+def continue_with_other_strides(world: Path) -> list[str]:
+    strides = [[1, 1, 1], [2, 2, 2], [1, 2, 2]]
+    return continue_after(world, lambda plans, tiny: tiny["architecture"]["arch_kwargs"].update(strides=strides))
+
+
+@bad("pretrain", r"another value of transpose_forward", kind="changed runs")
+def continue_with_transposed_axes(world: Path) -> list[str]:
+    return continue_after(world, lambda plans, tiny: plans.update(transpose_forward=[1, 0, 2]))
+
+
+@bad("pretrain", r"another value of data_identifier", kind="changed runs")
+def continue_with_another_folder(world: Path) -> list[str]:
+    shutil.copytree(preprocessed(world) / "tiny", preprocessed(world) / "other")
+    return continue_after(world, lambda plans, tiny: tiny.update(data_identifier="other"))
+
+
+@bad("pretrain", r"with the channels channel0, channel1, dataset.json now has channel1, channel0", kind="changed runs")
+def continue_with_swapped_channels(world: Path) -> list[str]:
+    unfinished(world)
+    swap_channels(world)
+    return pretraining("EMIM", "--c")
+
+
+@bad("pretrain", r"content of 1 preprocessed cases has changed .*\(case00002\)", kind="changed runs")
+def continue_with_a_replaced_case(world: Path) -> list[str]:
+    unfinished(world)
+    replace_case(world)
+    return pretraining("EMIM", "--c")
+
+
+@bad("pretrain", r"content of 6 preprocessed cases has changed", kind="changed runs")
+def continue_with_other_data_of_the_same_names(world: Path) -> list[str]:
+    unfinished(world)
+    folder = preprocessed(world) / "tiny"
+    shutil.rmtree(folder)
+    write_cases(folder, 6, 2, (20, 20, 20), 32)
+    (preprocessed(world) / "tiny.checksums").unlink()  # as an older version leaves it
+    return pretraining("EMIM", "--c")
+
+
+@bad("train", r"another value of normalization_schemes .*, spacing ", kind="changed runs")
+def segmentation_after_a_stage_on_other_intensities(world: Path) -> list[str]:
+    changed_plans(
+        world, lambda plans, tiny: tiny.update(normalization_schemes=["NoNormalization"] * 2, spacing=[3] * 3)
+    )
+    return training("0", "nnUNetTrainerEMIMFinetune")
+
+
+@bad("train", r"content of 1 preprocessed cases has changed", kind="changed runs")
+def segmentation_after_a_stage_on_other_images(world: Path) -> list[str]:
+    replace_case(world)
+    return training("0", "nnUNetTrainerEMIMFinetune")
+
+
+@bad("pretrain", r"does not fit the network of this stage", kind="changed runs")
+def continue_with_weights_of_other_shapes(world: Path) -> list[str]:
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        weights = content["network_weights"]
+        key = next(k for k in weights if k.startswith("encoder.") and weights[k].ndim == 1)
+        weights[key] = weights[key][:1]
+        return content
+
+    edit_checkpoint(unfinished(world) / "checkpoint_latest.pth", change)
+    return pretraining("EMIM", "--c")
+
+
+@bad("pretrain", r"does not fit the network of this stage", kind="changed runs")
+def continue_with_moments_of_other_shapes(world: Path) -> list[str]:
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        state = content["optimizer_state"]["state"]
+        state[0]["exp_avg"] = state[0]["exp_avg"][:1]
+        return content
+
+    edit_checkpoint(unfinished(world) / "checkpoint_latest.pth", change)
+    return pretraining("EMIM", "--c")
+
+
+@bad("pretrain", r"'history' must be rows of numbers")
+def continue_with_a_history_of_another_type(world: Path) -> list[str]:
+    file = unfinished(world) / "checkpoint_latest.pth"
+    edit_checkpoint(file, lambda content: content | {"history": {"epoch": 1}})
+    return pretraining("EMIM", "--c")
+
+
 @bad("pretrain", r"nnUNet_preprocessed is not set|expected one folder", nnUNet_preprocessed="")
 def no_variable(world: Path) -> list[str]:
     return pretraining()
@@ -1406,6 +1588,61 @@ def device_of_another_name(world: Path) -> list[str]:
 @good("train", CUDA_VISIBLE_DEVICES="")
 def no_gpu_and_no_device_named(world: Path) -> list[str]:
     return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "--c"]  # finished: nothing is trained
+
+
+# ----------------------------------------------------------------------------------- data that run code
+
+
+class Ends:
+    """Its unpickling ends the process, with a code of its own."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (13,)
+
+
+def with_code(world: Path) -> None:
+    """Code in the properties of all preprocessed cases; it would run when they are read as nnU-Net reads them."""
+    for file in (preprocessed(world) / "tiny").glob("*.pkl"):
+        file.write_bytes(pickle.dumps({"class_locations": Ends()}))
+
+
+@bad("pretrain", "", kind="data that runs code")
+def pretrain_beside_code(world: Path) -> list[str]:
+    edit_plans(world, lambda plans, tiny: tiny["emim"].update(num_epochs=1))
+    with_code(world)
+    return pretraining()
+
+
+@bad("diagnose", "", kind="data that runs code")
+def diagnose_beside_code(world: Path) -> list[str]:
+    with_code(world)
+    report = ["-o", str(world / "report"), "-device", "cpu", "--patches", "2"]
+    return [str(final(world)), "-d", DATASET_ID, *report]
+
+
+@bad("classify", "", kind="data that runs code")
+def classify_beside_code(world: Path) -> list[str]:
+    with_code(world)
+    return classify(world, two_classes(), "all")
+
+
+@bad(
+    "estimate",
+    r"pkl of the preprocessed case case0000\d cannot be read without running code",
+    kind="data that runs code",
+)
+def estimate_a_segmentation_beside_code(world: Path) -> list[str]:
+    with_code(world)
+    return [DATASET_ID, "tiny", "0", "-tr", "nnUNetTrainerEMIMFinetune", "-device", "cpu", "--steps", "1"]
+
+
+@bad(
+    "train", r"pkl of the preprocessed case case0000\d cannot be read without running code", kind="data that runs code"
+)
+def segmentation_beside_code(world: Path) -> list[str]:
+    with_code(world)
+    changed_plans(world, lambda plans, tiny: tiny["emim"].update(finetune_init="scratch"))
+    return training("0", "nnUNetTrainerEMIMFinetune")
 
 
 # ------------------------------------------------------------------------------------------- checkpoints
@@ -1474,7 +1711,7 @@ def export_from_the_future(world: Path) -> list[str]:
     return exporting(edit_checkpoint(final(world), lambda c: c | {"format_version": 99}), world)
 
 
-@bad("export", r"does not say its plans|plans are not as")
+@bad("export", r"it lacks plans")
 def export_without_plans(world: Path) -> list[str]:
     return exporting(edit_checkpoint(final(world), lambda c: {k: v for k, v in c.items() if k != "plans"}), world)
 
@@ -1530,6 +1767,64 @@ def export_for_nobody(world: Path) -> list[str]:
     return [str(final(world)), "-o", str(world / "weights.pth")]
 
 
+def diverged(world: Path, value: float) -> Path:
+    """The final checkpoint with one weight of the encoder that is not finite."""
+
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        weights = content["network_weights"]
+        weights[next(k for k in weights if k.startswith("encoder."))].view(-1)[0] = value
+        return content
+
+    return edit_checkpoint(final(world), change)
+
+
+@bad("export", r"holds NaN or infinite weights in \d+ of \d+ tensors")
+def export_of_weights_that_are_nan(world: Path) -> list[str]:
+    return exporting(diverged(world, float("nan")), world)
+
+
+@bad("export", r"holds NaN or infinite weights")
+def export_of_an_encoder_that_is_infinite(world: Path) -> list[str]:
+    return [str(diverged(world, float("inf"))), "--encoder_only", "-o", str(world / "weights.pth")]
+
+
+@bad("train", r"holds NaN or infinite weights")
+def segmentation_from_a_stage_that_is_nan(world: Path) -> list[str]:
+    diverged(world, float("nan"))
+    return training("0", "nnUNetTrainerEMIMFinetune")
+
+
+@bad("train", r"-pretrained_weights .* holds NaN or infinite weights")
+def pretrained_weights_that_are_nan(world: Path) -> list[str]:
+    return training("0", "nnUNetTrainer", "-pretrained_weights", str(diverged(world, float("nan"))))
+
+
+@bad("classify", r"holds NaN or infinite weights")
+def classify_with_an_encoder_that_is_nan(world: Path) -> list[str]:
+    options = classify(world, two_classes(), "all")
+    options.remove("--scratch")
+    return [*options, "--checkpoint", str(diverged(world, float("nan")))]
+
+
+@bad("export", r"'features_per_stage' of the network is out of range, it may be 4096 at most")
+def export_of_a_giant_network(world: Path) -> list[str]:
+    return exporting(giant(world), world)
+
+
+@bad("diagnose", r"'features_per_stage' of the network is out of range")
+def diagnose_a_giant_network(world: Path) -> list[str]:
+    return [str(giant(world)), "-d", DATASET_ID, "-o", str(world / "report"), "-device", "cpu"]
+
+
+def giant(world: Path) -> Path:
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        kwargs = content["plans"]["configurations"]["tiny"]["architecture"]["arch_kwargs"]
+        kwargs["features_per_stage"] = [1 << 20] * 3
+        return content
+
+    return edit_checkpoint(final(world), change)
+
+
 @bad("train", r"objects that only running code could restore, which is refused")
 def malicious_pretrained_weights(world: Path) -> list[str]:
     file = edit_checkpoint(final(world), lambda c: c | {"x": Malicious(world / "owned")})
@@ -1578,11 +1873,15 @@ def diagnose_an_impossible_network(world: Path) -> list[str]:
 # ------------------------------------------------------------------------------------- tables and comparisons
 
 
-def classify(world: Path, table: str | bytes) -> list[str]:
+def two_classes() -> str:
+    return "case,kind\n" + "".join(f"case{number:05d},{'ab'[number % 2]}\n" for number in range(6))
+
+
+def classify(world: Path, table: str | bytes, fold: str = "0") -> list[str]:
     file = world / "labels.csv"
     file.write_bytes(table.encode() if isinstance(table, str) else table)
     options = ["--scratch", "--steps", "1", "-o", str(world / "classifier"), "-device", "cpu"]
-    return ["train", DATASET_ID, "tiny", "0", str(file), *options]
+    return ["train", DATASET_ID, "tiny", fold, str(file), *options]
 
 
 @bad("classify", r"has no column 'case'")
@@ -1608,6 +1907,13 @@ def table_with_a_case_twice(world: Path) -> list[str]:
 @bad("classify", r"line 3: expected 2 cells")
 def table_with_a_short_line(world: Path) -> list[str]:
     return classify(world, "case,kind\ncase00000,a\ncase00001\n")
+
+
+@bad("classify", r"has 5000 columns of classes, at most 100 at once: choose with --column")
+def table_of_thousands_of_columns(world: Path) -> list[str]:
+    names = ",".join(f"c{number}" for number in range(5000))
+    rows = (f"case0000{number}" + f",{number}" * 5000 for number in range(6))
+    return classify(world, "\n".join([f"case,{names}", *rows]))
 
 
 @bad("classify", r"cannot be read as a CSV file in UTF-8")

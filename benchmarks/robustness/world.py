@@ -187,14 +187,17 @@ def build_world(folder: Path, *, trained: bool = True) -> None:
         (folder / name).mkdir(parents=True)
 
     def write() -> int:
+        from emim_nnunet.dataloading.checksums import checksums_of, write_record
         from emim_nnunet.dataloading.splits import ensure_splits
         from emim_nnunet.phantom import write_brats2023
 
         write_brats2023(folder / "source", 2, 1, seed=0, shape=(16, 16, 16))
         preprocessed = folder / "preprocessed" / DATASET
         data.write_plans(preprocessed, 2, [], batch_size=2, **BLOCK)
+        cases = [f"case{number:05d}" for number in range(CASES)]
         data.write_cases(preprocessed / "tiny", CASES, 2, SHAPE, PATCH)
-        ensure_splits(preprocessed, [f"case{number:05d}" for number in range(CASES)])
+        write_record(preprocessed / "tiny", [checksums_of(preprocessed / "tiny", case) for case in cases])
+        ensure_splits(preprocessed, cases)
         return 0
 
     steps = [write, command("convert", ["brats2023", str(folder / "source"), "-d", "1", "--name", "Raw"])]

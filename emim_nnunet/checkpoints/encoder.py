@@ -39,8 +39,13 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         UserError: There is no encoder in it.
     """
+    weights = checkpoint["network_weights"]
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
+        raise UserError("the 'network_weights' of the checkpoint are no tensors by name")
     state = {}
-    for key, value in checkpoint["network_weights"].items():
+    for key, value in weights.items():
         while key.startswith(WRAPPERS):
             key = key.removeprefix(WRAPPERS[0]).removeprefix(WRAPPERS[1])
         if key.startswith("encoder."):
@@ -48,6 +53,24 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     if not state:
         raise UserError("the checkpoint holds no encoder (no key of network_weights starts with 'encoder.')")
     return state
+
+
+def require_finite(state: dict[str, Tensor], source: str) -> None:
+    """Refuse weights of which nothing can be learnt or computed any more.
+
+    Args:
+        state: Tensors by name.
+        source: Where they come from, for the message.
+
+    Raises:
+        UserError: Some are NaN or infinite; names the first.
+    """
+    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"{source} holds NaN or infinite weights in {len(broken)} of {len(state)} tensors ({broken[0]}): its training "
+            f"diverged; take an earlier checkpoint, or train anew with a lower initial_lr"
+        )
 
 
 def stem_keys(encoder: nn.Module) -> list[str]:
@@ -62,6 +85,7 @@ def load_encoder(
     *,
     source: str,
     names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
+    finite: bool = True,
 ) -> list[str]:
     """Load weights strictly, the stem adapted to the channels by name, or by number where no name is known.
 
@@ -70,12 +94,13 @@ def load_encoder(
         state: Of :func:`encoder_state`.
         source: Name of the checkpoint, for messages.
         names: Of the channels that the weights belong to, and of those that the encoder gets; None = unknown.
+        finite: Refuse NaN and infinite weights.
 
     Returns:
         A line of text for each adaptation.
 
     Raises:
-        UserError: Keys or shapes differ; lists them. The encoder is unchanged then.
+        UserError: Keys or shapes differ, or weights are not finite; lists them. The encoder is unchanged then.
     """
     target = encoder.state_dict()
     stems = [key for key in stem_keys(encoder) if key in state]
@@ -92,6 +117,8 @@ def load_encoder(
     ]
     if differences:
         raise UserError(f"the encoder in {source} does not fit the planned one: {_listed(differences)}")
+    if finite:
+        require_finite(state, f"the encoder in {source}")
     encoder.load_state_dict(state)
     return adapted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from emim_nnunet.checkpoints.schema import EXPORT, SSL, check_content
 from emim_nnunet.errors import UserError
 
 SSL_FORMAT = "emim_nnunet.ssl"
@@ -93,6 +95,15 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy the content of a file with :func:`atomic_write`."""
     with source.open("rb") as stream:
         atomic_write(target, lambda file: shutil.copyfileobj(stream, file))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the content of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: object, indent: int = 2) -> None:
@@ -231,7 +242,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         The checkpoint.
 
     Raises:
-        UserError: Missing, damaged, holding objects that only running code could restore, or of a newer version of ours.
+        UserError: Missing, damaged, holding objects that only running code could restore, of a newer version of ours, or one
+            of ours that lacks something.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
@@ -248,9 +260,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
-    written_by = checkpoint.get("format_version", 0) if checkpoint.get("format") in OWN_FORMATS else 0
+    written_by = checkpoint.get("format_version") if checkpoint.get("format") in OWN_FORMATS else 0
+    if not isinstance(written_by, int):
+        raise UserError(f"{path} is damaged: its format_version is {written_by!r}")
     if written_by > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer emim_nnunet (format {written_by}): update")
+    for kind, schema in ((SSL_FORMAT, SSL), (EXPORT_FORMAT, EXPORT)):
+        if checkpoint.get("format") == kind:
+            check_content(checkpoint, schema, str(path))
     return checkpoint
 
 

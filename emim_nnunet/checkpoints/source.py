@@ -69,7 +69,7 @@ class EncoderSource:
             return planned_network(self.architecture, num_channels, heads, deep_supervision=False, seed=seed)
 
     def encoder(self, channel_names: Sequence[str]) -> tuple[nn.Module, list[str]]:
-        """The encoder with the weights of the checkpoint.
+        """The encoder with the weights of the checkpoint, to be looked at: they may be NaN.
 
         Args:
             channel_names: Of the input; the stem is adapted to them.
@@ -82,7 +82,8 @@ class EncoderSource:
         """
         network = self.fresh_network(len(channel_names), seed=0)
         names = (self.channel_names, channel_names)
-        adapted = load_encoder(network.encoder, encoder_state(self.checkpoint), source=str(self.path), names=names)
+        state = encoder_state(self.checkpoint)
+        adapted = load_encoder(network.encoder, state, source=str(self.path), names=names, finite=False)
         return network.encoder, adapted
 
 

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from emim_nnunet.boxes import adaptive_pool
 from emim_nnunet.checkpoints.channels import channel_names
-from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
+from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.dataloading.preprocessed import case_identifiers, open_case, readable, unlabelled_folder
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import planned
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
 
@@ -158,14 +158,16 @@ def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     manager = data.manager
     patch = tuple(manager.patch_size)
     size = (1, *patch) if len(patch) == 2 else patch
-    image, seg, _, _ = infer_dataset_class(str(case.folder))(str(case.folder), []).load_case(case.identifier)
-    body = np.asarray(seg)[:1] != OUTSIDE
+    with readable(case.identifier):
+        image, seg = open_case(case.folder, case.identifier)
+        body = np.asarray(seg)[:1] != OUTSIDE
     for lower in product(*(_starts(n, p) for n, p in zip(image.shape[1:], size, strict=True))):
         box = [[start, start + p] for start, p in zip(lower, size, strict=True)]
         inside = torch.from_numpy(crop_box(body, box, False))
         if not inside.any():
             continue
-        voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
+        with readable(case.identifier):
+            voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
         if len(patch) == 2:
             voxels, inside = voxels[:, 0], inside[:, 0]
         voxels, inside = voxels[None], inside[None]
@@ -238,6 +240,8 @@ def load_classifier(path: Path) -> tuple[CaseClassifier, dict[str, Any]]:
     checkpoint = load_checkpoint(path, formats=(CLASSIFIER_FORMAT,))
     data = Data(path.parent, checkpoint["plans"], checkpoint["dataset_json"], checkpoint["configuration"], {})
     encoder, _ = build_encoder(data, None, seed=0)
-    model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])
-    model.load_state_dict(checkpoint["network_weights"])
+    with planned(f"{path} does not hold the weights of its network", "is it a whole classifier?"):
+        model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])
+        model.load_state_dict(checkpoint["network_weights"])
+    require_finite(model.state_dict(), str(path))
     return model.eval(), checkpoint

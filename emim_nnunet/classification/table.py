@@ -11,6 +11,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS, read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.plans import limit_of
 
 CASE, PATIENT = "case", "patient"
 MAX_LISTED = 5
@@ -82,6 +83,8 @@ def read_table(
     missing = [name for name in chosen if name not in columns]
     if missing or not chosen:
         raise UserError(f"{path} has no column {', '.join(missing) or 'of classes'}; it has {', '.join(columns)}")
+    if len(chosen) > (limit := limit_of("columns of classes")):
+        raise UserError(f"{path} has {len(chosen)} columns of classes, at most {limit} at once: choose with --column")
     rows: dict[str, dict[str, str | None]] = {}
     patients = {}
     for number, row in enumerate(content, 2):

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
@@ -209,7 +208,7 @@ def _finetune(
     optimizer = torch.optim.AdamW(groups, lr=settings.initial_lr, weight_decay=settings.weight_decay)
     first = _resume(model, optimizer, output / UNFINISHED, about, device) if resume else 0
     cases = [data.cases[case] for case in training]
-    dataset = CropDataset(cases, infer_dataset_class(str(cases[0].folder)), data.manager.patch_size, settings.seed)
+    dataset = CropDataset(cases, data.manager.patch_size, settings.seed)
     batches = CropBatches(
         dataset,
         BatchNumbers(settings.batch_size, first_step=first),
@@ -220,7 +219,7 @@ def _finetune(
     weights = [
         _class_weights(column, head.out_features, settings) for column, head in zip(numbers.T, model.heads, strict=True)
     ]
-    last = time()
+    last = monotonic()
     steps = tqdm(range(first, settings.steps), desc="Fine-tuning", initial=first, total=settings.steps, disable=None)
     for step, batch in zip(steps, batches, strict=False):
         rate = warmup_cosine_lr(step, peak=settings.initial_lr, warmup=settings.steps // 20, total=settings.steps)
@@ -242,9 +241,9 @@ def _finetune(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if time() - last >= 60 * checkpoint_minutes:
+        if monotonic() - last >= 60 * checkpoint_minutes:
             _save_state(model, optimizer, step + 1, output / UNFINISHED, about)
-            last = time()
+            last = monotonic()
     batches.close()
     model.eval()
 

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_os_error
+from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_memory_error, describe_os_error
 from emim_nnunet.locks import take_over_locks
 
 EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells have it
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Call ``main``; a mistake of the user's, and what the file system refuses, become one line on stderr.
+    """Call ``main``; a mistake of the user's, what the file system refuses, and too little memory become one line on stderr.
 
     Args:
         main: The command; takes the arguments (``None``: those of the process).
@@ -34,6 +34,12 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         return EXIT_USER_ERROR
     except OSError as error:
         print(f"{program}: error: {describe_os_error(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        which = describe_memory_error(error)
+        if which is None:
+            raise
+        print(f"{program}: error: {which}: close other programs, or use a machine with more", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 from emim_nnunet.cli._run import add_device_argument, add_take_over, run
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import acquire
+from emim_nnunet.plans import limit_of
 
 EPILOG = """
 Example:
@@ -102,8 +103,8 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.fold != "all" and not arguments.fold.isdecimal():
         raise UserError(f"fold {arguments.fold}: must be a number or 'all'")
     for name in ("steps", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1")
+        if not 1 <= getattr(arguments, name) <= limit_of(name):
+            raise UserError(f"--{name} must be at least 1 and at most {limit_of(name)}")
     checkpoint = None if arguments.checkpoint is None else find_checkpoint(arguments.checkpoint)
     data = find_data(arguments.dataset, arguments.p, arguments.configuration)
     table = read_table(arguments.labels, arguments.column, read_patients(data.folder))

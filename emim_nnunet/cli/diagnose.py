@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emim_nnunet.cli._run import add_device_argument, add_take_over, run
+from emim_nnunet.plans import limit_of
 
 EXIT_WARNING = 1
 EPILOG = """
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_device_argument(parser)
     add_take_over(parser)
     arguments = parser.parse_args(argv)
-    if arguments.patches < 1:
-        parser.error("--patches must be at least 1")
+    if not 1 <= arguments.patches <= limit_of("patches"):
+        parser.error(f"--patches must be at least 1 and at most {limit_of('patches')}")
 
     import torch
 

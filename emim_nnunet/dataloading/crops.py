@@ -18,6 +18,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from emim_nnunet.dataloading.preprocessed import case_stamp, open_case, readable
 from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
 
@@ -84,11 +85,11 @@ class CropDataset(Dataset):
 
     Every case comes once per round of ``len(cases)`` crops, in an order that is shuffled anew each round. Cases of several
     origins are balanced: one crop of each origin in turn, and rounds within each. A crop is drawn again (up to ten times)
-    while less than a tenth of it lies inside the body.
+    while less than a tenth of it lies inside the body. Files that have changed since this object was made are refused: the
+    sequence would be of two data sets.
 
     Args:
         cases: At least one.
-        dataset_class: nnU-Net's class that reads the preprocessed files of a folder.
         patch_size: Voxels per axis, 2 or 3 axes; 2D patches are slices along the first axis.
         seed: Seed of the whole sequence.
         with_label: Give the labels as well.
@@ -97,7 +98,6 @@ class CropDataset(Dataset):
     def __init__(
         self,
         cases: Sequence[Case],
-        dataset_class: type[Any],
         patch_size: Sequence[int],
         seed: int,
         *,
@@ -106,7 +106,7 @@ class CropDataset(Dataset):
         if not cases:
             raise ValueError("at least one case is needed")
         self.cases = list(cases)
-        self.readers = {folder: dataset_class(str(folder), []) for folder in case_folders(cases)}
+        self.stamps = {case: case_stamp(case.folder, case.identifier) for case in self.cases}
         self.is_2d = len(patch_size) == 2
         self.patch_size = (1, *patch_size) if self.is_2d else tuple(patch_size)
         self.seed = seed
@@ -126,10 +126,10 @@ class CropDataset(Dataset):
         Raises:
             UserError: They have others, or cannot be read.
         """
-        for folder in self.readers:
+        for folder in case_folders(self.cases):
             case = next(case for case in self.cases if case.folder == folder)
-            with self._naming(case):
-                found = self.readers[folder].load_case(case.identifier)[0].shape[0]
+            with readable(case.identifier):
+                found = open_case(folder, case.identifier)[0].shape[0]
             if found != number:
                 raise UserError(
                     f"the preprocessed case {case.identifier} has {found} channels, dataset.json of {folder.parent.name} names "
@@ -145,10 +145,11 @@ class CropDataset(Dataset):
             asked for.
 
         Raises:
-            UserError: The files of the case cannot be read.
+            UserError: The files of the case cannot be read, or have changed.
         """
         case = self.case_of(index)
-        with self._naming(case):
+        self._check_unchanged(case)
+        with readable(case.identifier):
             item = self._read(case, seeded_generator(self.seed, Stream.CROP, index))
         image = item["image"]
         if self.is_2d:
@@ -156,20 +157,18 @@ class CropDataset(Dataset):
         about = {"index": index, "case": case.identifier, "subject": subject_number(case.subject)}
         return item | about | {"present": present_channels(image)}
 
-    @contextmanager
-    def _naming(self, case: Case) -> Iterator[None]:
-        """Name the case that cannot be read."""
-        try:
-            yield
-        except Exception as error:  # blosc2, pickle and numpy raise what they like on a damaged file
-            reason = " ".join(str(error).split()) or "no reason given"
-            raise UserError(
-                f"the preprocessed case {case.identifier} cannot be read ({type(error).__name__}: {reason}): preprocess it anew"
-            ) from error
+    def _check_unchanged(self, case: Case) -> None:
+        if case_stamp(case.folder, case.identifier) == self.stamps[case]:
+            return
+        where = f"{case.folder.parent.name}/{case.folder.name}"
+        raise UserError(
+            f"the preprocessed case {case.identifier} in {where} has changed since this command began, or is gone: going on "
+            f"would mix two states of the data. Put the old files back and continue, or start anew with the new ones"
+        )
 
     def _read(self, case: Case, generator: torch.Generator) -> dict[str, Any]:
         """Image, foreground and, where asked for, label of a crop."""
-        data, seg, _, _ = self.readers[case.folder].load_case(case.identifier)
+        data, seg = open_case(case.folder, case.identifier)
         box, foreground = self._choose_box(seg, generator)
         item = {
             "image": torch.from_numpy(crop_box(data, box, 0).astype(np.float32, copy=False)),

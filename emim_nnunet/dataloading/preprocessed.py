@@ -1,12 +1,35 @@
-"""Folders of preprocessed cases: nnU-Net's, and beside it that of the cases without label."""
+"""Folders of preprocessed cases: nnU-Net's, and beside it that of the cases without label. Reading them runs no code."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import (
+    infer_dataset_class,
+    nnUNetDatasetBlosc2,
+    nnUNetDatasetNumpy,
+)
+
+from emim_nnunet.errors import UserError
+
+Stamp = tuple[tuple[str, int, int], ...]
+MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
+PLAIN = ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "int", "float", "bool", "str", "list")
+PLAIN += ("tuple", "dict")
+NUMPY = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}  # the last one: bytes in old protocols
+NUMPY |= {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+}
 
 
 def orientations_file(data_folder: Path) -> Path:
@@ -41,3 +64,120 @@ def case_identifiers(folder: Path) -> list[str]:
     if not any(folder.glob("*.pkl")):
         return []
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def case_stamp(folder: Path, identifier: str) -> Stamp:
+    """Name, bytes and time of change (ns) of each file that holds the voxels of a case; empty where there is none."""
+    for names in ((f"{identifier}.b2nd", f"{identifier}_seg.b2nd"), (f"{identifier}.npz",)):
+        try:
+            states = [os.stat(folder / name) for name in names]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return tuple((name, s.st_size, s.st_mtime_ns) for name, s in zip(names, states, strict=True))
+    return ()
+
+
+def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
+    """Image and segmentation as nnU-Net opens them, without the pickled properties beside them.
+
+    Args:
+        folder: Of preprocessed cases.
+        identifier: Case id.
+
+    Returns:
+        (C, *shape) float and (1, *shape) int: arrays, or open files that read what is asked for.
+
+    Raises:
+        Exception: Whatever blosc2 and numpy raise on files that are missing or damaged.
+    """
+    return _open(folder / identifier, "", "data"), _open(folder / identifier, "_seg", "seg")
+
+
+def _open(case: Path, suffix: str, key: str) -> Any:
+    name = case.name + suffix
+    file = case.with_name(f"{name}.b2nd")
+    if file.is_file():
+        array = blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **MMAP)
+        if not isinstance(array, blosc2.NDArray):  # a stored expression would be computed, with code from the file
+            raise TypeError(f"{file.name} holds a {type(array).__name__} instead of an array")
+        return array
+    if (file := case.with_name(f"{name}.npy")).is_file():  # unpacked by nnU-Net
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    with np.load(case.with_name(f"{case.name}.npz"), allow_pickle=False) as arrays:
+        return arrays[key]
+
+
+@contextmanager
+def readable(identifier: str) -> Iterator[None]:
+    """Name the case whose files cannot be read.
+
+    Raises:
+        UserError: Instead of whatever blosc2 and numpy raise on files that are missing or damaged.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise UserError(
+            f"the preprocessed case {identifier} cannot be read ({type(error).__name__}: {reason}): preprocess it anew"
+        ) from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in NUMPY or (module == "builtins" and name in PLAIN):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither of numpy nor a plain value")
+
+
+def read_properties(case: Path) -> dict[str, Any]:
+    """What nnU-Net's preprocessing notes about a case: numbers, texts and arrays; nothing else is let in.
+
+    Args:
+        case: Folder and id.
+
+    Raises:
+        UserError: The file is missing or damaged, or restoring it would run code.
+    """
+    file = case.with_name(f"{case.name}.pkl")
+    try:
+        with file.open("rb") as stream:
+            return _PlainUnpickler(stream).load()
+    except Exception as error:  # pickle raises what it likes on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{file.name} of the preprocessed case {case.name} cannot be read without running code in it ({reason}): "
+            f"preprocess it anew"
+        ) from error
+
+
+class _WithoutCode:
+    """A ``load_case`` for nnU-Net's classes that runs no code of the files."""
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image, segmentation, that of the stage before (None where there is none) and properties."""
+        folder, previous = Path(self.source_folder), self.folder_with_segs_from_previous_stage
+        earlier = None if previous is None else _open(Path(previous) / identifier, "", "seg")
+        return *open_case(folder, identifier), earlier, read_properties(folder / identifier)
+
+
+class Blosc2WithoutCode(_WithoutCode, nnUNetDatasetBlosc2):
+    """nnU-Net's reader of ``.b2nd``."""
+
+
+class NumpyWithoutCode(_WithoutCode, nnUNetDatasetNumpy):
+    """nnU-Net's reader of ``.npz``."""
+
+
+def without_code(dataset_class: type[Any]) -> type[Any]:
+    """What reads the same files as one of nnU-Net's classes, its pickles with :func:`read_properties`.
+
+    Args:
+        dataset_class: Of ``infer_dataset_class``.
+
+    Returns:
+        A subclass.
+    """
+    if issubclass(dataset_class, _WithoutCode):
+        return dataset_class
+    return Blosc2WithoutCode if issubclass(dataset_class, nnUNetDatasetBlosc2) else NumpyWithoutCode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def record_on(device: torch.device, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
-    """Loss and terms averaged over steps, keys ``prefix/loss``, ``prefix/TERM``."""
+    """Loss and terms averaged over steps, keys ``prefix/loss``, ``prefix/TERM``; a loss of NaN where all were skipped."""
+    if not records:
+        return {f"{prefix}/loss": nan}
     rows = [{"loss": r["loss"]} | r["terms"] for r in records]
     stacked = torch.stack([torch.stack([row[key].float() for key in rows[0]]) for row in rows])
     return {f"{prefix}/{key}": value for key, value in zip(rows[0], stacked.mean(0).tolist(), strict=True)}

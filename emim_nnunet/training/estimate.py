@@ -16,6 +16,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from emim_nnunet.dataloading.preprocessed import without_code
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
@@ -125,6 +126,8 @@ def estimate(trainer: nnUNetTrainer, steps: int) -> Iterator[StageEstimate]:
 def _measure(trainer: nnUNetTrainer, steps: int) -> StageEstimate:
     try:
         trainer.initialize()
+        if trainer.dataset_class is not None:
+            trainer.dataset_class = without_code(trainer.dataset_class)
         with _loaders(trainer) as (training, validation):
             return _measure_steps(trainer, training, validation, steps)
     except torch.OutOfMemoryError as error:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emim_nnunet.checkpoints.io import FAULT_FORMAT, FORMAT_VERSION, save_checkpoint
-from emim_nnunet.errors import DISK_FULL, UserError
+from emim_nnunet.errors import DISK_FULL, UserError, describe_memory_error
 
 RETRY_SECONDS = 60.0
 GIGABYTE = 1e9
@@ -32,18 +32,11 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"the memory of the GPU ran out ({_first_line(error)}): {LESS_MEMORY}") from error
-    except MemoryError as error:
-        raise UserError(f"the memory of this machine ran out: {LESS_MEMORY}") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise UserError(f"the memory of this machine ran out: {LESS_MEMORY}") from error
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        which = describe_memory_error(error)
+        if which is None:
+            raise
+        raise UserError(f"{which}: {LESS_MEMORY}") from error
 
 
 def when_there_is_space(

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
+from emim_nnunet.checkpoints.channels import channel_names
+from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
 from emim_nnunet.checkpoints.io import atomic_write, read_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
+from emim_nnunet.dataloading.preprocessed import without_code
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.plans import planned
@@ -28,6 +30,7 @@ from emim_nnunet.training.faults import explained
 from emim_nnunet.training.interruption import Interruption
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.output_folder import OutputFolder
+from emim_nnunet.training.same_stage import Setup, finished_stage
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler, warmup_length
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 
@@ -88,6 +91,7 @@ class FinetuneTrainer(nnUNetTrainer):
         """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
         self._seed()
         super().initialize()
+        self.dataset_class = without_code(self.dataset_class)
         self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
 
     @staticmethod
@@ -195,6 +199,7 @@ class FinetuneTrainer(nnUNetTrainer):
         if self._resumed:
             return
         if any(not torch.equal(v.cpu(), self._fresh_encoder[k]) for k, v in self.encoder.state_dict().items()):
+            require_finite(self.encoder.state_dict(), "the encoder of -pretrained_weights")
             self.print_to_log_file("Encoder: from -pretrained_weights")
         elif self.config.finetune_init == "scratch":
             self.print_to_log_file("Encoder: from scratch (finetune_init)")
@@ -205,17 +210,23 @@ class FinetuneTrainer(nnUNetTrainer):
     def _load_from_ssl_stage(self) -> None:
         ssl_fold = "all" if self.config.finetune_ssl_fold == "all" else self.fold
         folder = self._ssl_folder(ssl_fold)
-        checkpoint = stage.finished_stage(folder, self.block)
-        if checkpoint is None and self.runs_ssl_stage:
+        now = Setup(self.block, self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        finished = finished_stage(folder, now, Path(self.preprocessed_dataset_folder))
+        if finished is None and self.runs_ssl_stage:
             self._run_ssl_stage(ssl_fold, folder)
-            checkpoint = stage.finished_stage(folder, self.block)
-        if checkpoint is None:
+            finished = finished_stage(folder, now, Path(self.preprocessed_dataset_folder))
+        if finished is None:
             raise UserError(
                 f"no finished SSL stage in {folder}: train {self.ssl_trainer_name} first, or give -pretrained_weights"
             )
+        checkpoint, remarks = finished
         self._check_leakage(checkpoint["training_cases"], ssl_fold)
-        adapted = load_encoder(self.encoder, encoder_state(checkpoint), source=str(folder / stage.FINAL))
-        self.print_to_log_file(f"Encoder: from {folder / stage.FINAL}", *adapted)
+        names = (checkpoint["channel_names"], channel_names(self.dataset_json))
+        state = encoder_state(checkpoint)
+        remarks += load_encoder(self.encoder, state, source=str(folder / stage.FINAL), names=names)
+        self.print_to_log_file(f"Encoder: from {folder / stage.FINAL}")
+        for remark in remarks:
+            self.print_to_log_file(remark)
         self.print_to_log_file(f"It was pretrained on {len(checkpoint['training_cases'])} cases")
 
     def _ssl_folder(self, fold: int | str) -> Path:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from emim_nnunet.checkpoints.channels import channel_names
@@ -47,7 +46,7 @@ def crops_of(cases: Sequence[Case], patch_size: Sequence[int], seed: int) -> Cro
         patch_size: Voxels per axis.
         seed: The crops are a function of it.
     """
-    return CropDataset(cases, infer_dataset_class(str(cases[0].folder)), patch_size, seed, with_label=True)
+    return CropDataset(cases, patch_size, seed, with_label=True)
 
 
 def find_data(source: EncoderSource, dataset_id: int, plans_name: str | None, configuration: str | None) -> ProbeData:

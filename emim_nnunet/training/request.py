@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from torch import Tensor
 
+from emim_nnunet.checkpoints.encoder import require_finite
 from emim_nnunet.checkpoints.io import read_checkpoint
 from emim_nnunet.checkpoints.locate import preprocessed_folder, read_plans
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
@@ -67,7 +69,10 @@ def check_requests_of(run_training: ModuleType) -> None:
     ) -> None:
         check_request(dataset, configuration, fold, plans)
         if weights is not None:
-            read_checkpoint(Path(weights))  # nnU-Net would run what code is in it
+            content = read_checkpoint(Path(weights))  # nnU-Net would run what code is in it
+            if isinstance(content.get("network_weights"), dict):
+                tensors = {k: v for k, v in content["network_weights"].items() if isinstance(v, Tensor)}
+                require_finite(tensors, f"-pretrained_weights {weights}")
         train(dataset, configuration, fold, trainer, plans, weights, *more, **named)
 
     run_training.run_training = checked

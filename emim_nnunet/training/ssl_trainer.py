@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from time import time
+from time import monotonic
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
+from emim_nnunet.dataloading.checksums import case_digests
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset, case_folders
 from emim_nnunet.dataloading.preprocessed import case_identifiers, read_orientations, unlabelled_folder
 from emim_nnunet.dataloading.splits import read_origins, read_patients
@@ -46,6 +47,8 @@ from emim_nnunet.training.log import SSLLog, without_paths
 from emim_nnunet.training.output_folder import OutputFolder
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.provenance import versions
+from emim_nnunet.training.restore import load_states
+from emim_nnunet.training.same_stage import NO_CHECKSUMS, Setup, check_continued
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
 
 PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from those of training
@@ -100,6 +103,7 @@ class SSLTrainer(nnUNetTrainer):
             self.grad_scaler = None
         self.channel_names = channel_names(dataset_json)
         self.cases: stage.StageCases | None = None
+        self._case_digests: dict[str, str] = {}
         self.ssl_log = SSLLog()
         self.monitor = CollapseMonitor(
             about.patch_size,
@@ -110,7 +114,7 @@ class SSLTrainer(nnUNetTrainer):
             norm_pix=getattr(self.method_config, "norm_pix", False),
         )
         self._resumed = self._finished = False
-        self._last_checkpoint = 0.0  # the first epoch writes one
+        self._last_checkpoint = float("-inf")  # the first epoch writes one
         self._bar: tqdm | None = None
         self._row: dict[str, float] = {}
         # of the epoch at hand, of which a checkpoint may be in the middle
@@ -216,13 +220,16 @@ class SSLTrainer(nnUNetTrainer):
         seed, steps = self.config.seed, self.num_val_iterations_per_epoch
         training = self._batches(self.cases.training, seed, workers, first_step=first_step).start()
         # its worker starts when it is needed, and not in the way of the first training batches
-        return training, self._batches(self.cases.probe, seed + PROBE_SEED_OFFSET, min(1, workers), num_steps=steps)
+        probe = self._batches(self.cases.probe, seed + PROBE_SEED_OFFSET, min(1, workers), num_steps=steps)
+        cases = [*self.cases.training, *self.cases.probe]
+        self._case_digests |= case_digests([case for case in cases if case.identifier not in self._case_digests])
+        return training, probe
 
     def _batches(self, cases: list, seed: int, workers: int, **numbers: int) -> CropBatches:
         world_size = dist.get_world_size() if self.is_ddp else 1
         batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
         crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
-        dataset = CropDataset(cases, self.dataset_class, crop_size, seed)
+        dataset = CropDataset(cases, crop_size, seed)
         dataset.check_channels(len(self.channel_names))
         pin_memory = self.device.type == "cuda"
         return CropBatches(dataset, batches, num_workers=workers, pin_memory=pin_memory, start_worker=outlive_signals)
@@ -299,6 +306,7 @@ class SSLTrainer(nnUNetTrainer):
             f"SSL stage: {self.method_class.__name__}, {self.method_config}",
             f"{self.config}",
             *describe_cases(self.cases),
+            *([] if self._case_digests else [NO_CHECKSUMS]),
         ]:
             self.print_to_log_file(line)
         if self.local_rank == 0:
@@ -309,7 +317,7 @@ class SSLTrainer(nnUNetTrainer):
         if self.is_ddp:
             dist.barrier()
         if self._resumed:
-            self._last_checkpoint = time()
+            self._last_checkpoint = monotonic()
 
     def _measure_untrained(self) -> None:
         """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
@@ -341,7 +349,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_epoch_start(self) -> None:
         """Start the clock."""
-        self._epoch_start = time() - self._seconds_before
+        self._epoch_start = monotonic() - self._seconds_before
 
     def on_train_epoch_start(self) -> None:
         """Train mode, progress bar on a terminal."""
@@ -476,7 +484,7 @@ class SSLTrainer(nnUNetTrainer):
         self._row = {"epoch": self.current_epoch, "lr": self.optimizer.param_groups[0]["lr"]}
         self._row |= mean_terms(train_outputs, "train") | {"skipped_steps": self._skipped.count}
         patches = self.config.batch_size * self.num_iterations_per_epoch
-        self._row["patches_per_second"] = patches / (time() - self._epoch_start)
+        self._row["patches_per_second"] = patches / (monotonic() - self._epoch_start)
 
     def on_validation_epoch_start(self) -> None:
         """Evaluation mode; before the first evaluation, the one of the untrained network."""
@@ -526,7 +534,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """Log lines, checkpoint, CSVs, pictures."""
-        self._row["seconds"] = time() - self._epoch_start
+        self._row["seconds"] = monotonic() - self._epoch_start
         self.ssl_log.append(self._row)
         for line in [*log_lines(self._row), self.monitor.log_line()]:
             self.print_to_log_file(line)
@@ -535,10 +543,10 @@ class SSLTrainer(nnUNetTrainer):
         self._start_epoch()
         patience = self.config.collapse_patience
         stop = patience is not None and self.monitor.unhealthy_epochs >= patience
-        due = stop or time() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
+        due = stop or monotonic() - self._last_checkpoint >= 60 * self.config.checkpoint_minutes
         if due and self.current_epoch < self.num_epochs:
             self._write(lambda: self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST)))
-            self._last_checkpoint = time()
+            self._last_checkpoint = monotonic()
         self._write(lambda: self._write_progress(picture))
         if stop and self.current_epoch < self.num_epochs:
             raise UserError(
@@ -644,7 +652,7 @@ class SSLTrainer(nnUNetTrainer):
             "current_epoch": self.current_epoch,
             "iteration": self._iteration,
             "records": self._records,
-            "seconds": time() - self._epoch_start if self._iteration else 0.0,
+            "seconds": monotonic() - self._epoch_start if self._iteration else 0.0,
             "skipped_steps": self._skipped.count,
             "finished": self._finished,
             "history": self.ssl_log.state(),
@@ -658,6 +666,7 @@ class SSLTrainer(nnUNetTrainer):
             "channel_names": self.channel_names,
             "training_cases": [case.identifier for case in self.cases.training],
             "validation_cases": [c.identifier for c in self.cases.probe] if self.cases.probe_is_held_out else [],
+            "case_digests": self._case_digests,
             "seed": self.config.seed,
             "versions": versions(),
         }
@@ -687,12 +696,10 @@ class SSLTrainer(nnUNetTrainer):
             raise UserError(f"{filename_or_checkpoint} is of method {checkpoint['method']}, not of this trainer's")
         if not self.was_initialized:
             self.initialize()
-        training_ids = [case.identifier for case in self.find_cases().training]
-        stage.check_same_stage(checkpoint, self.block, training_ids, Path(self.output_folder))
-        self.method.load_state_dict(checkpoint["network_weights"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler and checkpoint["grad_scaler_state"]:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        setup = Setup(self.block, self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        for line in check_continued(checkpoint, setup, self.find_cases(), Path(self.output_folder)):
+            self.print_to_log_file(line)
+        load_states(checkpoint, self.method, self.optimizer, self.grad_scaler, filename_or_checkpoint)
         self.current_epoch = checkpoint["current_epoch"]
         self._finished, self._resumed = checkpoint["finished"], True
         self.ssl_log.load_state(checkpoint["history"])
@@ -700,6 +707,7 @@ class SSLTrainer(nnUNetTrainer):
         self.monitor.history = [
             {"step": m["epoch"] * self.num_iterations_per_epoch} | m for m in checkpoint["collapse"]
         ]
+        self._case_digests = checkpoint.get("case_digests", {})
         self._start_epoch(checkpoint)
         steps = (
             f" and {self._iteration} of {self.num_iterations_per_epoch} steps of the next" if self._iteration else ""

@@ -1,4 +1,4 @@
-"""Which cases an SSL stage uses and where its results are."""
+"""Which cases an SSL stage uses and where its results are; whether one is the same, see :mod:`.same_stage`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 
 from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.checkpoints.schema import CONTINUED, check_content
 from emim_nnunet.config import check_known_keys, config_from_block, emim_block
 from emim_nnunet.dataloading.crops import Case
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
@@ -35,12 +36,6 @@ def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     config_from_block(TrainingConfig, block)
     config_from_block(FinetuneConfig, block)
     return block
-
-
-def ssl_settings(block: dict[str, Any]) -> dict[str, Any]:
-    """The part of a block that decides what an SSL stage computes."""
-    loop_only = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")
-    return {k: v for k, v in block.items() if not k.startswith("finetune_") and k not in loop_only}
 
 
 def prepare_splits(labelled: Path, fold: int | str) -> None:
@@ -183,50 +178,22 @@ def load_newest(path: Path) -> tuple[dict[str, Any], str | None]:
     """
     previous = path.with_name(PREVIOUS)
     try:
-        return load_checkpoint(path), None
+        return _continued(path), None
     except UserError as error:
         if path == previous or not previous.is_file():
             raise
-        checkpoint = load_checkpoint(previous)
+        checkpoint = _continued(previous)
         with suppress(OSError):  # another process of the stage was faster
             path.rename(path.with_name(f"{path.name}.damaged"))
         return checkpoint, f"WARNING: {error}. Taking the checkpoint before it, {PREVIOUS}"
 
 
-def finished_stage(folder: Path, block: dict[str, Any], training_ids: list[str] | None = None) -> dict[str, Any] | None:
-    """The final checkpoint of a finished SSL stage, if there is one and it was made with these settings.
-
-    Args:
-        folder: Output folder of the stage.
-        block: Resolved ``emim`` block of now.
-        training_ids: Cases that the stage would learn from now; None = do not compare.
-
-    Returns:
-        The checkpoint on the CPU, or None when the stage is not finished.
-
-    Raises:
-        UserError: It was made with other settings or other cases.
-    """
-    if not (folder / FINAL).is_file():
-        return None
-    checkpoint = load_checkpoint(folder / FINAL)
-    check_same_stage(checkpoint, block, training_ids, folder)
+def _continued(path: Path) -> dict[str, Any]:
+    """A checkpoint that holds all that a stage goes on from."""
+    checkpoint = load_checkpoint(path)
+    check_content(checkpoint, CONTINUED, str(path))
+    try:
+        check_plans(checkpoint["plans"], checkpoint["configuration"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return checkpoint
-
-
-def check_same_stage(
-    checkpoint: dict[str, Any], block: dict[str, Any], training_ids: list[str] | None, folder: Path
-) -> None:
-    """Refuse to go on from a checkpoint that was made with other settings or cases.
-
-    Raises:
-        UserError: Naming the keys or the number of cases that differ.
-    """
-    then, now = ssl_settings(checkpoint["emim"]), ssl_settings(block)
-    different = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
-    advice = f"move {folder} away to start anew, or train with a configuration of another name"
-    if different:
-        raise UserError(f"the SSL stage there was made with another value of {', '.join(different)}: {advice}")
-    if training_ids is not None and sorted(training_ids) != sorted(checkpoint["training_cases"]):
-        changed = len(set(training_ids) ^ set(checkpoint["training_cases"]))
-        raise UserError(f"the SSL stage there was made with other training cases ({changed} differ): {advice}")

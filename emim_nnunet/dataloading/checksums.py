@@ -1,0 +1,113 @@
+"""Checksums of preprocessed cases, which preparation writes beside their folder: whether a run goes on with the same data.
+
+``FOLDER.checksums`` says of each file of voxels its bytes, time of change and SHA-256. It is believed as long as bytes and
+time are those of the file; what differs is read again, so a copied folder and one that a run may not write are fine as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Container, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+from emim_nnunet.checkpoints.io import sha256_of, write_text
+from emim_nnunet.dataloading.crops import Case, case_folders
+from emim_nnunet.dataloading.preprocessed import Stamp, case_stamp
+from emim_nnunet.errors import UserError
+
+logger = logging.getLogger(__name__)
+Checksums = dict[str, tuple[int, int, str]]
+THREADS = 8
+
+
+def record_file(folder: Path) -> Path:
+    """Where the checksums of a folder of preprocessed cases are: beside it, because nnU-Net takes no other files in it."""
+    return folder.with_name(f"{folder.name}.checksums")
+
+
+def checksums_of(folder: Path, identifier: str) -> Checksums:
+    """Read the files of a case.
+
+    Args:
+        folder: Of preprocessed cases.
+        identifier: Case id.
+
+    Returns:
+        Bytes, time of change (ns) and SHA-256 per name of a file.
+
+    Raises:
+        OSError: As raised by the file system.
+    """
+    return _read(folder, case_stamp(folder, identifier))
+
+
+def _read(folder: Path, stamp: Stamp) -> Checksums:
+    return {name: (size, changed, sha256_of(folder / name)) for name, size, changed in stamp}
+
+
+def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
+    """Write the checksums of a whole folder; without any, what an earlier folder left is removed.
+
+    Args:
+        folder: Of preprocessed cases, complete.
+        checksums: Of each case.
+    """
+    content = {name: entry for case in checksums for name, entry in case.items()}
+    if content:
+        write_text(record_file(folder), json.dumps(content, indent=0))
+    else:
+        record_file(folder).unlink(missing_ok=True)
+
+
+def read_record(folder: Path) -> Checksums | None:
+    """The checksums of a folder; None where there are none, or they cannot be read."""
+    try:
+        content = json.loads(record_file(folder).read_text())
+        return {name: (int(size), int(changed), str(digest)) for name, (size, changed, digest) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def case_digests(cases: Sequence[Case], needed: Container[str] = ()) -> dict[str, str]:
+    """Digests of the voxels of cases. Only files that have changed since their checksums were written are read.
+
+    Args:
+        cases: Preprocessed cases.
+        needed: Ids whose digests are wanted even where the folder has no checksums (older versions wrote none).
+
+    Returns:
+        32 hexadecimal digits by case id; of folders without checksums only the needed ones.
+
+    Raises:
+        UserError: The files of a case are missing or cannot be read.
+    """
+    digests = {}
+    for folder in case_folders(cases):
+        record = read_record(folder)
+        chosen = [c.identifier for c in cases if c.folder == folder and (record is not None or c.identifier in needed)]
+        digests |= _digests(folder, chosen, record)
+    return digests
+
+
+def _digests(folder: Path, identifiers: Sequence[str], record: Checksums | None) -> dict[str, str]:
+    known = record or {}
+    stamps = {identifier: case_stamp(folder, identifier) for identifier in identifiers}
+    changed = [i for i, stamp in stamps.items() if any(known.get(name, ())[:2] != (s, t) for name, s, t in stamp)]
+    if len(changed) > 1:
+        logger.info(
+            "Reading %d preprocessed cases of %s that are newer than their checksums", len(changed), folder.name
+        )
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            news = list(pool.map(lambda identifier: _read(folder, stamps[identifier]), changed))
+        except OSError as error:
+            raise UserError(f"a preprocessed case in {folder} cannot be read ({error}): preprocess it anew") from error
+    known = known | {name: entry for new in news for name, entry in new.items()}
+    return {i: _digest([known[name][2] for name, _, _ in stamp]) for i, stamp in stamps.items()}
+
+
+def _digest(checksums: Sequence[str]) -> str:
+    return sha256(" ".join(checksums).encode()).hexdigest()[:32]

@@ -1,0 +1,182 @@
+"""Whether an SSL stage that is continued, or whose encoder is taken, is the one that would be trained now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emim_nnunet.checkpoints.channels import channel_names
+from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.dataloading.checksums import case_digests
+from emim_nnunet.dataloading.crops import Case
+from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.errors import UserError
+from emim_nnunet.plans import check_plans, inheritance
+from emim_nnunet.training.provenance import versions
+from emim_nnunet.training.stage import FINAL, StageCases
+
+LOOP_ONLY = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")
+CONFIGURATION = (  # the rest of a configuration is for the segmentation alone
+    "data_identifier",
+    "preprocessor_name",
+    "patch_size",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+DECODER = ("n_conv_per_stage_decoder", "deep_supervision")  # of the segmentation network
+PACKAGES = ("emim_nnunet", "nnunetv2", "torch")
+MAX_SHOWN, MAX_LISTED = 60, 5
+NO_CHECKSUMS = (
+    "The preprocessed cases have no checksums (they are of an older version, or nnU-Net's own), so --c will not notice when "
+    "their content changes; emim_plan_and_preprocess writes some"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stage is trained with, cases aside.
+
+    Attributes:
+        block: Resolved ``emim`` block.
+        plans: Plans JSON.
+        configuration: Name of a configuration in it.
+        dataset_json: ``dataset.json``.
+    """
+
+    block: dict[str, Any]
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: dict[str, Any]) -> Setup:
+        """That of the stage which wrote a checkpoint.
+
+        Raises:
+            UserError: The plans in it are not as they must be.
+        """
+        check_plans(checkpoint["plans"], checkpoint["configuration"])
+        return cls(*(checkpoint[key] for key in ("emim", "plans", "configuration", "dataset_json")))
+
+    def decisive(self) -> dict[str, str]:
+        """Everything in it that decides what an SSL stage computes, channel names aside: values as JSON."""
+        links = inheritance(self.plans, self.configuration)
+        content = {key: value for link in links for key, value in link.items()}
+        architecture = content.get("architecture", {})
+        values = {k: v for k, v in self.block.items() if not k.startswith("finetune_") and k not in LOOP_ONLY}
+        values |= {key: content.get(key) for key in CONFIGURATION}
+        values |= {"transpose_forward": self.plans.get("transpose_forward")}
+        values |= {"network_class_name": architecture.get("network_class_name")}
+        values |= {k: v for k, v in architecture.get("arch_kwargs", {}).items() if k not in DECODER}
+        return {key: json.dumps(value, sort_keys=True) for key, value in values.items()}
+
+
+def check_continued(checkpoint: dict[str, Any], now: Setup, cases: StageCases, folder: Path) -> list[str]:
+    """Refuse to continue a stage with other settings, plans, channels, cases or data.
+
+    Args:
+        checkpoint: Of the stage.
+        now: What it would be trained with now.
+        cases: Likewise.
+        folder: Output folder of the stage, for the message.
+
+    Returns:
+        Remarks for the log: what cannot be compared, and other versions.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    advice = f"move {folder} away to start anew, or train with a configuration of another name"
+    _refuse_other_setup(checkpoint, now, advice)
+    then_channels, channels = (channel_names(s.dataset_json) for s in (Setup.of_checkpoint(checkpoint), now))
+    if then_channels != channels:
+        raise UserError(
+            f"the SSL stage there was made with the channels {', '.join(then_channels)}, dataset.json now has "
+            f"{', '.join(channels)}: {advice}"
+        )
+    held_out = cases.probe if cases.probe_is_held_out else []
+    for what, chosen in (("training", cases.training), ("validation", held_out)):
+        changed = {case.identifier for case in chosen} ^ set(checkpoint[f"{what}_cases"])
+        if changed:
+            raise UserError(
+                f"the SSL stage there was made with other {what} cases ({len(changed)} differ: {_listed(changed)}): {advice}"
+            )
+    return [*_refuse_other_data(checkpoint, [*cases.training, *cases.probe], advice), *_other_versions(checkpoint)]
+
+
+def finished_stage(folder: Path, now: Setup, labelled: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """The final checkpoint of a finished SSL stage whose encoder fits what would be trained now.
+
+    Which cases it learnt from, and the names of its channels, are left to whoever takes the encoder.
+
+    Args:
+        folder: Output folder of the stage.
+        now: What it would be trained with now.
+        labelled: Folder of the preprocessed labelled cases.
+
+    Returns:
+        The checkpoint on the CPU and remarks for the log, or None when the stage is not finished.
+
+    Raises:
+        UserError: It was made with other settings, plans or data; names what differs.
+    """
+    if not (folder / FINAL).is_file():
+        return None
+    checkpoint = load_checkpoint(folder / FINAL)
+    advice = (
+        f"move {folder} away to pretrain anew, or take its encoder as it is with emim_export and -pretrained_weights"
+    )
+    _refuse_other_setup(checkpoint, now, advice)
+    known = checkpoint.get("case_digests", {})
+    places = (labelled, unlabelled_folder(labelled))
+    cases = [Case(place, i) for place in places for i in case_identifiers(place) if i in known]
+    return checkpoint, [*_refuse_other_data(checkpoint, cases, advice), *_other_versions(checkpoint)]
+
+
+def _refuse_other_setup(checkpoint: dict[str, Any], now: Setup, advice: str) -> None:
+    old, new = (setup.decisive() for setup in (Setup.of_checkpoint(checkpoint), now))
+    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if different:
+        changes = ", ".join(_change(key, old.get(key, "default"), new.get(key, "default")) for key in different)
+        raise UserError(f"the SSL stage there was made with another value of {changes}: {advice}")
+
+
+def _change(key: str, old: str, new: str) -> str:
+    return f"{key} ({old}, now {new})" if max(len(old), len(new)) <= MAX_SHOWN else key
+
+
+def _refuse_other_data(checkpoint: dict[str, Any], cases: Sequence[Case], advice: str) -> list[str]:
+    """Compare the voxels of cases that the checkpoint knows; a remark where it knows none."""
+    then = checkpoint.get("case_digests", {})
+    if not then:
+        return [
+            "The checkpoint holds no checksums of its cases, so it is not known whether their content is still the same"
+        ]
+    known = [case for case in cases if case.identifier in then]
+    now = case_digests(known, then)
+    changed = sorted(identifier for identifier, digest in now.items() if digest != then[identifier])
+    if changed:
+        raise UserError(
+            f"the content of {len(changed)} preprocessed cases has changed since the SSL stage there was made "
+            f"({_listed(changed)}): {advice}"
+        )
+    return []
+
+
+def _other_versions(checkpoint: dict[str, Any]) -> list[str]:
+    then, now = checkpoint["versions"], versions()
+    changes = [f"{p} {then.get(p)}, now {now[p]}" for p in PACKAGES if then.get(p) != now[p]]
+    return [f"WARNING: the SSL stage was made with other versions ({'; '.join(changes)})"] if changes else []
+
+
+def _listed(identifiers: Sequence[str] | set[str]) -> str:
+    names = sorted(identifiers)
+    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
