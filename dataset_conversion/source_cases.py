@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from emim_nnunet.background import Background, wrong_background
+from emim_nnunet.checkpoints.io import sha256_of
 from emim_nnunet.dataloading.splits import alike
 from emim_nnunet.dataset_conversion.family import ENDING, LABEL, MASK, STACK, DatasetFamily
 from emim_nnunet.dataset_conversion.remedies import Remedied, body, on_grid, remedied
@@ -31,7 +31,6 @@ TEXT_KEYS = ("ITK_FileNotes", "descrip", "aux_file", "intent_name")  # under whi
 CASE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?")  # Windows takes no dot at the end
 WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 MAX_ID_LENGTH = 180  # file systems take 255 bytes; what is made of a case, and of its copy in a pool, has longer names
-HASH_CHUNK = 1 << 20
 MAX_LISTED = 5
 NUM_SHOWN, MAX_ID_SHOWN = 3, 40
 logger = logging.getLogger(__name__)
@@ -398,7 +397,7 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
         if damage:
             case.problems.append(f"{path} {damage}")
             return None
-        case.sha256[what] = _digest(path)
+        case.sha256[what] = sha256_of(path)
     try:
         image = read_image(file)
         low, high = SPACING_RANGE
@@ -413,14 +412,6 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
     except ValueError as error:
         case.problems.append(f"{path} {error}, it has size {list(sitk.ReadImage(str(path)).GetSize())}")
     return None
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_voxels(file: SourceFile, image: sitk.Image, is_label: bool, family: DatasetFamily, case: SourceCase) -> None:
