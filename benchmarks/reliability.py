@@ -13,12 +13,14 @@ processes that wrote the same thing, after which the result was not that of one 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -41,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--full", action="store_true", help="the large counts (about an hour)")
-    parser.add_argument("--only", choices=PARTS, help="one of the parts")
+    parser.add_argument("--only", choices=PARTS, help="one of the parts; the others stay in the file as they are")
     parser.add_argument("--points", type=int, help="kill points for each method (default: 4, with --full 20)")
     parser.add_argument("--methods", nargs="+", help="methods to kill (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of moments, places and fuzzing (default: 0)")
@@ -53,29 +55,44 @@ def main() -> None:
         build_world(folder / "world")
         build_world(folder / "untrained", trained=False)
         parts = {"kills": kill_jobs, "collisions": collision_jobs, "writes": write_jobs, "inputs": input_jobs}
-        found: dict[str, Any] = {}
-        rows = []
-        for part, jobs in parts.items():
-            if arguments.only not in (None, part):
-                continue
+        found = earlier_parts(arguments.json) if arguments.only else {}
+        for part in PARTS if arguments.only is None else [arguments.only]:
             begin = monotonic()
-            problems = run(part, list(jobs(arguments, folder)), folder, arguments.jobs)
-            found[part] = {"tried": len(problems), "problems": {k: v for k, v in problems.items() if v}}
-            groups: dict[str, list[str]] = {}
-            for job, problem in problems.items():
-                groups.setdefault(job.split(":")[0], []).append(problem)
-            rows += [[part, group, str(len(p)), str(sum(map(bool, p)))] for group, p in groups.items()]
-            found[part]["seconds"] = monotonic() - begin
+            problems = run(part, list(parts[part](arguments, folder)), folder, arguments.jobs)
+            found[part] = figures_of(problems) | {
+                "seconds": round(monotonic() - begin),
+                "date": date.today().isoformat(),
+                "full": arguments.full,
+                "seed": arguments.seed,
+            }
             for job, problem in found[part]["problems"].items():
                 print(f"{job}: {problem}")
-            figures = summary(found) | {"seed": arguments.seed, "full": arguments.full}
+            rows = [[part, *row] for part in PARTS if part in found for row in found[part]["groups"]]
             table = markdown_table(["part", "what", "tried", "lost or mishandled"], rows)
-            write_results(arguments.json, figures, "Reliability", table)  # after each part: a long run is not lost
+            # after each part: a long run is not lost
+            write_results(arguments.json, summary(found), "Reliability", table)
     sys.exit(1 if any(part["problems"] for part in found.values()) else 0)
 
 
+def earlier_parts(path: Path | None) -> dict[str, Any]:
+    """The parts that an earlier run wrote, which ``--only`` leaves as they are."""
+    return json.loads(path.read_text()).get("parts", {}) if path is not None and path.is_file() else {}
+
+
+def figures_of(problems: dict[str, str]) -> dict[str, Any]:
+    """Counts of a part and of its groups, which jobs name before a colon, and the jobs that found something."""
+    groups: dict[str, list[str]] = {}
+    for job, problem in problems.items():
+        groups.setdefault(job.split(":")[0], []).append(problem)
+    return {
+        "tried": len(problems),
+        "problems": {job: problem for job, problem in problems.items() if problem},
+        "groups": [[group, str(len(p)), str(sum(map(bool, p)))] for group, p in groups.items()],
+    }
+
+
 def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """The figures under their names."""
+    """The figures under their names, and all about each part."""
     names = {
         "kills": ("kill_points", "kill_lost"),
         "collisions": ("collisions", "collisions_lost"),
@@ -86,8 +103,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     for part, (tried, lost) in names.items():
         if part in found:
             result |= {tried: found[part]["tried"], lost: len(found[part]["problems"])}
-            result |= {f"{part}_problems": found[part]["problems"], f"{part}_seconds": round(found[part]["seconds"])}
-    return result
+    return result | {"parts": found}
 
 
 def run(part: str, jobs: list[Job], folder: Path, num_jobs: int) -> dict[str, str]:
