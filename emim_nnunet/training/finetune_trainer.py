@@ -269,12 +269,12 @@ class FinetuneTrainer(nnUNetTrainer):
         Raises:
             UserError: Damaged, holding objects that only running code could restore, or another process writes the fold.
         """
-        self._folder.hold()
-        if isinstance(filename_or_checkpoint, str):
-            read_checkpoint(
-                Path(filename_or_checkpoint)
-            )  # refuses code; nnU-Net reads it again, and takes no dict here
-        super().load_checkpoint(filename_or_checkpoint)
+        with self._folder.held_from_now_on():
+            if isinstance(filename_or_checkpoint, str):
+                read_checkpoint(
+                    Path(filename_or_checkpoint)
+                )  # refuses code; nnU-Net reads it again, and takes no dict here
+            super().load_checkpoint(filename_or_checkpoint)
         self._resumed = True
 
     def save_checkpoint(self, filename: str) -> None:

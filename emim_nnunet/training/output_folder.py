@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from emim_nnunet.locks import Lock, acquire
@@ -30,6 +32,16 @@ class OutputFolder:
         """
         if self._lock is None and self._rank == 0:
             self._lock = acquire(self.path, f"{self.path.parent.name}/{self.path.name}")
+
+    @contextmanager
+    def held_from_now_on(self) -> Iterator[None]:
+        """Take the lock, and keep it if the block succeeds."""
+        self.hold()
+        try:
+            yield
+        except BaseException:
+            self.let_go()
+            raise
 
     def let_go(self) -> None:
         """Give the lock back."""

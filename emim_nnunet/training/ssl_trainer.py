@@ -681,12 +681,8 @@ class SSLTrainer(nnUNetTrainer):
             UserError: Not one of ours, damaged (and the one before it too), made with other settings or cases, or the stage is
                 being written by another process.
         """
-        self._folder.hold()
-        try:
+        with self._folder.held_from_now_on():
             self._continue_from(filename_or_checkpoint)
-        except BaseException:
-            self._folder.let_go()
-            raise
 
     def _continue_from(self, filename_or_checkpoint: str) -> None:
         checkpoint, remark = stage.load_newest(Path(filename_or_checkpoint))
@@ -705,7 +701,8 @@ class SSLTrainer(nnUNetTrainer):
         self.ssl_log.load_state(checkpoint["history"])
         # earlier versions did not note the step
         self.monitor.history = [
-            {"step": m["epoch"] * self.num_iterations_per_epoch} | m for m in checkpoint["collapse"]
+            m if "step" in m else m | {"step": m["epoch"] * self.num_iterations_per_epoch}
+            for m in checkpoint["collapse"]
         ]
         self._case_digests = checkpoint.get("case_digests", {})
         self._start_epoch(checkpoint)
