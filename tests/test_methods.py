@@ -59,7 +59,9 @@ def test_every_method_has_a_trainer() -> None:
         assert pickle.loads(pickle.dumps(trainer)) is trainer
         # methods of users do without (tests/test_registration.py)
         file = f"{trainer.__name__}.py"
-        assert Path(inspect.getfile(trainer)).name == file, f"a method that ships has a file trainers/{file} that grep finds"
+        assert Path(inspect.getfile(trainer)).name == file, (
+            f"a method that ships has a file trainers/{file} that grep finds"
+        )
 
 
 @each_method
