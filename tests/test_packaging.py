@@ -158,6 +158,8 @@ def test_sdist_holds_what_a_packager_needs(sdist: Path) -> None:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "setup.py", "pyproject.toml"} <= names
     assert {"trainers/nnUNetTrainerEMIM.py", "planners/__init__.py"} <= names
+    assert not [name for name in names if name.startswith("emim_nnunet/trainers")], "twice"
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "documentation").rglob("*.*")} <= names
 
 
 @pytest.fixture(scope="module")
