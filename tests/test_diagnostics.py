@@ -239,7 +239,7 @@ def test_the_null_has_the_spectrum_of_gaussian_noise_of_that_size() -> None:
         assert effective_rank(null) == pytest.approx(exp(entropy(np.sqrt(expected.clip(0)))), rel=0.03)
         assert null.numpy()[0] == pytest.approx(expected[0], rel=0.15)
         assert torch.equal(null, isotropic_eigenvalues(num, width))
-    # a few rows of isotropic data look collapsed: the numbers in the design notes
+    # a few rows of isotropic data look collapsed: the numbers in documentation/explanation/collapse.md
     ranks = [effective_rank(isotropic_eigenvalues(num, 320)) for num in (64, 256, 1024, 4096)]
     assert ranks == pytest.approx([61, 220, 306, 317], abs=3)
 

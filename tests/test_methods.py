@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from dataclasses import replace
 from itertools import accumulate
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +57,11 @@ def test_every_method_has_a_trainer() -> None:
         trainer = getattr(trainers, f"nnUNetTrainer{method_class.__name__}Pretrain")
         assert trainer.method_class is method_class
         assert pickle.loads(pickle.dumps(trainer)) is trainer
+        # methods of users do without (tests/test_registration.py)
+        file = f"{trainer.__name__}.py"
+        assert Path(inspect.getfile(trainer)).name == file, (
+            f"a method that ships has a file trainers/{file} that grep finds"
+        )
 
 
 @each_method

@@ -6,6 +6,7 @@ environment, lent to the fresh ones by a .pth file. The checkout itself is out o
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -14,11 +15,13 @@ import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from emim_nnunet import __version__
+from tests.test_architecture import imports, modules
 
 pytest.importorskip("pip", reason="packaging tests need pip in the environment")
 
@@ -28,8 +31,9 @@ NOT_COPIED = shutil.ignore_patterns(
     ".*", "build", "dist", "demo", "emim_demo", "venv", "*.egg-info", "__pycache__", "tests", "benchmarks"
 )
 
+NOT_OURS = ("setup", "tests", "benchmarks", "documentation", "emim_nnunet")  # of the checkout, but not of the package
 USE_EVERYTHING = """
-import importlib, sys
+import importlib, importlib.util, sys
 from pathlib import Path
 
 where = Path({where!r})
@@ -49,6 +53,7 @@ from emim_nnunet.registration import enable_search, trainers_path
 from importlib.metadata import version
 
 assert emim_nnunet.__version__ == version("emim_nnunet")
+assert not [name for name in {not_ours!r} if importlib.util.find_spec(f"emim_nnunet.{{name}}")]
 for module in (emim_nnunet, emim_nnunet.trainers, emim_nnunet.planners, emim_nnunet.dataset_conversion):
     assert where in Path(module.__file__).parents, module.__file__
 assert trainers_path().is_dir() and where in trainers_path().parents
@@ -70,8 +75,15 @@ def run(command: list[str | Path], cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources."""
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("sources") / "emim", ignore=NOT_COPIED))
+    """A copy of the sources, links as links."""
+    folder = tmp_path_factory.mktemp("sources") / "emim"
+    return Path(shutil.copytree(ROOT, folder, ignore=NOT_COPIED, symlinks=True))
+
+
+def use_everything(where: Path, scripts: dict[str, str]) -> str:
+    """Code that runs what an installation offers and looks where it came from."""
+    names = [name.removeprefix("emim_") for name in scripts]
+    return USE_EVERYTHING.format(where=str(where), scripts=names, not_ours=NOT_OURS)
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +108,15 @@ def make_venv(folder: Path, *install: str | Path) -> tuple[Path, Path]:
     site = next(folder.glob("lib/python3*/site-packages"))
     lent = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "lent.pth").write_text("\n".join(lent) + "\n")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    python = folder / "bin" / "python"
-    run([sys.executable, "-m", "pip", "--python", python, "install", *options, *install], folder.parent)
+    pip_install(folder / "bin", *install)
     return folder / "bin", site
+
+
+def pip_install(binaries: Path, *install: str | Path) -> None:
+    """Install into the environment of that bin, without network."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "--python", binaries / "python", "install", *options, *install]
+    run(command, binaries.parent.parent)
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +158,41 @@ def test_sdist_holds_what_a_packager_needs(sdist: Path) -> None:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "setup.py", "pyproject.toml"} <= names
     assert {"trainers/nnUNetTrainerEMIM.py", "planners/__init__.py"} <= names
+    assert not [name for name in names if name.startswith("emim_nnunet/trainers")], "twice"
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "documentation").rglob("*.*")} <= names
 
 
-def test_requirements_pin_no_torch(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def requirements(wheel: Path) -> dict[str, str]:
+    """What the wheel needs without extras: name, as the index spells it, and range."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"emim_nnunet-{__version__}.dist-info/METADATA").decode()
-    requires = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", metadata, re.MULTILINE)
-    needed = {name: rest for name, rest in requires if "extra ==" not in rest}
-    assert set(re.split("[<>=,]+", needed["nnunetv2"])) >= {"2.8", "3"}
-    assert not needed.keys() & {"torch", "torchvision", "timm"}
     assert "Requires-Python: >=3.10" in metadata
+    requires = re.findall(r"^Requires-Dist: ([\w-]+)(.*)$", metadata, re.MULTILINE)
+    return {normalised(name): rest for name, rest in requires if "extra ==" not in rest}
+
+
+def normalised(name: str) -> str:
+    """``acvl_utils`` -> ``acvl-utils``."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def test_requirements_pin_nothing_but_nnunetv2(requirements: dict[str, str]) -> None:
+    assert set(re.split("[<>=,]+", requirements["nnunetv2"])) >= {"2.8", "3"}
+    assert {name for name, versions in requirements.items() if versions} == {"nnunetv2"}, "it says which others fit it"
+    assert not requirements.keys() & {"torchvision", "timm"}
+
+
+def test_requirements_are_what_we_import(requirements: dict[str, str]) -> None:
+    imported = {
+        name.split(".")[0]
+        for module, source in modules()
+        for _, name in imports(ast.parse(source))
+        if not name.startswith("emim_nnunet")
+    }
+    distributions = packages_distributions()
+    needed = {normalised(distributions[name][0]) for name in imported - set(sys.stdlib_module_names)}
+    assert requirements.keys() == needed
 
 
 def test_every_command_module_is_a_console_script(scripts: dict[str, str]) -> None:
@@ -163,8 +205,7 @@ def test_plain_install_works_outside_the_checkout(
 ) -> None:
     binaries, site = installed
     assert {p.name for p in site.iterdir()} == {"emim_nnunet", f"emim_nnunet-{__version__}.dist-info", "lent.pth"}
-    code = USE_EVERYTHING.format(where=str(site), scripts=[name.removeprefix("emim_") for name in scripts])
-    run([binaries / "python", "-c", code], tmp_path)
+    run([binaries / "python", "-c", use_everything(site, scripts)], tmp_path)
 
 
 def test_every_console_script_answers_help(
@@ -181,17 +222,30 @@ def test_editable_install_works_outside_the_checkout(
     sources: Path, scripts: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("editable")
+    sources = Path(shutil.copytree(sources, folder / "emim", symlinks=True))
     binaries, _ = make_venv(folder / "venv", "-e", sources)
-    code = USE_EVERYTHING.format(where=str(sources), scripts=[name.removeprefix("emim_") for name in scripts])
-    run([binaries / "python", "-c", code], folder)
+    run([binaries / "python", "-c", use_everything(sources, scripts)], folder)
     plugin = run([binaries / "emim_trainers_path"], folder).strip()
     assert Path(plugin) == sources / "emim_nnunet" / "nnunet_plugin"
+    # an sdist has no links, and git without core.symlinks makes text files of them
+    for name in SIBLINGS:
+        (sources / "emim_nnunet" / name).unlink(missing_ok=True)
+        (sources / "emim_nnunet" / name).write_text(f"../{name}")
+    pip_install(binaries, "-e", sources)
+    code = f"from importlib.util import find_spec\nfor n in {SIBLINGS}: print(find_spec('emim_nnunet.' + n).origin)"
+    assert run([binaries / "python", "-c", code], folder).split() == [
+        str(sources / name / "__init__.py") for name in SIBLINGS
+    ]
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an sdist has no links: it wants an installation")
 def test_checkout_without_installation_has_the_siblings(sources: Path, tmp_path: Path) -> None:
     """Pytest in a fresh clone, and python at its root even when the package is installed plainly elsewhere."""
-    code = "import emim_nnunet.trainers as t, emim_nnunet; print(t.__file__, len(emim_nnunet.__path__))"
     lent = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    start = f"import sys; sys.path[:0] = [{str(sources)!r}]; sys.path += {lent!r}\n"
-    printed = run([sys.executable, "-S", "-c", start + code], tmp_path).split()
-    assert printed == [str(sources / "trainers" / "__init__.py"), "2"]
+    code = f"""import sys; sys.path[:0] = [{str(sources)!r}]; sys.path += {lent!r}
+import emim_nnunet.trainers as t
+from importlib.util import find_spec
+print(t.__file__, [name for name in {NOT_OURS!r} if find_spec("emim_nnunet." + name)])"""
+    printed = run([sys.executable, "-S", "-c", code], tmp_path).split()
+    assert printed == [str(sources / "emim_nnunet" / "trainers" / "__init__.py"), "[]"]
+    assert {name: os.readlink(sources / "emim_nnunet" / name) for name in SIBLINGS} == {n: f"../{n}" for n in SIBLINGS}

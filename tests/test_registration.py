@@ -26,8 +26,13 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 stock = find("nnUNetTrainer")
 assert not [m for m in sys.modules if m.startswith("emim_nnunet")], "the stock trainer needs nothing of ours"
 
+import emim_nnunet.methods
+
+emim_nnunet.methods.__path__.append("methods_of_a_user")
 import emim_nnunet.trainers as ours
 
+assert "nnUNetTrainerOwnPretrain" in ours.__all__
+assert ours.nnUNetTrainerOwnPretrain.method_class.__name__ == "Own"
 for name in ours.__all__:
     found = find(name)
     assert found is getattr(ours, name) is find(name), name
@@ -66,9 +71,12 @@ def empty_nnunet(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copied_nnunet(tmp_path: Path) -> Path:
-    """A folder with a copy of the real nnunetv2; compiled files stay valid because times are kept."""
+    """A folder with a copy of the real nnunetv2 and a method without trainer; compiled files stay valid: times are kept."""
     installed = find_spec("nnunetv2").submodule_search_locations[0]
     shutil.copytree(installed, tmp_path / "nnunetv2")
+    (tmp_path / "methods_of_a_user").mkdir()
+    own = "from emim_nnunet.methods.mim import MIM\n\nclass Own(MIM):\n    pass\n"
+    (tmp_path / "methods_of_a_user" / "own.py").write_text(own)
     (tmp_path / TRAINER_FOLDER / registration.REGISTERED_MODULE).unlink(missing_ok=True)
     return tmp_path
 
