@@ -29,8 +29,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure.common import markdown_table, write_results
-from robustness import collisions, inputs, kills, writes
-from robustness.world import build_world, import_everything
+from tests.robustness import collisions, inputs, kills, writes
+from tests.robustness.world import build_world, import_everything
 
 Job = tuple[str, Callable[[Path], str]]
 PARTS = ("kills", "collisions", "writes", "inputs")

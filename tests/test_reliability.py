@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from robustness import collisions, inputs, writes
-from robustness import world as worlds
-from robustness.results import broken_files
+from tests.robustness import collisions, inputs, writes
+from tests.robustness import world as worlds
+from tests.robustness.results import broken_files
 
 from emim_nnunet.checkpoints import export
 from emim_nnunet.checkpoints.locate import read_plans

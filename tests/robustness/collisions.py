@@ -15,8 +15,8 @@ from typing import IO
 
 from measure.data import PLANS, TINY
 
-from robustness.results import content, difference
-from robustness.world import (
+from tests.robustness.results import content, difference
+from tests.robustness.world import (
     BLOCK,
     DATASET_ID,
     RAW,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from measure.data import PLANS, write_cases
 
-from robustness.world import (
+from tests.robustness.world import (
     DATASET,
     DATASET_ID,
     RAW,
@@ -35,7 +35,7 @@ from robustness.world import (
     snapshot,
     stage_folder,
 )
-from robustness.world import pretrain as pretraining
+from tests.robustness.world import pretrain as pretraining
 
 NEW = ["-d", "7"]
 CASE = "BraTS-GLI-00001-000"
