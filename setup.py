@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 SIBLINGS = ("planners", "trainers", "dataset_conversion")
+TEST = ["pytest", "pytest-xdist", "filelock", "setuptools>=77"]
 COMMANDS = (
     "classify",
     "compare",
@@ -47,6 +48,6 @@ setup(
     package_dir={f"emim_nnunet.{name}": name for name in SIBLINGS},
     package_data={"emim_nnunet": ["py.typed"]},
     install_requires=["nnunetv2>=2.8,<3", "SimpleITK", "batchgenerators", "numpy"],
-    extras_require={"test": ["pytest", "setuptools>=77"], "dev": ["pytest", "setuptools>=77", "ruff", "build"]},
+    extras_require={"test": TEST, "dev": [*TEST, "ruff", "build"]},
     entry_points={"console_scripts": [f"emim_{name} = emim_nnunet.cli.{name}:entry" for name in COMMANDS]},
 )
