@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.emim_nnunet_installed
+# processes of the tests; auto = cores, as far as the memory goes
+WORKERS ?= auto
 
 .PHONY: test demo lint clean
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 demo: $(STAMP)
 	$(BIN)/emim_demo -o demo --overwrite

@@ -31,8 +31,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure.common import markdown_table, write_results
-from robustness import collisions, inputs, kills, writes
-from robustness.world import build_world, import_everything
+
+from tests.robustness import collisions, inputs, kills, writes
+from tests.robustness.inputs import fuzzing
+from tests.robustness.world import build_world, import_everything
 
 Job = tuple[str, Callable[[Path], str]]
 PARTS = ("kills", "collisions", "writes", "inputs")
@@ -184,7 +186,7 @@ def input_jobs(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
     for entry in inputs.INPUTS:
         yield f"{entry.kind}: {entry.command} {entry.name}", lambda copy, e=entry: inputs.try_input(e, world, copy)
     headers, plans = (400, 200) if arguments.full else (60, 30)
-    for name, fuzz, number in (("NIfTI headers", inputs.fuzz_header, headers), ("plans", inputs.fuzz_plans, plans)):
+    for name, fuzz, number in (("NIfTI headers", fuzzing.fuzz_header, headers), ("plans", fuzzing.fuzz_plans, plans)):
         for index in range(number):
             seed = arguments.seed * 100_000 + index
             yield f"random {name}: seed {seed}", lambda copy, f=fuzz, s=seed: f(s, world, copy)

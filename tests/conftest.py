@@ -9,20 +9,56 @@ os.environ.update(
     OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", nnUNet_compile="0", nnUNet_def_n_proc="1", MPLBACKEND="Agg"
 )
 
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from emim_nnunet.planners.preprocess import num_cores
 from tests.pipeline import nnunet, prepared  # noqa: F401 - fixtures
 
+WORKER_BYTES = 3 << 30  # of one process of pytest-xdist with the commands that it starts
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what forks this process and trains in the fork: autograd refuses that once it has threads of its own, which it
     starts with the first backward pass where there is a GPU, or where a fake one has been (``planners/dry_run.py``).
+    Of several processes of pytest-xdist the first gets that file first (``--dist loadfile --no-loadscope-reorder``).
     """
     items.sort(key=lambda item: item.path.name != "test_reliability.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of ``-n auto``: one per core, as far as the memory goes."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(num_cores(), memory // WORKER_BYTES))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def count_memory_once() -> Iterator[None]:
+    """The planner counts the memory of a step once per plan: that takes seconds, and many tests plan the same toys."""
+    planner = import_module("emim_nnunet.planners.nnUNetPlannerEMIM")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("segmentation_gigabytes", "ssl_gigabytes"):
+            patch.setattr(planner, name, _once_per_arguments(getattr(planner, name)))
+        yield
+
+
+def _once_per_arguments(count: Callable[..., float]) -> Callable[..., float]:
+    known: dict[str, float] = {}
+
+    def counted(*arguments: Any) -> float:
+        key = repr([vars(a) if isinstance(a, LabelManager) else a for a in arguments])
+        if key not in known:
+            known[key] = count(*arguments)
+        return known[key]
+
+    return counted
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from nnunetv2.run.run_training import get_trainer_from_args, run_training
 
 from emim_nnunet.cli import convert, plan_and_preprocess
@@ -53,8 +55,25 @@ def toy_architecture(architecture: dict[str, Any], num_axes: int = 3, kind: str 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five labelled and two unlabelled phantoms, converted, planned and preprocessed by the commands."""
+    """Five labelled and two unlabelled phantoms, converted, planned and preprocessed by the commands.
+
+    Of several processes of pytest-xdist the first one builds it. The others copy it, because tests change it for a while.
+    """
     folder = tmp_path_factory.mktemp("nnunet")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _prepare(folder)
+        return folder
+    shared = tmp_path_factory.getbasetemp().parent / "prepared"
+    with FileLock(f"{shared}.lock"):
+        if shared.exists():
+            shutil.copytree(shared, folder, dirs_exist_ok=True)
+        else:
+            _prepare(folder)
+            shutil.copytree(folder, shared)
+    return folder
+
+
+def _prepare(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         set_folders(folder, patch)
         patch.setenv("nnUNet_n_proc_DA", "1")
@@ -95,7 +114,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add |= {f"bad_{name}": {"inherits_from": "toy", "emim": block} for name, block in bad.items()}
     add["bad_none"] = {k: v for k, v in (add["3d_fullres"] | {"architecture": full}).items() if k != "emim"}
     file.write_text(json.dumps(plans))
-    return folder
 
 
 def set_folders(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -123,6 +141,18 @@ def fold_folder(trainer: str, configuration: str = "toy", fold: int | str = 0) -
 def train(trainer: str, configuration: str = "toy", fold: int | str = 0, **options: Any) -> Path:
     run_training("1", configuration, fold, trainer, PLANS, device=CPU, **options)
     return fold_folder(trainer, configuration, fold)
+
+
+def trained(trainer: str, configuration: str = "toy", fold: int | str = 0) -> Path:
+    """As :func:`train` with the prepared data as they are; from the second time on it is a copy of the first."""
+    folder = fold_folder(trainer, configuration, fold)
+    kept = Path(os.environ["nnUNet_raw"]).with_name("trained") / folder.name / folder.parent.name
+    if kept.exists():
+        shutil.copytree(kept, folder.parent)
+    else:
+        train(trainer, configuration, fold)
+        shutil.copytree(folder.parent, kept)
+    return folder
 
 
 def trainer_of(

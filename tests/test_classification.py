@@ -30,7 +30,7 @@ from emim_nnunet.classification.train import Settings, _class_weights, _cross_en
 from emim_nnunet.cli import classify
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
-from tests.pipeline import DATASET, PLANS, PRETRAIN, train
+from tests.pipeline import DATASET, PLANS, PRETRAIN, trained
 from tests.toy import toy_unet
 
 CASES = [f"BraTS-GLI-{number:05d}-000" for number in range(1, 8)]  # 1 to 5 with segmentation
@@ -277,7 +277,7 @@ def test_cases_left_out_by_patient_are_counted(nnunet: Path, tmp_path: Path, mon
 
 
 def test_train_predict_evaluate_from_a_pretrained_encoder(nnunet: Path, tmp_path: Path, capsys: Any) -> None:
-    checkpoint = train(PRETRAIN, fold="all") / "checkpoint_final.pth"
+    checkpoint = trained(PRETRAIN, fold="all") / "checkpoint_final.pth"
     # fold 0 of the labelled cases and of the others; two of the classes must be on both sides
     splits = json.loads((nnunet / "nnUNet_preprocessed" / DATASET / "splits_final.json").read_text())
     validation = splits[0]["val"][0]

@@ -27,7 +27,7 @@ from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mim import MIM
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
 from emim_nnunet.training.epoch_report import log_lines
-from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
+from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trained, trainer_of
 from tests.toy import toy_batch, toy_method
 
 MIM_PRETRAIN = "nnUNetTrainerMIMPretrain"
@@ -134,7 +134,7 @@ def test_nan_is_an_error_that_names_the_stage() -> None:
 
 
 def test_a_run_leaves_table_report_picture_and_verdict(nnunet: Path) -> None:
-    folder = train(PRETRAIN)
+    folder = trained(PRETRAIN)
     rows = list(csv.DictReader((folder / "collapse.csv").open()))
     assert [r["name"] for r in rows if r["epoch"] == "3"] == ["all", "T1", "T1ce", "T2", "Flair", "0", "1", "2"]
     assert {r["epoch"] for r in rows} == {"0", "1", "2", "3"}  # 0 = untrained
@@ -207,7 +207,7 @@ def diagnose(*arguments: Any, capsys: Any) -> tuple[int, str]:
 
 @pytest.fixture
 def stage_checkpoint(nnunet: Path) -> Path:
-    return train(PRETRAIN) / "checkpoint_final.pth"
+    return trained(PRETRAIN) / "checkpoint_final.pth"
 
 
 def test_diagnose_our_stage_stock_nnunet_and_an_export(

@@ -28,7 +28,7 @@ from emim_nnunet.methods import method_classes
 from emim_nnunet.training.epoch_report import mean_terms
 from emim_nnunet.training.faults import SkippedSteps, explained
 from emim_nnunet.training.ssl_trainer import SSLTrainer
-from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
+from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trained, trainer_of
 
 ROOT = Path(__file__).parents[1]
 TIMING = ("seconds", "patches_per_second")
@@ -57,7 +57,7 @@ def signalled(number: int, step: int) -> Iterator[None]:
 @pytest.mark.parametrize("method", sorted(method.__name__ for method in method_classes()))
 def test_a_signal_writes_a_checkpoint_within_the_epoch_and_nothing_changes(method: str, nnunet: Path) -> None:
     trainer = f"nnUNetTrainer{method}Pretrain"
-    folder = train(trainer)
+    folder = trained(trainer)
     whole = load_checkpoint(folder / "checkpoint_final.pth")
     shutil.rmtree(folder)
     for number, step, done in ((signal.SIGTERM, 1, (0, 2)), (signal.SIGINT, 3, (1, 3)), (signal.SIGTERM, 2, (2, 3))):
@@ -102,7 +102,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 def test_a_segmentation_ends_after_its_epoch(nnunet: Path) -> None:
-    train(PRETRAIN)
+    trained(PRETRAIN)
     trainer = trainer_of(FINETUNE)
     original = trainer.train_step
 
@@ -136,7 +136,7 @@ def test_a_segmentation_whose_workers_got_the_signal_too_keeps_its_weights(own_d
 
 
 def test_the_two_newest_checkpoints_are_kept_and_a_damaged_one_is_replaced_by_the_one_before(nnunet: Path) -> None:
-    folder = train(PRETRAIN)
+    folder = trained(PRETRAIN)
     whole = load_checkpoint(folder / "checkpoint_final.pth")
     assert load_checkpoint(folder / "checkpoint_previous.pth")["current_epoch"] == 2
     shutil.rmtree(folder)

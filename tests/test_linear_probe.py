@@ -14,7 +14,7 @@ from emim_nnunet.cli import export
 from emim_nnunet.cli._run import run
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.log import without_paths
-from tests.pipeline import CPU, DATASET, PLANS, fold_folder, log_of, train, trainer_of
+from tests.pipeline import CPU, DATASET, PLANS, fold_folder, log_of, train, trained, trainer_of
 from tests.toy import toy_unet
 
 PROBE, MIM_PRETRAIN = "nnUNetTrainerLinearProbe", "nnUNetTrainerMIMPretrain"
@@ -63,7 +63,7 @@ def test_nnunet_trains_validates_and_predicts_with_it(nnunet: Path, tmp_path: Pa
 
 
 def test_it_takes_pretrained_weights_and_seeds(nnunet: Path, tmp_path: Path) -> None:
-    folder, weights = train(MIM_PRETRAIN), tmp_path / "weights.pth"
+    folder, weights = trained(MIM_PRETRAIN), tmp_path / "weights.pth"
     assert run(export.main, [str(folder), "-d", "1", "-p", PLANS, "-c", "toy", "-o", str(weights)]) == 0
     log = log_of(train(PROBE, pretrained_weights=str(weights)))
     assert "Encoder: from -pretrained_weights" in log

@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from robustness import collisions, inputs, writes
-from robustness import world as worlds
-from robustness.results import broken_files
+from measure.data import PLANS
 
 from emim_nnunet.checkpoints import export
 from emim_nnunet.checkpoints.locate import read_plans
 from emim_nnunet.errors import UserError
 from emim_nnunet.training import stage
+from tests.robustness import collisions, inputs, writes
+from tests.robustness import world as worlds
+from tests.robustness.inputs import fuzzing, spoiling
+from tests.robustness.inputs.continuing import swap_channels
+from tests.robustness.results import broken_files
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OPERATIONS = {o.name: o for o in writes.OPERATIONS if o.command != "plan_and_preprocess"}  # that one takes minutes
@@ -66,7 +69,7 @@ UNREAD = ("verdict", "case_digests", "fold")  # of the report, of later versions
 
 
 def test_a_checkpoint_that_lacks_something_is_refused_or_the_one_before_is_taken(world: Path, tmp_path: Path) -> None:
-    whole = torch.load(inputs.final(world), weights_only=True)
+    whole = torch.load(spoiling.final(world), weights_only=True)
     whole |= {"network_weights": {"encoder.x": torch.zeros(1)}, "optimizer_state": {"state": {}, "param_groups": []}}
     good = tmp_path / "good.pth"  # small: reading takes most of the time
     torch.save(whole, good)
@@ -96,19 +99,19 @@ def test_a_checkpoint_that_lacks_something_is_refused_or_the_one_before_is_taken
 def test_a_segmentation_takes_the_filters_of_the_first_layer_by_name(world: Path, tmp_path: Path) -> None:
     """After a stage whose channels had another order in dataset.json."""
     copy = worlds.copy_world(world, tmp_path / "copy")
-    inputs.swap_channels(copy)
+    swap_channels(copy)
 
     def work() -> int:
         from emim_nnunet.checkpoints.encoder import encoder_state, stem_keys
         from emim_nnunet.trainers import nnUNetTrainerEMIMFinetune
 
-        plans, dataset_json = read_plans(inputs.preprocessed(copy), inputs.PLANS)
+        plans, dataset_json = read_plans(spoiling.preprocessed(copy), PLANS)
         trainer = nnUNetTrainerEMIMFinetune(
             plans | {"continue_training": False}, "tiny", 0, dataset_json, torch.device("cpu")
         )
         trainer.initialize()
         trainer._prepare_encoder()
-        pretrained, loaded = encoder_state(stage.load_checkpoint(inputs.final(copy))), trainer.encoder.state_dict()
+        pretrained, loaded = encoder_state(stage.load_checkpoint(spoiling.final(copy))), trainer.encoder.state_dict()
         stems = stem_keys(trainer.encoder)
         same = [
             torch.equal(loaded[key], pretrained[key].flip(1) if key in stems else pretrained[key]) for key in loaded
@@ -123,8 +126,8 @@ def test_a_segmentation_takes_the_filters_of_the_first_layer_by_name(world: Path
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_headers_and_plans(seed: int, world: Path, tmp_path: Path) -> None:
-    assert inputs.fuzz_header(seed, world, tmp_path / "headers") == ""
-    assert inputs.fuzz_plans(seed, world, tmp_path / "plans") == ""
+    assert fuzzing.fuzz_header(seed, world, tmp_path / "headers") == ""
+    assert fuzzing.fuzz_plans(seed, world, tmp_path / "plans") == ""
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

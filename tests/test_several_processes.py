@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from emim_nnunet.checkpoints.io import load_checkpoint
-from tests.pipeline import PRETRAIN, fold_folder, log_of, trainer_of
+from tests.pipeline import PRETRAIN, fold_folder, log_of, trained, trainer_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN_MODULE = ["-m", "emim_nnunet.cli.pretrain"]
@@ -78,12 +79,15 @@ def nodes() -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def test_two_processes_and_two_nodes_equal_one_process(nnunet: Path, nodes: tuple[str, list[list[str]]]) -> None:
-    folder = fold_folder(PRETRAIN)
+    folder = trained(PRETRAIN)
+    one = load_checkpoint(folder / "checkpoint_final.pth")
+    shutil.rmtree(folder)
     found = {}
     address, starters = nodes
-    node = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", address, "--master-port", "29517"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    node = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", address, "--master-port", port]
     launchers = {
-        "one": [[sys.executable]],
         "two": [[*TORCHRUN, "--standalone", "--nproc-per-node", "2"]],
         "nodes": [[*starters[rank], *TORCHRUN, *node, "--node-rank", str(rank)] for rank in range(2)],
     }
@@ -91,9 +95,7 @@ def test_two_processes_and_two_nodes_equal_one_process(nnunet: Path, nodes: tupl
         finish(*(start(command, "toy", "0") for command in commands))
         found[name] = load_checkpoint(folder / "checkpoint_final.pth")
         shutil.rmtree(folder)
-    one = found["one"]
-    for name in ("two", "nodes"):
-        other = found[name]
+    for name, other in found.items():
         for ours, theirs in zip(numbers(one["history"]), numbers(other["history"]), strict=True):
             assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-4), name
         assert stage_scores(other) == pytest.approx(stage_scores(one), rel=1e-3)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustness.results import broken_files, content, difference
-from robustness.world import (
+from tests.robustness.results import broken_files, content, difference
+from tests.robustness.world import (
     DATASET_ID,
     RAW,
     command,

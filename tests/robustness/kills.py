@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from robustness.results import content, difference
-from robustness.world import (
+from tests.robustness.results import content, difference
+from tests.robustness.world import (
     Outcome,
     command,
     copy_world,

@@ -16,7 +16,7 @@ IGNORED = (".png", ".txt", ".tmp", ".damaged", "checkpoint_previous.pth", "check
 def content(folder: Path) -> dict[str, str]:
     """Digests of the results below a folder: weights and numbers of checkpoints, other files byte for byte.
 
-    Logs and pictures are not compared, nor are the seconds that something took and the place of the folder.
+    Logs and pictures are not compared, nor are times (of a change, or that something took) and the place of the folder.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -38,9 +38,9 @@ def _comparable(path: Path) -> bytes:
     if path.name == "ssl_log.csv":
         rows = [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(path.open())]
         return json.dumps(rows).encode()
-    if path.suffix == ".checksums":  # without the times at which files were written
-        entries = json.loads(path.read_text())
-        return json.dumps({name: (size, sha256) for name, (size, _, sha256) in entries.items()}).encode()
+    if path.suffix == ".checksums":
+        record = {name: (size, digest) for name, (size, _, digest) in json.loads(path.read_text()).items()}
+        return json.dumps(record).encode()
     return path.read_bytes()
 
 

@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
 from measure.data import PLANS, TINY
 
-from robustness.results import content, difference
-from robustness.world import (
+from tests.robustness.results import content, difference
+from tests.robustness.world import (
     BLOCK,
     DATASET_ID,
     RAW,
@@ -88,16 +89,17 @@ def _diagnose(world: Path) -> tuple[str, list[str]]:
     return "diagnose", [folder, "-d", DATASET_ID, "-o", str(world / "report"), "--patches", "4", "-device", "cpu"]
 
 
+_new, _compared, _evaluated = _convert("source", "New"), _compare(), _compare("--evaluate")
 COLLISIONS = (
-    Collision("the same conversion", _convert("source", "New"), _convert("source", "New")),
-    Collision("conversions of other data", _convert("source", "New"), _convert("other", "New")),
+    Collision("the same conversion", _new, _new),
+    Collision("conversions of other data", _new, _convert("other", "New")),
     Collision("conversions of other names", _convert("source", "One"), _convert("source", "Two")),
     Collision("preparations", _plan, _plan),
     Collision("SSL stages", _stage, _stage),
     Collision("continued SSL stages", _continued_stage, _continued_stage),
     Collision("folds", _fold, _fold),
-    Collision("comparisons", _compare("--evaluate"), _compare("--evaluate")),
-    Collision("comparisons that train", _compare(), _compare(), long=True),
+    Collision("comparisons", _evaluated, _evaluated),
+    Collision("comparisons that train", _compared, _compared, long=True),
     Collision("reports", _diagnose, _diagnose),
 )
 
@@ -111,11 +113,9 @@ def prepare_world(world: Path) -> None:
 
     def prepare() -> int:
         from emim_nnunet.phantom import write_brats2023
-        from emim_nnunet.planners import plan_and_preprocess
 
         write_brats2023(world / "other", 1, 1, seed=1, shape=(16, 16, 16))
-        plan_and_preprocess.NUM_INTENSITY_SAMPLES = 1000  # the many of nnU-Net take a minute
-        code = command("plan_and_preprocess", PLANNING)()
+        code = _work("plan_and_preprocess", PLANNING)()
         file = world / "preprocessed" / RAW / f"{PLANS}.json"
         plans = json.loads(file.read_text())
         full = plans["configurations"]["3d_fullres"]
@@ -135,20 +135,34 @@ def prepare_world(world: Path) -> None:
         raise SystemExit(f"the world of the collisions cannot be built:\n{outcome.output}")
 
 
+def _work(name: str, arguments: list[str]) -> Callable[[], int]:
+    """A command; a planner without what only takes long: nnU-Net's many intensities, and the memory of a step."""
+
+    def work() -> int:
+        from emim_nnunet.planners import plan_and_preprocess
+
+        planner = import_module("emim_nnunet.planners.nnUNetPlannerEMIM")
+        plan_and_preprocess.NUM_INTENSITY_SAMPLES = 1000
+        planner.segmentation_gigabytes = planner.ssl_gigabytes = lambda *_: 0.05
+        return command(name, arguments)()
+
+    return work
+
+
 def alone(collision: Collision, world: Path, folder: Path) -> tuple[list[dict[str, str]], float]:
     """What each of the two commands leaves when it runs alone, and how many seconds the first one takes."""
     results, seconds = [], 0.0
-    for arrange in (collision.second, collision.first):
+    for arrange in dict.fromkeys((collision.second, collision.first)):
         copy = copy_world(world, folder)
         name, arguments = arrange(copy)
         begin = time.monotonic()
-        outcome = in_child(command(name, arguments), _environment(name, copy), seconds=SECONDS)
+        outcome = in_child(_work(name, arguments), _environment(name, copy), seconds=SECONDS)
         seconds = time.monotonic() - begin
         if outcome.code:
             raise SystemExit(f"{collision.name}: {name} does not run:\n{outcome.output}")
         results.insert(0, content(copy))
         shutil.rmtree(folder)
-    return results, seconds
+    return results * (2 // len(results)), seconds
 
 
 def collide(collision: Collision, world: Path, folder: Path, expected: list[dict[str, str]], after: float) -> str:
@@ -170,7 +184,7 @@ def collide(collision: Collision, world: Path, folder: Path, expected: list[dict
         with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
             children = []
             for (name, arguments), output in zip(commands, (first, second), strict=True):
-                children.append(start_child(command(name, arguments), _environment(name, copy), output.fileno()))
+                children.append(start_child(_work(name, arguments), _environment(name, copy), output.fileno()))
                 time.sleep(after if output is first else 0.0)
             begin = time.monotonic()
             codes = [wait(children[0], SECONDS)]
