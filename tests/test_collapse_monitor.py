@@ -19,13 +19,16 @@ from torch import nn
 from emim_nnunet.checkpoints.export import export
 from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.locate import find_checkpoint
+from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods import method_classes
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mim import MIM
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
+from emim_nnunet.training.diagnose import subjects
 from emim_nnunet.training.epoch_report import log_lines
 from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
 from tests.toy import toy_batch, toy_method
@@ -254,6 +257,21 @@ def test_diagnose_our_stage_stock_nnunet_and_an_export(
     again = json.loads((tmp_path / "again" / "collapse_report.json").read_text())
     if exported["about"]["probe_cases"] == again["about"]["probe_cases"]:
         assert exported["now"]["stages"][2]["spectrum"] == pytest.approx(again["now"]["stages"][2]["spectrum"])
+
+
+@pytest.mark.parametrize("method", [method.__name__ for method in method_classes()])
+def test_the_untrained_twin_is_the_network_before_the_first_step(method: str, nnunet: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(f"nnUNetTrainer{method}Pretrain")
+    torch.manual_seed(1)  # whatever the global generator
+    trainer.initialize()
+    trainer.cases = trainer.find_cases()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    before = trainer.method.state_dict()
+    torch.manual_seed(2)
+    _, untrained, _ = subjects(read_source(tmp_path / "checkpoint_latest.pth"), trainer.channel_names)
+    twin = untrained.method.state_dict()
+    assert twin.keys() == before.keys()
+    assert [key for key in twin if not torch.equal(twin[key], before[key])] == []
 
 
 def test_diagnose_strict_fails_on_a_collapsed_stage(stage_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:

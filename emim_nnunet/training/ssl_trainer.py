@@ -24,6 +24,7 @@ from tqdm import tqdm
 from emim_nnunet.boxes import centre_box
 from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
+from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
 from emim_nnunet.dataloading.checksums import case_digests
@@ -33,7 +34,7 @@ from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
-from emim_nnunet.networks import materialise, own_norm_outputs
+from emim_nnunet.networks import own_norm_outputs
 from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
@@ -152,21 +153,15 @@ class SSLTrainer(nnUNetTrainer):
         self.was_initialized = True
 
     def _build_method(self) -> SSLMethod:
-        # nnU-Net initialises with the global generator; a fork makes the start a function of the seed alone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            with torch.device("meta"):
-                unet = self.build_network_architecture(
-                    self.plans_manager,
-                    self.configuration_manager,
-                    self.num_input_channels,
-                    self.label_manager.num_segmentation_heads,
-                    False,
-                )
-            materialise(unet.encoder, unet.initialize)
-            return self.method_class(
-                unet.encoder, self.num_input_channels, self.configuration_manager.patch_size, self.method_config
-            )
+        """As it is before the first step: a function of the seed alone."""
+        return planned_method(
+            self.method_class,
+            self.configuration_manager.configuration["architecture"],
+            self.num_input_channels,
+            self.configuration_manager.patch_size,
+            self.method_config,
+            seed=self.config.seed,
+        )
 
     @property
     def method(self) -> SSLMethod:
