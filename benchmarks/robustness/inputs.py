@@ -2037,3 +2037,35 @@ def _try_fuzzed(name: str, arguments: list[str], copy: Path) -> str:
         changed = [key for key in before if after.get(key) != before[key]]
         return f"changed {changed}" if changed else ""
     return judge_refusal(outcome, before, snapshot(copy))
+
+
+# ------------------------------------------------------------- checkpoints of nnU-Net, classifiers
+
+
+def of_nnunet(world: Path, fold: int) -> list[str]:
+    """Arguments of a diagnosis of the stage's encoder in a checkpoint as nnU-Net writes it."""
+
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        about = {key: content[key] for key in ("plans", "configuration", "dataset_json")} | {"fold": fold}
+        weights = {k: v for k, v in content["network_weights"].items() if k.startswith("encoder.")}
+        return {"network_weights": weights, "init_args": about, "current_epoch": 1, "trainer_name": "nnUNetTrainer"}
+
+    report = ["-o", str(world / "report"), "-device", "cpu", "--patches", "2"]
+    return [str(edit_checkpoint(final(world), change)), "-d", DATASET_ID, *report]
+
+
+@good("diagnose")
+def diagnose_a_fold_that_is_not_in_the_split(world: Path) -> list[str]:
+    return of_nnunet(world, 7)
+
+
+@bad("diagnose", r"splits_final.json cannot be read as JSON")
+def diagnose_beside_a_damaged_split(world: Path) -> list[str]:
+    (preprocessed(world) / "splits_final.json").write_text("[{")
+    return of_nnunet(world, 0)
+
+
+@bad("diagnose", r"splits_final.json must be a list of folds")
+def diagnose_beside_a_split_of_wrong_form(world: Path) -> list[str]:
+    (preprocessed(world) / "splits_final.json").write_text('{"train": []}')
+    return of_nnunet(world, 0)
