@@ -2069,3 +2069,11 @@ def diagnose_beside_a_damaged_split(world: Path) -> list[str]:
 def diagnose_beside_a_split_of_wrong_form(world: Path) -> list[str]:
     (preprocessed(world) / "splits_final.json").write_text('{"train": []}')
     return of_nnunet(world, 0)
+
+
+@bad("classify", r"written by a newer emim_nnunet \(format 99\): update")
+def predict_with_a_classifier_from_the_future(world: Path) -> list[str]:
+    file = world / "classifier.pth"
+    shutil.copy(final(world), file)
+    edit_checkpoint(file, lambda content: {"format": "emim_nnunet.classifier", "format_version": 99})
+    return ["predict", str(file), DATASET_ID, "-o", str(world / "p.csv"), "-device", "cpu"]
