@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from runpy import run_module
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.plans import planned
 from emim_nnunet.registration import trainers_path
 from emim_nnunet.training import ssl_trainer
+from emim_nnunet.training.estimate import StageEstimate
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
@@ -430,3 +433,18 @@ def test_an_estimate_of_unknown_things_ends_in_one_line(
     monkeypatch.setenv("nnUNet_results", os.environ["nnUNet_results"])
     assert run(estimate.main, ["1", "bad_typo", "0", "-device", "cpu"]) == 2
     assert "unknown key 'cel_size'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # it is run again, on other systems
+def test_peak_memory_is_told_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cpu = StageEstimate.__module__, torch.device("cpu")
+    used = run_module(module)["_peak_gigabytes"](cpu)  # KiB on Linux
+    assert 0.1 < used < 50
+    monkeypatch.setattr(sys, "platform", "darwin")  # bytes
+    assert run_module(module)["_peak_gigabytes"](cpu) == pytest.approx(used / 1024, rel=0.1)
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows: it cannot be imported
+    windows = run_module(module)
+    assert windows["_peak_gigabytes"](cpu) is None
+    costs = dict.fromkeys((field.name for field in dataclasses.fields(StageEstimate)), 1.0)
+    estimated = StageEstimate(**costs | {"peak_memory_gigabytes": windows["_peak_gigabytes"](cpu)})
+    assert "peak memory not measured (counted" in estimated.lines()[-1]
