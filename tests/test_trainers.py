@@ -20,6 +20,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
@@ -238,6 +239,26 @@ def test_segmentation_continues_without_the_ssl_stage(nnunet: Path) -> None:
     continued.run_training()
     assert not fold_folder(PRETRAIN, "toy_scratch").exists()
     assert final.is_file()
+
+
+def test_a_segmentation_checkpoint_is_nnunets_under_another_name_written_once(
+    nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(DROP_IN, "toy_scratch")
+    trainer.initialize()
+    nnUNetTrainer.save_checkpoint(trainer, str(tmp_path / "stock.pth"))
+    saved = []
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: saved.append(content) or save(content, file))
+    trainer.save_checkpoint(str(tmp_path / "ours.pth"))
+    assert len(saved) == 1
+    assert type(trainer).__name__ == DROP_IN
+    stock, ours = (torch.load(tmp_path / f"{name}.pth", weights_only=False) for name in ("stock", "ours"))
+    assert (stock.pop("trainer_name"), ours.pop("trainer_name")) == (DROP_IN, "nnUNetTrainer")
+    assert ours.keys() == stock.keys()
+    weights, expected = ours.pop("network_weights"), stock.pop("network_weights")
+    assert all(torch.equal(weights[key], expected[key]) for key in weights.keys() | expected.keys())
+    assert ours == stock
 
 
 def test_the_final_validation_can_be_left_to_a_later_command(nnunet: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
+from copy import copy
 from pathlib import Path
 from typing import ClassVar
 
@@ -287,9 +287,6 @@ class FinetuneTrainer(nnUNetTrainer):
             super().save_checkpoint(filename)
             return
         self._folder.check()
-        buffer = io.BytesIO()
-        super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
-        buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written by ourselves
-        checkpoint["trainer_name"] = self.stored_trainer_name or type(self).__name__
-        atomic_write(Path(filename), lambda file: torch.save(checkpoint, file))
+        named = copy(self)  # nnU-Net stores the name of the object's class
+        named.__class__ = type(self.stored_trainer_name or type(self).__name__, (type(self),), {})
+        atomic_write(Path(filename), super(FinetuneTrainer, named).save_checkpoint)  # torch.save takes files as well
