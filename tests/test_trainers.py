@@ -292,6 +292,15 @@ def test_export_feeds_the_stock_trainer_and_the_finetune_trainer(nnunet: Path, t
         assert all(torch.equal(loaded[k], v) for k, v in pretrained.items())
 
 
+def test_given_weights_count_even_if_they_change_nothing(nnunet: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(FINETUNE)
+    trainer.initialize()
+    torch.save({"network_weights": trainer.network.state_dict()}, tmp_path / "weights.pth")
+    load_pretrained_weights(trainer.network, str(tmp_path / "weights.pth"))
+    trainer._prepare_encoder()  # there is no SSL stage
+    assert "Encoder: from -pretrained_weights" in log_of(fold_folder(FINETUNE))
+
+
 def test_warm_up_then_decay_from_the_lower_peak(nnunet: Path) -> None:
     trainer = trainer_of(FINETUNE)
     trainer.config = type(trainer.config)(finetune_num_epochs=100, finetune_warmup_epochs=10)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -85,14 +85,17 @@ class FinetuneTrainer(nnUNetTrainer):
         self._resumed = self._trained = False
         self._interruption = Interruption()
         self._folder = OutputFolder(self.output_folder, self.local_rank)
-        self._fresh_encoder: dict[str, Tensor] = {}
+        self._weights_given = False
 
     def initialize(self) -> None:
-        """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
+        """As in nnU-Net; notes whether weights are loaded into the encoder from then on: ``-pretrained_weights`` does that."""
         self._seed()
         super().initialize()
         self.dataset_class = without_code(self.dataset_class)
-        self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
+        self._loading = self.encoder.register_load_state_dict_post_hook(self._note_given_weights)
+
+    def _note_given_weights(self, *of_the_hook: object) -> None:
+        self._weights_given = True
 
     @staticmethod
     def build_network_architecture(
@@ -196,16 +199,16 @@ class FinetuneTrainer(nnUNetTrainer):
             torch.manual_seed(seed)
 
     def _prepare_encoder(self) -> None:
+        self._loading.remove()
         if self._resumed:
             return
-        if any(not torch.equal(v.cpu(), self._fresh_encoder[k]) for k, v in self.encoder.state_dict().items()):
+        if self._weights_given:
             require_finite(self.encoder.state_dict(), "the encoder of -pretrained_weights")
             self.print_to_log_file("Encoder: from -pretrained_weights")
         elif self.config.finetune_init == "scratch":
             self.print_to_log_file("Encoder: from scratch (finetune_init)")
         else:
             self._load_from_ssl_stage()
-        self._fresh_encoder = {}
 
     def _load_from_ssl_stage(self) -> None:
         ssl_fold = "all" if self.config.finetune_ssl_fold == "all" else self.fold
