@@ -2077,3 +2077,11 @@ def predict_with_a_classifier_from_the_future(world: Path) -> list[str]:
     shutil.copy(final(world), file)
     edit_checkpoint(file, lambda content: {"format": "emim_nnunet.classifier", "format_version": 99})
     return ["predict", str(file), DATASET_ID, "-o", str(world / "p.csv"), "-device", "cpu"]
+
+
+@bad("compare", r"splits_final.json cannot be read as JSON")
+def compare_again_beside_a_damaged_split(world: Path) -> list[str]:
+    folder = world / "comparison" / "nnUNet_preprocessed" / DATASET
+    folder.mkdir(parents=True)
+    (folder / "splits_final.json").write_text("[{")
+    return [DATASET_ID, "tiny", "-o", str(world / "comparison"), "-device", "cpu"]
