@@ -22,6 +22,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from emim_nnunet import trainers
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
 from emim_nnunet.checkpoints.io import load_checkpoint
@@ -29,12 +30,15 @@ from emim_nnunet.cli import diagnose, estimate
 from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
 from emim_nnunet.plans import planned
 from emim_nnunet.registration import trainers_path
 from emim_nnunet.training import ssl_trainer
+from emim_nnunet.training.description import describe_unused
 from emim_nnunet.training.estimate import StageEstimate
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
+from emim_nnunet.training.stage import settings_without_effect
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trainer_of
 
 
@@ -343,6 +347,37 @@ def test_bad_blocks_are_refused_before_anything_is_written(configuration: str, m
     with pytest.raises(UserError, match=message):
         trainer_of(PRETRAIN, configuration)
     assert list(Path(os.environ["nnUNet_results"]).iterdir()) == []
+
+
+def test_settings_of_other_methods_are_told_or_refused(nnunet: Path) -> None:
+    data = nnunet / "nnUNet_preprocessed" / DATASET
+    plans, dataset_json = (json.loads((data / name).read_text()) for name in (f"{PLANS}.json", "dataset.json"))
+    plans["configurations"]["mixed"] = {
+        "inherits_from": "toy",
+        "emim": {"mask_ratio": 0.75, "queue_size": 64, "barlow_weight": 0.2, "seed": 3, "finetune_seed": 3},
+    }
+    assert plans["configurations"]["3d_fullres"]["emim"].keys() == set(PLANNED_KEYS)
+
+    def trainer(name: str, configuration: str, continued: bool = False) -> SSLTrainer:
+        arguments = (plans | {"continue_training": continued}, configuration, 0, dataset_json, torch.device("cpu"))
+        return getattr(trainers, f"nnUNetTrainer{name}Pretrain")(*arguments)
+
+    def told(stage: SSLTrainer) -> list[str]:
+        return describe_unused(settings_without_effect(stage.block, stage.method_config.__class__))
+
+    line = "Settings of other methods, without effect here: "
+    assert told(trainer("MIM", "mixed")) == [f"{line}barlow_weight, queue_size"]
+    assert told(trainer("MoCoZCA", "mixed")) == [f"{line}barlow_weight, mask_ratio"]
+    for name in ("MIM", "MoCoZCA", "MaskInMask", "VICReg", "EMIM"):  # the planner's keys are nobody's mistake
+        assert told(trainer(name, "3d_fullres")) == []
+    for name in ("EMIM", "MaskInMask"):
+        with pytest.raises(UserError, match=f"mask_ratio has no effect with {name}: take it out"):
+            trainer(name, "mixed")
+    # a stage of an earlier version goes on
+    assert told(trainer("EMIM", "mixed", continued=True)) == [f"{line}mask_ratio, queue_size"]
+    begun = trainer("MIM", "mixed")
+    begun.on_train_start()
+    assert f"{line}barlow_weight, queue_size\n" in log_of(fold_folder("nnUNetTrainerMIMPretrain", "mixed"))
 
 
 def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:

@@ -2085,3 +2085,9 @@ def compare_again_beside_a_damaged_split(world: Path) -> list[str]:
     folder.mkdir(parents=True)
     (folder / "splits_final.json").write_text("[{")
     return [DATASET_ID, "tiny", "-o", str(world / "comparison"), "-device", "cpu"]
+
+
+@bad("pretrain", r"mask_ratio has no effect with EMIM: take it out, or set it to null")
+def setting_that_would_change_nothing(world: Path) -> list[str]:
+    changed_plans(world, lambda plans, tiny: tiny["emim"].update(mask_ratio=0.75))
+    return pretraining()

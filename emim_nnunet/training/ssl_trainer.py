@@ -40,7 +40,7 @@ from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
 from emim_nnunet.training.config import TrainingConfig
-from emim_nnunet.training.description import describe_cases, describe_cost
+from emim_nnunet.training.description import describe_cases, describe_cost, describe_unused
 from emim_nnunet.training.epoch_report import log_lines, mean_terms, record_on, save_reconstructions, step_record
 from emim_nnunet.training.faults import SkippedSteps, explained, read_later, when_there_is_space
 from emim_nnunet.training.interruption import Interruption, outlive_signals
@@ -88,6 +88,8 @@ class SSLTrainer(nnUNetTrainer):
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(TrainingConfig, self.block)
         self.method_config = config_from_block(self.method_class.config_class, self.block)
+        if not self._asked_to_continue:  # earlier versions took it
+            stage.refuse_settings_without_effect(self.block, self.method_class)
         with planned(f"configuration '{configuration}' of the plans cannot be used"):
             about = PlansManager(plans).get_configuration(configuration)
             require(about.previous_stage_name is None, f"'{configuration}' is a cascade stage: pretrain '3d_fullres'")
@@ -300,6 +302,7 @@ class SSLTrainer(nnUNetTrainer):
         for line in [
             f"SSL stage: {self.method_class.__name__}, {self.method_config}",
             f"{self.config}",
+            *describe_unused(stage.settings_without_effect(self.block, self.method_class.config_class)),
             *describe_cases(self.cases),
             *([] if self._case_digests else [NO_CHECKSUMS]),
         ]:
