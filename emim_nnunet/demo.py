@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 
+from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.errors import UserError
 from emim_nnunet.locks import acquire
 from emim_nnunet.phantom import write_brats2023
@@ -173,7 +173,7 @@ def add_demo_configurations(plans_file: Path) -> None:
     Args:
         plans_file: Plans JSON with a ``3d_fullres`` configuration; rewritten.
     """
-    plans = load_json(str(plans_file))
+    plans = read_json(plans_file)
     architecture = deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
     kwargs, stages = architecture["arch_kwargs"], len(FEATURES)
     kwargs |= {
@@ -186,7 +186,7 @@ def add_demo_configurations(plans_file: Path) -> None:
     }
     plans["configurations"]["3d_demo"] = DEMO_CONFIGURATION | {"architecture": architecture}
     plans["configurations"]["3d_demo_scratch"] = {"inherits_from": "3d_demo", "emim": {"finetune_init": "scratch"}}
-    save_json(plans, str(plans_file), sort_keys=False)
+    write_json(plans_file, plans, indent=4)
 
 
 def write_report(output: Path) -> Path:
@@ -206,7 +206,7 @@ def write_report(output: Path) -> Path:
     report = output / "report"
     report.mkdir()
     test = output / "nnUNet_raw" / TEST_NAME
-    dataset = load_json(str(test / "dataset.json"))
+    dataset = read_json(test / "dataset.json")
     labels = LabelManager(dataset["labels"], dataset["regions_class_order"])
     dice: dict[str, Any] = {"num_test_cases": NUM_TEST, "num_labelled": NUM_LABELLED, "num_unlabelled": NUM_UNLABELLED}
     for name in RUNS:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emim_nnunet.checkpoints.network import planned_network
+from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.config import config_from_block
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks import own_norm_outputs
@@ -43,8 +43,7 @@ def fake_stage(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does, without harm
-        encoder = planned_network(plan["architecture"], channels, 2, deep_supervision=False).encoder
-        method = method_class(encoder, channels, patch_size, config)
+        method = planned_method(method_class, plan["architecture"], channels, patch_size, config, seed=None)
         own_norm_outputs(method)
     # one sample's draws, as many times as there are samples: their values do not matter
     sample = method.draw(torch.Generator().manual_seed(0)) | {"subject": torch.zeros(1, dtype=torch.int64)}

@@ -19,6 +19,18 @@ MIN_WIDTH, MAX_WIDTH, WIDTH_FACTOR = 512, 2048, 4
 CROPS_PER_CASE, ITERATIONS_PER_EPOCH = 400, 250
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
 FILLED = 0.95  # of the memory target
+# of the block that the planner writes, whatever method will use it
+PLANNED_KEYS = (
+    "cell_size",
+    "position_ratio",
+    "patch_ratio",
+    "pyramid_levels",
+    "projector_widths",
+    "batch_size",
+    "parent_factor",
+    "patches_at_once",
+    "num_epochs",
+)
 
 
 def cell_size(strides: Strides, patch_size: Sequence[int]) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ ENDS = {  # imported only from there
     "emim_nnunet.demo": ("emim_nnunet.cli",),
 }
 PLUGIN = "emim_nnunet.nnunet_plugin.emim_trainers_plugin"
+FILE_NAMES = ("splits_final.json", "patients.json", "origins.json")  # constants of the module `splits`
 MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(?:home|root|opt|work|mnt|media|scratch|Users|tmp)/|\b[A-Z]:\\\\?Users")
 
 
@@ -109,7 +110,9 @@ def import_violations(module: str, source: str) -> list[str]:
 
 
 def other_violations(module: str, source: str) -> list[str]:
-    """Star imports, print outside cli and demo, paths of somebody's machine, durations that a clock can make negative."""
+    """Star imports, print outside cli and demo, paths of somebody's machine, durations that a clock can make negative, a
+    second way to read JSON or to name a file.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and module != PLUGIN:
@@ -117,6 +120,10 @@ def other_violations(module: str, source: str) -> list[str]:
         called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         if isinstance(node, ast.ImportFrom) and node.module == "time" and "time" in [n.name for n in node.names]:
             found.append(f"{module}:{node.lineno}: the clock on the wall may be put back: use monotonic")
+        if isinstance(node, ast.ImportFrom) and {"load_json", "save_json"} & {alias.name for alias in node.names}:
+            found.append(f"{module}:{node.lineno}: JSON is read with read_json, written with write_json")
+        if isinstance(node, ast.Constant) and node.value in FILE_NAMES and not module.endswith(".splits"):
+            found.append(f"{module}:{node.lineno}: '{node.value}' has a name in dataloading.splits")
         if called and part(module) not in ("emim_nnunet.cli", "emim_nnunet.demo"):
             found.append(f"{module}:{node.lineno}: print")
     for number, line in enumerate(source.splitlines(), 1):
@@ -183,6 +190,8 @@ def test_the_import_rule_allows(module: str, source: str) -> None:
         ('DATA = "/home/me/data"', "path of a machine"),
         ("# see /mnt/nas/brats", "path of a machine"),
         ("from time import sleep, time", "use monotonic"),
+        ("from batchgenerators.utilities.file_and_folder_operations import load_json", "is read with read_json"),
+        ('FILE = folder / "splits_final.json"', "has a name in"),
     ],
 )
 def test_the_other_rules_fire(source: str, message: str) -> None:

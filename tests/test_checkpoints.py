@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from emim_nnunet.checkpoints.io import FAULT_FORMAT, FORMAT_VERSION, atomic_write, load_checkpoint, save_checkpoint
+from emim_nnunet.checkpoints.io import (
+    EXPORT_FORMAT,
+    FAULT_FORMAT,
+    FORMAT_VERSION,
+    SSL_FORMAT,
+    atomic_write,
+    load_checkpoint,
+    save_checkpoint,
+)
+from emim_nnunet.classification.model import CLASSIFIER_FORMAT
+from emim_nnunet.classification.train import UNFINISHED_FORMAT
 from emim_nnunet.dataloading.splits import (
     alike,
     check_splits,
@@ -208,3 +218,10 @@ def test_folds_that_part_a_patient_are_found(tmp_path: Path) -> None:
     check_splits(tmp_path, {"a": "p", "b": "q"})
     with pytest.raises(UserError, match=r"fold 0 of .* trains and validates on cases of patient p"):
         check_splits(tmp_path, {"a": "p", "b": "p"})
+
+
+@pytest.mark.parametrize("kind", [SSL_FORMAT, EXPORT_FORMAT, FAULT_FORMAT, CLASSIFIER_FORMAT, UNFINISHED_FORMAT])
+def test_a_newer_version_of_every_format_is_refused(kind: str, tmp_path: Path) -> None:
+    torch.save({"format": kind, "format_version": FORMAT_VERSION + 1}, tmp_path / "newer.pth")
+    with pytest.raises(UserError, match="newer emim_nnunet"):
+        load_checkpoint(tmp_path / "newer.pth", formats=(kind,))

@@ -19,14 +19,18 @@ from torch import nn
 from emim_nnunet.checkpoints.export import export
 from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.locate import find_checkpoint
+from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods import method_classes
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mim import MIM
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
+from emim_nnunet.training.diagnose import subjects
 from emim_nnunet.training.epoch_report import log_lines
+from emim_nnunet.training.probe_data import find_data
 from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trained, trainer_of
 from tests.toy import toy_batch, toy_method
 
@@ -256,6 +260,21 @@ def test_diagnose_our_stage_stock_nnunet_and_an_export(
         assert exported["now"]["stages"][2]["spectrum"] == pytest.approx(again["now"]["stages"][2]["spectrum"])
 
 
+@pytest.mark.parametrize("method", [method.__name__ for method in method_classes()])
+def test_the_untrained_twin_is_the_network_before_the_first_step(method: str, nnunet: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(f"nnUNetTrainer{method}Pretrain")
+    torch.manual_seed(1)  # whatever the global generator
+    trainer.initialize()
+    trainer.cases = trainer.find_cases()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    before = trainer.method.state_dict()
+    torch.manual_seed(2)
+    _, untrained, _ = subjects(read_source(tmp_path / "checkpoint_latest.pth"), trainer.channel_names)
+    twin = untrained.method.state_dict()
+    assert twin.keys() == before.keys()
+    assert [key for key in twin if not torch.equal(twin[key], before[key])] == []
+
+
 def test_diagnose_strict_fails_on_a_collapsed_stage(stage_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     checkpoint = load_checkpoint(stage_checkpoint)
     weights = checkpoint["network_weights"]
@@ -330,6 +349,24 @@ def test_diagnose_refuses_what_it_cannot_use(stage_checkpoint: Path, tmp_path: P
         assert code == 2, rest
         assert message in text
     assert not (tmp_path / "report").exists()
+
+
+def test_held_out_cases_are_those_of_the_split(nnunet: Path, tmp_path: Path) -> None:
+    dataset = nnunet / "nnUNet_preprocessed" / DATASET
+
+    def found(fold: int | str, dataset_name: str = DATASET) -> tuple[bool | None, list[str]]:
+        source = EncoderSource(tmp_path, "nnU-Net", {}, {}, 4, (16,) * 3, fold=fold, dataset_name=dataset_name)
+        data = find_data(source, 1, PLANS, "toy")
+        return data.held_out, [case.identifier for case in data.cases]
+
+    validation = json.loads((dataset / "splits_final.json").read_text())[1]["val"]
+    assert found(1) == (True, validation)
+    whole = found("all")
+    assert whole[0] is False
+    assert len(whole[1]) == 7
+    for fold in (5, -1):  # nnU-Net draws a split of its own for it
+        assert found(fold) == (None, whole[1])
+    assert found(1, "Dataset002_Other") == (None, whole[1])
 
 
 def test_a_model_with_several_folds_asks_which(stage_checkpoint: Path) -> None:

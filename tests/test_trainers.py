@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -11,13 +12,16 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from runpy import run_module
 from typing import Any
 
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from emim_nnunet import trainers
 from emim_nnunet.checkpoints.encoder import encoder_state
 from emim_nnunet.checkpoints.export import export
 from emim_nnunet.checkpoints.io import load_checkpoint
@@ -25,10 +29,14 @@ from emim_nnunet.cli import diagnose, estimate
 from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
 from emim_nnunet.plans import planned
 from emim_nnunet.training import ssl_trainer
+from emim_nnunet.training.description import describe_unused
+from emim_nnunet.training.estimate import StageEstimate
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
+from emim_nnunet.training.stage import settings_without_effect
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trained, trainer_of
 
 
@@ -186,6 +194,26 @@ def test_segmentation_continues_without_the_ssl_stage(nnunet: Path) -> None:
     assert final.is_file()
 
 
+def test_a_segmentation_checkpoint_is_nnunets_under_another_name_written_once(
+    nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(DROP_IN, "toy_scratch")
+    trainer.initialize()
+    nnUNetTrainer.save_checkpoint(trainer, str(tmp_path / "stock.pth"))
+    saved = []
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: saved.append(content) or save(content, file))
+    trainer.save_checkpoint(str(tmp_path / "ours.pth"))
+    assert len(saved) == 1
+    assert type(trainer).__name__ == DROP_IN
+    stock, ours = (torch.load(tmp_path / f"{name}.pth", weights_only=False) for name in ("stock", "ours"))
+    assert (stock.pop("trainer_name"), ours.pop("trainer_name")) == (DROP_IN, "nnUNetTrainer")
+    assert ours.keys() == stock.keys()
+    weights, expected = ours.pop("network_weights"), stock.pop("network_weights")
+    assert all(torch.equal(weights[key], expected[key]) for key in weights.keys() | expected.keys())
+    assert ours == stock
+
+
 def test_the_final_validation_can_be_left_to_a_later_command(nnunet: Path) -> None:
     folder = train(FINETUNE, "toy_short")
     assert (folder / "checkpoint_final.pth").is_file()
@@ -215,6 +243,15 @@ def test_export_feeds_the_stock_trainer_and_the_finetune_trainer(nnunet: Path, t
             assert "Encoder: from -pretrained_weights" in log_of(fold_folder(FINETUNE))
         loaded = trainer.network.encoder.state_dict()
         assert all(torch.equal(loaded[k], v) for k, v in pretrained.items())
+
+
+def test_given_weights_count_even_if_they_change_nothing(nnunet: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(FINETUNE)
+    trainer.initialize()
+    torch.save({"network_weights": trainer.network.state_dict()}, tmp_path / "weights.pth")
+    load_pretrained_weights(trainer.network, str(tmp_path / "weights.pth"))
+    trainer._prepare_encoder()  # there is no SSL stage
+    assert "Encoder: from -pretrained_weights" in log_of(fold_folder(FINETUNE))
 
 
 def test_warm_up_then_decay_from_the_lower_peak(nnunet: Path) -> None:
@@ -259,6 +296,37 @@ def test_bad_blocks_are_refused_before_anything_is_written(configuration: str, m
     with pytest.raises(UserError, match=message):
         trainer_of(PRETRAIN, configuration)
     assert list(Path(os.environ["nnUNet_results"]).iterdir()) == []
+
+
+def test_settings_of_other_methods_are_told_or_refused(nnunet: Path) -> None:
+    data = nnunet / "nnUNet_preprocessed" / DATASET
+    plans, dataset_json = (json.loads((data / name).read_text()) for name in (f"{PLANS}.json", "dataset.json"))
+    plans["configurations"]["mixed"] = {
+        "inherits_from": "toy",
+        "emim": {"mask_ratio": 0.75, "queue_size": 64, "barlow_weight": 0.2, "seed": 3, "finetune_seed": 3},
+    }
+    assert plans["configurations"]["3d_fullres"]["emim"].keys() == set(PLANNED_KEYS)
+
+    def trainer(name: str, configuration: str, continued: bool = False) -> SSLTrainer:
+        arguments = (plans | {"continue_training": continued}, configuration, 0, dataset_json, torch.device("cpu"))
+        return getattr(trainers, f"nnUNetTrainer{name}Pretrain")(*arguments)
+
+    def told(stage: SSLTrainer) -> list[str]:
+        return describe_unused(settings_without_effect(stage.block, stage.method_config.__class__))
+
+    line = "Settings of other methods, without effect here: "
+    assert told(trainer("MIM", "mixed")) == [f"{line}barlow_weight, queue_size"]
+    assert told(trainer("MoCoZCA", "mixed")) == [f"{line}barlow_weight, mask_ratio"]
+    for name in ("MIM", "MoCoZCA", "MaskInMask", "VICReg", "EMIM"):  # the planner's keys are nobody's mistake
+        assert told(trainer(name, "3d_fullres")) == []
+    for name in ("EMIM", "MaskInMask"):
+        with pytest.raises(UserError, match=f"mask_ratio has no effect with {name}: take it out"):
+            trainer(name, "mixed")
+    # a stage of an earlier version goes on
+    assert told(trainer("EMIM", "mixed", continued=True)) == [f"{line}mask_ratio, queue_size"]
+    begun = trainer("MIM", "mixed")
+    begun.on_train_start()
+    assert f"{line}barlow_weight, queue_size\n" in log_of(fold_folder("nnUNetTrainerMIMPretrain", "mixed"))
 
 
 def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:
@@ -379,3 +447,18 @@ def test_an_estimate_of_unknown_things_ends_in_one_line(
     monkeypatch.setenv("nnUNet_results", os.environ["nnUNet_results"])
     assert run(estimate.main, ["1", "bad_typo", "0", "-device", "cpu"]) == 2
     assert "unknown key 'cel_size'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # it is run again, on other systems
+def test_peak_memory_is_told_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cpu = StageEstimate.__module__, torch.device("cpu")
+    used = run_module(module)["_peak_gigabytes"](cpu)  # KiB on Linux
+    assert 0.1 < used < 50
+    monkeypatch.setattr(sys, "platform", "darwin")  # bytes
+    assert run_module(module)["_peak_gigabytes"](cpu) == pytest.approx(used / 1024, rel=0.1)
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows: it cannot be imported
+    windows = run_module(module)
+    assert windows["_peak_gigabytes"](cpu) is None
+    costs = dict.fromkeys((field.name for field in dataclasses.fields(StageEstimate)), 1.0)
+    estimated = StageEstimate(**costs | {"peak_memory_gigabytes": windows["_peak_gigabytes"](cpu)})
+    assert "peak memory not measured (counted" in estimated.lines()[-1]

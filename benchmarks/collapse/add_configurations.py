@@ -13,8 +13,7 @@ import argparse
 from copy import deepcopy
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-
+from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.checkpoints.locate import preprocessed_folder
 
 STAGES = 4
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("-p", dest="plans", default="nnUNetEMIMPlans")
     arguments = parser.parse_args()
     file = preprocessed_folder(arguments.dataset_id) / f"{arguments.plans}.json"
-    plans = load_json(str(file))
+    plans = read_json(file)
     configurations = plans["configurations"]
     architecture = deepcopy(configurations["3d_fullres"]["architecture"])
     architecture["arch_kwargs"] |= {
@@ -83,7 +82,7 @@ def main() -> None:
         "use_mask_for_norm": [False] * len(configurations["3d_fullres"]["use_mask_for_norm"]),
         "emim": MINMAX,
     }
-    save_json(plans, str(file), sort_keys=False)
+    write_json(file, plans, indent=4)
     print(f"3d_watch, 3d_methods, 3d_position16 and 3d_minmax added to {file.name}")
 
 

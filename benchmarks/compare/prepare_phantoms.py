@@ -50,8 +50,7 @@ def main() -> None:
         (folder / name).mkdir(parents=True)
         os.environ[name] = str(folder / name)
 
-    from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-
+    from emim_nnunet.checkpoints.io import read_json, write_json
     from emim_nnunet.cli import convert, plan_and_preprocess
     from emim_nnunet.cli._run import run
     from emim_nnunet.phantom import write_brats2023
@@ -69,7 +68,7 @@ def main() -> None:
         if code:
             sys.exit(code)
     file = folder / "nnUNet_preprocessed" / f"Dataset{DATASET_ID}_{NAME}" / f"{PLANS}.json"
-    plans = load_json(str(file))
+    plans = read_json(file)
     architecture = deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
     stages = len(FEATURES)
     architecture["arch_kwargs"] |= {
@@ -87,7 +86,7 @@ def main() -> None:
         "architecture": architecture,
         "emim": BLOCK,
     }
-    save_json(plans, str(file), sort_keys=False)
+    write_json(file, plans, indent=4)
 
 
 if __name__ == "__main__":

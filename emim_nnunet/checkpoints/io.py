@@ -25,7 +25,7 @@ from emim_nnunet.errors import UserError
 SSL_FORMAT = "emim_nnunet.ssl"
 EXPORT_FORMAT = "emim_nnunet.export"
 FAULT_FORMAT = "emim_nnunet.fault"
-OWN_FORMATS = (SSL_FORMAT, EXPORT_FORMAT, FAULT_FORMAT)
+OWN_FORMATS = "emim_nnunet."  # what all of them begin with, those of other rooms and of later versions too
 FORMAT_VERSION = 1
 TEMPORARY, PARTIAL = ".tmp", ".partial"
 CHUNK = 1 << 24
@@ -260,7 +260,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
-    written_by = checkpoint.get("format_version") if checkpoint.get("format") in OWN_FORMATS else 0
+    is_ours = str(checkpoint.get("format")).startswith(OWN_FORMATS)
+    written_by = checkpoint.get("format_version") if is_ours else 0
     if not isinstance(written_by, int):
         raise UserError(f"{path} is damaged: its format_version is {written_by!r}")
     if written_by > FORMAT_VERSION:

@@ -1,12 +1,16 @@
-"""The network that plans describe."""
+"""The network that plans describe, and an SSL method around its encoder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
+
+from emim_nnunet.methods.base import SSLConfig, SSLMethod
+from emim_nnunet.networks import materialise
 
 
 def planned_network(
@@ -36,3 +40,39 @@ def planned_network(
             allow_init=seed is not None,
             deep_supervision=deep_supervision,
         )
+
+
+def planned_method(
+    method_class: type[SSLMethod],
+    architecture: dict[str, Any],
+    channels: int,
+    patch_size: Sequence[int],
+    config: SSLConfig,
+    *,
+    seed: int | None,
+) -> SSLMethod:
+    """An SSL method around the encoder of a configuration, as it is before training.
+
+    Args:
+        method_class: The method.
+        architecture: Of the configuration.
+        channels: Of the image.
+        patch_size: Voxels per axis, what the encoder takes.
+        config: Settings of the method.
+        seed: All weights are a function of it, whatever the global generator; None = torch's initialisation, from the global
+            generator: for fake tensors, which have no values and cannot come from the meta device.
+
+    Returns:
+        The method, on the CPU.
+    """
+    heads = 2  # the decoder is not looked at
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is None:
+            encoder = planned_network(architecture, channels, heads, deep_supervision=False).encoder
+        else:
+            torch.manual_seed(seed)
+            with torch.device("meta"):
+                unet = planned_network(architecture, channels, heads, deep_supervision=False)
+            materialise(unet.encoder, unet.initialize)
+            encoder = unet.encoder
+        return method_class(encoder, channels, patch_size, config)

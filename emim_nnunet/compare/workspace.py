@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from emim_nnunet.checkpoints.io import write_json
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.dataloading.splits import SPLITS, read_splits
 from emim_nnunet.errors import UserError
 
 SSL_FOLD = 0
@@ -82,18 +82,18 @@ class Workspace:
         Raises:
             UserError: The folder holds a comparison of other cases.
         """
-        for name in FOLDERS:
-            (self.output / name).mkdir(parents=True, exist_ok=True)
-        self.preprocessed.mkdir(exist_ok=True)
-        file = self.preprocessed / "splits_final.json"
-        if file.is_file() and json.loads(file.read_text()) != splits:
+        file = self.preprocessed / SPLITS
+        if file.is_file() and read_splits(self.preprocessed) != splits:
             raise UserError(
                 f"{self.output} holds a comparison with other cases, seeds or numbers of labelled cases: choose another folder "
                 f"with -o"
             )
+        for name in FOLDERS:
+            (self.output / name).mkdir(parents=True, exist_ok=True)
+        self.preprocessed.mkdir(exist_ok=True)
         for entry in self.dataset_folder.iterdir():
             link = self.preprocessed / entry.name
-            written_here = entry.name in ("splits_final.json", f"{self.plans_name}.json")
+            written_here = entry.name in (SPLITS, f"{self.plans_name}.json")
             if not written_here and not link.is_symlink():
                 link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
         plans = self.plans | {"configurations": self.plans["configurations"] | configurations}

@@ -16,8 +16,10 @@ class SSLConfig:
 
     Attributes:
         cell_size: Voxels of a cell per axis: what is masked as a whole, and the grain in which features are looked at.
+        without_effect: Names of inherited settings that the method does not use.
     """
 
+    without_effect: ClassVar[tuple[str, ...]] = ()
     cell_size: tuple[int, ...]
 
 

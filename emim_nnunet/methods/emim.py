@@ -27,7 +27,7 @@ SECOND_VIEWS = ("original", "masked")
 
 @dataclass(frozen=True, kw_only=True)
 class EMIMConfig(MIMConfig):
-    """Settings of E-MIM; those of :class:`MIMConfig` and the following. ``mask_ratio`` has no effect.
+    """Settings of E-MIM; those of :class:`MIMConfig` but for ``mask_ratio``, and the following.
 
     Attributes:
         fill: A learned number per modality by default: in z-scored, skull-stripped data 0 is the background, so filling
@@ -42,6 +42,7 @@ class EMIMConfig(MIMConfig):
         original_view_gradient: Whether gradients flow through the original view.
     """
 
+    without_effect: ClassVar[tuple[str, ...]] = ("mask_ratio",)
     fill: str = "learned"
     barlow_weight: float = 0.1
     barlow_kappa: float = 20.0

@@ -55,6 +55,7 @@ class MaskInMaskConfig(MIMConfig):
             None = all.
     """
 
+    without_effect: ClassVar[tuple[str, ...]] = ("mask_ratio",)
     norm_pix: bool = True
     norm_pix_floor: float = 0.01
     parent_factor: tuple[int, ...] = ()

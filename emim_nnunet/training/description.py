@@ -26,6 +26,11 @@ def describe_cases(cases: StageCases) -> list[str]:
     return [*lines, "Measured on the training cases: this fold holds out no case"]
 
 
+def describe_unused(keys: Sequence[str]) -> list[str]:
+    """Settings that change nothing, where there are any."""
+    return [f"Settings of other methods, without effect here: {', '.join(keys)}"] if keys else []
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - MAX_LISTED} more (all are in the checkpoint)" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from emim_nnunet.boxes import centre_box
 from emim_nnunet.checkpoints.channels import any_known, explain
 from emim_nnunet.checkpoints.encoder import load_encoder
+from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.config import config_from_block
 from emim_nnunet.dataloading.augmentation import clear_outside_
@@ -27,6 +28,7 @@ from emim_nnunet.masking import grid_size, voxels_to_cells
 from emim_nnunet.methods import method_class
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
+from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training.collapse_monitor import update_probe
 from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
@@ -92,14 +94,13 @@ def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
 
 
 def _method(source: EncoderSource) -> SSLMethod:
-    """The SSL method of a checkpoint as it was before training."""
+    """The SSL method of a checkpoint as it was before the first step, tensor by tensor."""
     kind = method_class(source.checkpoint["method"])
     config = config_from_block(kind.config_class, source.checkpoint["emim"])
-    seed = source.checkpoint["seed"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = source.fresh_network(source.num_channels, seed).encoder
-        return kind(encoder, source.num_channels, source.patch_size, config)
+    with planned(f"the network that {source.path} describes cannot be built", "is it a whole checkpoint?"):
+        return planned_method(
+            kind, source.architecture, source.num_channels, source.patch_size, config, seed=source.checkpoint["seed"]
+        )
 
 
 class Diagnosis:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +21,11 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
 from emim_nnunet.training.ssl_trainer import SSLTrainer
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 WARMUP_STEPS = 2
 DRAINED_BATCHES = 32  # more than any loader keeps ready
@@ -46,7 +51,7 @@ class StageEstimate:
         patches_per_second: In training, whichever of step and loading is slower.
         hours: Of the whole stage.
         peak_memory_gigabytes: 1e9 bytes; of the GPU as torch allocates it; on the CPU of the process, an
-            earlier stage included.
+            earlier stage included; None where the system does not tell (Windows, without a GPU).
         counted_memory_gigabytes: What the planner counts with for a GPU, see :mod:`emim_nnunet.planners.memory`.
         checkpoint_gigabytes: One checkpoint.
         disk_gigabytes: All checkpoints that are kept at once.
@@ -64,7 +69,7 @@ class StageEstimate:
     validation_seconds: float
     patches_per_second: float
     hours: float
-    peak_memory_gigabytes: float
+    peak_memory_gigabytes: float | None
     counted_memory_gigabytes: float
     checkpoint_gigabytes: float
     disk_gigabytes: float
@@ -78,13 +83,14 @@ class StageEstimate:
             if slow
             else f"{self.loading_seconds:.2f} s a batch, hidden behind the step"
         )
+        peak = "not measured" if self.peak_memory_gigabytes is None else f"{self.peak_memory_gigabytes:.1f} GB"
         return [
             f"{self.stage} ({self.trainer}, {self.device}): {self.hours:.1f} h = {self.num_epochs} epochs of "
             f"{self.num_iterations_per_epoch} steps of {self.batch_size} patches",
             f"  step {self.step_seconds:.2f} s (the first {self.first_step_seconds:.1f} s), "
             f"{self.patches_per_second:.2f} patches/s; validation {self.validation_seconds:.0f} s an epoch",
             f"  loading {loading}",
-            f"  peak memory {self.peak_memory_gigabytes:.1f} GB (counted for a GPU by the planner: "
+            f"  peak memory {peak} (counted for a GPU by the planner: "
             f"{self.counted_memory_gigabytes:.1f} GB); checkpoint {self.checkpoint_gigabytes:.2f} GB, at most "
             f"{self.disk_gigabytes:.2f} GB at once",
         ]
@@ -186,7 +192,7 @@ def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Itera
         validation_seconds=validate,
         patches_per_second=batch_size / paced,
         hours=trainer.num_epochs * (trainer.num_iterations_per_epoch * paced + validate) / 3600,
-        peak_memory_gigabytes=_peak_bytes(trainer.device) / 1e9,
+        peak_memory_gigabytes=_peak_gigabytes(trainer.device),
         counted_memory_gigabytes=_counted_gigabytes(trainer),
         checkpoint_gigabytes=checkpoint / 1e9,
         disk_gigabytes=checkpoint * (SSL_CHECKPOINTS if is_ssl else NNUNET_CHECKPOINTS) / 1e9,
@@ -209,10 +215,13 @@ def _counted_gigabytes(trainer: nnUNetTrainer) -> float:
     return segmentation_gigabytes(plan, channels, trainer.label_manager)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _peak_gigabytes(device: torch.device) -> float | None:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return torch.cuda.max_memory_allocated() / 1e9
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _checkpoint_bytes(trainer: nnUNetTrainer) -> int:

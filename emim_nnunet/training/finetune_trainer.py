@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
+from copy import copy
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -85,14 +85,17 @@ class FinetuneTrainer(nnUNetTrainer):
         self._resumed = self._trained = False
         self._interruption = Interruption()
         self._folder = OutputFolder(self.output_folder, self.local_rank)
-        self._fresh_encoder: dict[str, Tensor] = {}
+        self._weights_given = False
 
     def initialize(self) -> None:
-        """As in nnU-Net; remembers the fresh encoder, to see later whether ``-pretrained_weights`` replaced it."""
+        """As in nnU-Net; notes whether weights are loaded into the encoder from then on: ``-pretrained_weights`` does that."""
         self._seed()
         super().initialize()
         self.dataset_class = without_code(self.dataset_class)
-        self._fresh_encoder = {k: v.detach().cpu().clone() for k, v in self.encoder.state_dict().items()}
+        self._loading = self.encoder.register_load_state_dict_post_hook(self._note_given_weights)
+
+    def _note_given_weights(self, *of_the_hook: object) -> None:
+        self._weights_given = True
 
     @staticmethod
     def build_network_architecture(
@@ -196,16 +199,16 @@ class FinetuneTrainer(nnUNetTrainer):
             torch.manual_seed(seed)
 
     def _prepare_encoder(self) -> None:
+        self._loading.remove()
         if self._resumed:
             return
-        if any(not torch.equal(v.cpu(), self._fresh_encoder[k]) for k, v in self.encoder.state_dict().items()):
+        if self._weights_given:
             require_finite(self.encoder.state_dict(), "the encoder of -pretrained_weights")
             self.print_to_log_file("Encoder: from -pretrained_weights")
         elif self.config.finetune_init == "scratch":
             self.print_to_log_file("Encoder: from scratch (finetune_init)")
         else:
             self._load_from_ssl_stage()
-        self._fresh_encoder = {}
 
     def _load_from_ssl_stage(self) -> None:
         ssl_fold = "all" if self.config.finetune_ssl_fold == "all" else self.fold
@@ -287,9 +290,6 @@ class FinetuneTrainer(nnUNetTrainer):
             super().save_checkpoint(filename)
             return
         self._folder.check()
-        buffer = io.BytesIO()
-        super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
-        buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written by ourselves
-        checkpoint["trainer_name"] = self.stored_trainer_name or type(self).__name__
-        atomic_write(Path(filename), lambda file: torch.save(checkpoint, file))
+        named = copy(self)  # nnU-Net stores the name of the object's class
+        named.__class__ = type(self.stored_trainer_name or type(self).__name__, (type(self),), {})
+        atomic_write(Path(filename), super(FinetuneTrainer, named).save_checkpoint)  # torch.save takes files as well

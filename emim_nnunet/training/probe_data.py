@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from emim_nnunet.checkpoints.channels import channel_names
@@ -14,6 +13,7 @@ from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.dataloading.crops import Case, CropDataset
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.dataloading.splits import read_splits
 from emim_nnunet.errors import UserError
 
 
@@ -80,13 +80,13 @@ def find_data(source: EncoderSource, dataset_id: int, plans_name: str | None, co
     if not present:
         raise UserError(f"no preprocessed case in {folder}: preprocess configuration {configuration} first")
     held_out = _held_out(source, dataset_folder)
-    chosen = [case for case in present if case.identifier in held_out] or present
-    known = source.dataset_name == dataset_folder.name
+    validation = [case for case in present if case.identifier in (held_out or [])]
+    chosen = validation or present
     labelled = [case for case in chosen if case.folder == folder]
     labels = plans.get_label_manager(dataset_json).all_labels
     return ProbeData(
         cases=chosen,
-        held_out=bool(held_out) if known else None,
+        held_out=None if held_out is None else bool(validation),
         labelled=labelled if len(labelled) > 1 else [case for case in present if case.folder == folder],
         configuration=manager,
         channel_names=channel_names(dataset_json),
@@ -94,13 +94,17 @@ def find_data(source: EncoderSource, dataset_id: int, plans_name: str | None, co
     )
 
 
-def _held_out(source: EncoderSource, dataset_folder: Path) -> list[str]:
-    """Ids of the validation cases of the fold that the network was trained on; none where it is unknown."""
+def _held_out(source: EncoderSource, dataset_folder: Path) -> list[str] | None:
+    """Ids of the validation cases of the fold that the network was trained on; None where they are unknown.
+
+    For a fold that is not in the split nnU-Net draws a random one, which nobody notes.
+    """
     if source.dataset_name != dataset_folder.name:
-        return []
+        return None
     if "validation_cases" in source.checkpoint:
         return source.checkpoint["validation_cases"]
-    splits = dataset_folder / "splits_final.json"
-    if not isinstance(source.fold, int) or not splits.is_file():
+    if source.fold == "all":
         return []
-    return load_json(str(splits))[source.fold]["val"]
+    splits = read_splits(dataset_folder)
+    known = isinstance(source.fold, int) and 0 <= source.fold < len(splits)
+    return splits[source.fold]["val"] if known else None

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from emim_nnunet.boxes import centre_box
 from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
+from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.config import config_from_block, require
 from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
 from emim_nnunet.dataloading.checksums import case_digests
@@ -33,13 +34,13 @@ from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
-from emim_nnunet.networks import materialise, own_norm_outputs
+from emim_nnunet.networks import own_norm_outputs
 from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
 from emim_nnunet.training.collapse_monitor import CollapseMonitor
 from emim_nnunet.training.config import TrainingConfig
-from emim_nnunet.training.description import describe_cases, describe_cost
+from emim_nnunet.training.description import describe_cases, describe_cost, describe_unused
 from emim_nnunet.training.epoch_report import log_lines, mean_terms, record_on, save_reconstructions, step_record
 from emim_nnunet.training.faults import SkippedSteps, explained, read_later, when_there_is_space
 from emim_nnunet.training.interruption import Interruption, outlive_signals
@@ -87,6 +88,8 @@ class SSLTrainer(nnUNetTrainer):
         self.block = stage.read_block(plans, configuration)
         self.config = config_from_block(TrainingConfig, self.block)
         self.method_config = config_from_block(self.method_class.config_class, self.block)
+        if not self._asked_to_continue:  # earlier versions took it
+            stage.refuse_settings_without_effect(self.block, self.method_class)
         with planned(f"configuration '{configuration}' of the plans cannot be used"):
             about = PlansManager(plans).get_configuration(configuration)
             require(about.previous_stage_name is None, f"'{configuration}' is a cascade stage: pretrain '3d_fullres'")
@@ -152,21 +155,15 @@ class SSLTrainer(nnUNetTrainer):
         self.was_initialized = True
 
     def _build_method(self) -> SSLMethod:
-        # nnU-Net initialises with the global generator; a fork makes the start a function of the seed alone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            with torch.device("meta"):
-                unet = self.build_network_architecture(
-                    self.plans_manager,
-                    self.configuration_manager,
-                    self.num_input_channels,
-                    self.label_manager.num_segmentation_heads,
-                    False,
-                )
-            materialise(unet.encoder, unet.initialize)
-            return self.method_class(
-                unet.encoder, self.num_input_channels, self.configuration_manager.patch_size, self.method_config
-            )
+        """As it is before the first step: a function of the seed alone."""
+        return planned_method(
+            self.method_class,
+            self.configuration_manager.configuration["architecture"],
+            self.num_input_channels,
+            self.configuration_manager.patch_size,
+            self.method_config,
+            seed=self.config.seed,
+        )
 
     @property
     def method(self) -> SSLMethod:
@@ -305,6 +302,7 @@ class SSLTrainer(nnUNetTrainer):
         for line in [
             f"SSL stage: {self.method_class.__name__}, {self.method_config}",
             f"{self.config}",
+            *describe_unused(stage.settings_without_effect(self.block, self.method_class.config_class)),
             *describe_cases(self.cases),
             *([] if self._case_digests else [NO_CHECKSUMS]),
         ]:

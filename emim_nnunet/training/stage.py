@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from nnunetv2.paths import nnUNet_results
 
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.checkpoints.schema import CONTINUED, check_content
-from emim_nnunet.config import check_known_keys, config_from_block, emim_block
+from emim_nnunet.config import check_known_keys, config_from_block, emim_block, require
 from emim_nnunet.dataloading.crops import Case
 from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.dataloading.splits import check_fold, ensure_splits, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
+from emim_nnunet.methods.base import SSLConfig, SSLMethod
+from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
 from emim_nnunet.plans import check_plans
 from emim_nnunet.training.config import FinetuneConfig, TrainingConfig
 
@@ -36,6 +38,34 @@ def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     config_from_block(TrainingConfig, block)
     config_from_block(FinetuneConfig, block)
     return block
+
+
+def settings_without_effect(block: dict[str, Any], config_class: type[SSLConfig]) -> list[str]:
+    """Keys of the block that somebody set for another method than the one that runs.
+
+    Args:
+        block: A resolved ``emim`` block.
+        config_class: Of the method that runs.
+
+    Returns:
+        Sorted; without what the planner writes for all methods, and without null.
+    """
+    used = {field.name for field in fields(config_class)} - set(config_class.without_effect)
+    of_methods = {field.name for method in config_classes() for field in fields(method)}
+    return sorted(k for k in of_methods - used - set(PLANNED_KEYS) if block.get(k) is not None)
+
+
+def refuse_settings_without_effect(block: dict[str, Any], method: type[SSLMethod]) -> None:
+    """Refuse what looks like a setting of the method, being one of those that it inherits, and is not.
+
+    Raises:
+        UserError: Naming the first one.
+    """
+    for key in method.config_class.without_effect:
+        require(
+            block.get(key) is None,
+            f"{key} has no effect with {method.__name__}: take it out, or set it to null in a configuration that inherits",
+        )
 
 
 def prepare_splits(labelled: Path, fold: int | str) -> None:

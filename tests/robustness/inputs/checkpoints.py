@@ -14,10 +14,11 @@ from tests.robustness.inputs.spoiling import (
     edit_checkpoint,
     edit_plans,
     final,
+    preprocessed,
     training,
     two_classes,
 )
-from tests.robustness.inputs.table import bad
+from tests.robustness.inputs.table import bad, good
 from tests.robustness.world import DATASET_ID, stage_folder
 
 
@@ -224,3 +225,40 @@ def diagnose_an_impossible_network(world: Path) -> list[str]:
 
     edit_checkpoint(final(world), change)
     return [str(final(world)), "-d", DATASET_ID, "-o", str(world / "report"), "-device", "cpu"]
+
+
+def of_nnunet(world: Path, fold: int) -> list[str]:
+    """Arguments of a diagnosis of the stage's encoder in a checkpoint as nnU-Net writes it."""
+
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        about = {key: content[key] for key in ("plans", "configuration", "dataset_json")} | {"fold": fold}
+        weights = {k: v for k, v in content["network_weights"].items() if k.startswith("encoder.")}
+        return {"network_weights": weights, "init_args": about, "current_epoch": 1, "trainer_name": "nnUNetTrainer"}
+
+    report = ["-o", str(world / "report"), "-device", "cpu", "--patches", "2"]
+    return [str(edit_checkpoint(final(world), change)), "-d", DATASET_ID, *report]
+
+
+@good("diagnose")
+def diagnose_a_fold_that_is_not_in_the_split(world: Path) -> list[str]:
+    return of_nnunet(world, 7)
+
+
+@bad("diagnose", r"splits_final.json cannot be read as JSON")
+def diagnose_beside_a_damaged_split(world: Path) -> list[str]:
+    (preprocessed(world) / "splits_final.json").write_text("[{")
+    return of_nnunet(world, 0)
+
+
+@bad("diagnose", r"splits_final.json must be a list of folds")
+def diagnose_beside_a_split_of_wrong_form(world: Path) -> list[str]:
+    (preprocessed(world) / "splits_final.json").write_text('{"train": []}')
+    return of_nnunet(world, 0)
+
+
+@bad("classify", r"written by a newer emim_nnunet \(format 99\): update")
+def predict_with_a_classifier_from_the_future(world: Path) -> list[str]:
+    file = world / "classifier.pth"
+    shutil.copy(final(world), file)
+    edit_checkpoint(file, lambda content: {"format": "emim_nnunet.classifier", "format_version": 99})
+    return ["predict", str(file), DATASET_ID, "-o", str(world / "p.csv"), "-device", "cpu"]

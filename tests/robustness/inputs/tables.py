@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.robustness.inputs.spoiling import classify, damaged_checkpoint
 from tests.robustness.inputs.table import bad
-from tests.robustness.world import DATASET_ID
+from tests.robustness.world import DATASET, DATASET_ID
 
 
 @bad("classify", r"has no column 'case'")
@@ -93,3 +93,11 @@ def demo_over_something(world: Path) -> list[str]:
     (world / "demo").mkdir()
     (world / "demo" / "precious.txt").write_text("mine")
     return ["-o", str(world / "demo")]
+
+
+@bad("compare", r"splits_final.json cannot be read as JSON")
+def compare_again_beside_a_damaged_split(world: Path) -> list[str]:
+    folder = world / "comparison" / "nnUNet_preprocessed" / DATASET
+    folder.mkdir(parents=True)
+    (folder / "splits_final.json").write_text("[{")
+    return [DATASET_ID, "tiny", "-o", str(world / "comparison"), "-device", "cpu"]

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from measure.data import PLANS
 
-from tests.robustness.inputs.spoiling import classify, edit_json, edit_plans, final, preprocessed, training
+from tests.robustness.inputs.spoiling import (
+    changed_plans,
+    classify,
+    edit_json,
+    edit_plans,
+    final,
+    preprocessed,
+    training,
+)
 from tests.robustness.inputs.table import bad, good
 from tests.robustness.world import DATASET, DATASET_ID, TRAINER
 from tests.robustness.world import pretrain as pretraining
@@ -312,3 +320,9 @@ def device_of_another_name(world: Path) -> list[str]:
 @good("train", CUDA_VISIBLE_DEVICES="")
 def no_gpu_and_no_device_named(world: Path) -> list[str]:
     return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "--c"]  # finished: nothing is trained
+
+
+@bad("pretrain", r"mask_ratio has no effect with EMIM: take it out, or set it to null")
+def setting_that_would_change_nothing(world: Path) -> list[str]:
+    changed_plans(world, lambda plans, tiny: tiny["emim"].update(mask_ratio=0.75))
+    return pretraining()
