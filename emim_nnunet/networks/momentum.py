@@ -43,6 +43,10 @@ class KeyQueue(nn.Module):
         width: Columns of a key.
     """
 
+    keys: Tensor
+    subjects: Tensor
+    position: Tensor
+
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.register_buffer("keys", F.normalize(torch.randn(size, width), dim=1))
