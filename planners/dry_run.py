@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.config import config_from_block
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.networks import own_norm_outputs
+from emim_nnunet.networks import encoder_of, own_norm_outputs
 
 
 def fake_stage(
@@ -43,7 +43,7 @@ def fake_stage(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does, without harm
-        encoder = planned_network(plan["architecture"], channels, 2, deep_supervision=False).encoder
+        encoder = encoder_of(planned_network(plan["architecture"], channels, 2, deep_supervision=False))
         method = method_class(encoder, channels, patch_size, config)
         own_norm_outputs(method)
     # one sample's draws, as many times as there are samples: their values do not matter

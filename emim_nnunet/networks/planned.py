@@ -36,6 +36,9 @@ class PlannedEncoder(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """As of every ``nn.Module``."""
 
+    def eval(self) -> object:
+        """As of every ``nn.Module``."""
+
 
 def encoder_of(network: nn.Module) -> PlannedEncoder:
     """The encoder of a network that nnU-Net planned.
