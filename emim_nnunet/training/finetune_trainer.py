@@ -58,12 +58,13 @@ class FinetuneTrainer(nnUNetTrainer):
     ssl_trainer_class: ClassVar[type[SSLTrainer]]
     runs_ssl_stage: ClassVar[bool] = False
     stored_trainer_name: ClassVar[str | None] = STOCK_TRAINER  # None = its own
+    dataset_class: type
 
     def __init__(
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
@@ -116,7 +117,7 @@ class FinetuneTrainer(nnUNetTrainer):
     def encoder(self) -> nn.Module:
         """The encoder without DDP and torch.compile around it."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return (network._orig_mod if isinstance(network, OptimizedModule) else network).encoder
+        return (network._orig_mod if isinstance(network, OptimizedModule) else network).get_submodule("encoder")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """nnU-Net's SGD; linear warm-up before its polynomial decay."""
@@ -288,7 +289,7 @@ class FinetuneTrainer(nnUNetTrainer):
             return
         self._folder.check()
         buffer = io.BytesIO()
-        super().save_checkpoint(buffer)  # type: ignore[arg-type] - torch.save takes files as well
+        super().save_checkpoint(buffer)  # torch.save takes files as well
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)  # just written by ourselves
         checkpoint["trainer_name"] = self.stored_trainer_name or type(self).__name__
