@@ -15,9 +15,10 @@ demo: $(STAMP)
 	$(BIN)/emim_demo -o demo --overwrite
 
 lint: $(STAMP)
-	$(BIN)/python -m pip install --quiet ruff
+	$(BIN)/python -m pip install --quiet ruff mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 # the whole installation, nnU-Net and torch with CUDA included, is about 6 GB; a venv without pip is one that failed half-way
 $(STAMP): setup.py pyproject.toml

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,7 @@ class DatasetFamily:
             return case, case
 
 
-def suffix_rules(case: str, suffixes: dict[str, Sequence[str]], example: str) -> tuple[FileRule, ...]:
+def suffix_rules(case: str, suffixes: Mapping[str, Sequence[str]], example: str) -> tuple[FileRule, ...]:
     """One rule for files named CASE-SUFFIX or CASE_SUFFIX, in any folder.
 
     Args:

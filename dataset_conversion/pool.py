@@ -93,9 +93,10 @@ def _table(folder: Path, wanted: Sequence[str]) -> list[str]:
     totals = [sum(column) for column in zip(*rows.values(), strict=True)]
     first = max(map(len, [*rows, "all"]))
     widths = [max(len(head), len(str(total))) for head, total in zip(["cases", *wanted], totals, strict=True)]
+    table: dict[str, list[Any]] = {"": ["cases", *wanted], **rows, "all": totals}
     lines = [
         "  ".join([name.ljust(first), *(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))])
-        for name, row in {"": ["cases", *wanted], **rows, "all": totals}.items()
+        for name, row in table.items()
     ]
     rare = [n for n, number in zip(wanted, totals[1:], strict=True) if number < RARE * totals[0]]
     if rare:
@@ -206,7 +207,7 @@ def _write(
         description=f"Pool of {', '.join(counts)}",
         converted_by=f"emim_nnunet {versions()['emim_nnunet']}",
     )
-    facts = {ORIGINS: origins, PATIENTS: patients, MISSING: missing}
+    facts: dict[str, Any] = {ORIGINS: origins, PATIENTS: patients, MISSING: missing}
     facts["provenance.json"] = {"pool_of": counts, "channels": wanted, "versions": versions()}
     facts["provenance.json"]["cases"] = {case: {"orientation_known": False} for case in sorted(unsaid)}
     for file, content in facts.items():

@@ -96,10 +96,10 @@ def remarks(family: DatasetFamily, cases: Sequence[SourceCase], options: Options
     texts = [places for case in cases for places in case.header_text.values()]
     if texts and not options.strip_header:
         fields = ", ".join(f"{n} {field}" for field, n in Counter(f for places in texts for f in places).most_common())
-        help_ = "without --link, --strip_header leaves it out" if options.link else "--strip_header leaves it out"
+        remedy = "without --link, --strip_header leaves it out" if options.link else "--strip_header leaves it out"
         lines.append(
             f"{len(texts)} image files hold text in their headers ({fields}), which may say who a patient is, and goes with "
-            f"them: {help_} ({PAGE})"
+            f"them: {remedy} ({PAGE})"
         )
     outside = {case.identifier: case.label_outside_mask for case in cases if case.label_outside_mask}
     if outside:

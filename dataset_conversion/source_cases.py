@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -243,7 +243,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
 
 def _wins(family: DatasetFamily, file: SourceFile, other: SourceFile) -> bool:
     if family.preferred is None:
-        return
+        return False
     here, there = (re.fullmatch(family.preferred, f.path.as_posix(), re.IGNORECASE) for f in (file, other))
     return here is not None and there is None
 
@@ -325,11 +325,12 @@ def _look_at(channel: str, case: SourceCase, result: Remedied) -> None:
     voxels = sitk.GetArrayViewFromImage(result.image)
     if not voxels.any():
         case.problems.append(f"{case.files[channel].path} would be 0 everywhere after masking or resampling")
-    for noted, value in (
+    notes: list[tuple[dict[str, Any], Any]] = [
         (case.background, wrong_background(voxels)),
         (case.set_to_zero, result.set_to_zero),
         (case.filled_with, result.filled_with),
-    ):
+    ]
+    for noted, value in notes:
         if value is not None:
             noted[channel] = value
 
@@ -442,7 +443,8 @@ def _finite_on_disk(path: Path) -> bool:
     """Whether all stored numbers are finite; ITK replaces NaN and Inf by 0 without a word when it reads NIfTI."""
     if ".nii" not in path.name.lower():
         return True
-    stored = nib.load(path).dataobj
+    image: Any = nib.load(path)  # nibabel does not say of which kind
+    stored = image.dataobj
     return stored.dtype.kind != "f" or bool(np.isfinite(stored.get_unscaled()).all())
 
 

@@ -5,7 +5,7 @@ Positions stay tensors on the device: nothing here waits for it. B batch, C chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -137,4 +137,5 @@ def adaptive_pool(image: Tensor, grid: Sequence[int]) -> Tensor:
     Returns:
         (B, C, *grid).
     """
-    return (F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d)(image, tuple(grid))
+    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    return pool(image, tuple(grid))

@@ -83,7 +83,7 @@ def config_from_block(config_class: type[Config], block: dict[str, Any]) -> Conf
     """
     hints = get_type_hints(config_class)
     values = {}
-    for field in fields(config_class):  # type: ignore[arg-type]
+    for field in fields(config_class):  # type: ignore[arg-type]  # typing has no bound for dataclasses
         if field.name in block:
             values[field.name] = _checked(block[field.name], hints[field.name], field.name)
             _check_size(values[field.name], field.name)

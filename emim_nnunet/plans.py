@@ -139,7 +139,7 @@ def check_architecture(architecture: Any, where: str) -> None:
 
 def _check_configuration(content: dict[str, Any], where: str) -> None:
     _require_folder_name(content.get("data_identifier"), f"'data_identifier' of {where}")
-    patch = content.get("patch_size")
+    patch: Any = content.get("patch_size")
     _require(
         isinstance(patch, list) and len(patch) in (2, 3) and all(_is_count(size, "patch_size") for size in patch),
         f"'patch_size' of {where} must be 2 or 3 whole numbers up to {LIMITS['patch_size']}",
@@ -148,7 +148,7 @@ def _check_configuration(content: dict[str, Any], where: str) -> None:
         _is_count(content.get("batch_size"), "batch_size"),
         f"'batch_size' of {where} must be a whole number up to {LIMITS['batch_size']}",
     )
-    spacing = content.get("spacing")
+    spacing: Any = content.get("spacing")
     _require(
         isinstance(spacing, list) and len(spacing) == len(patch) and all(map(_is_positive, spacing)),
         f"'spacing' of {where} must be {len(patch)} positive numbers",

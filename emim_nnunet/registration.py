@@ -67,7 +67,7 @@ def look_up_own_trainers_first(module: ModuleType) -> None:
                 f"-tr {trainer_name}: there is no such trainer; those of this package are {known}"
             ) from error
 
-    module.recursive_find_trainer_class_by_name = look_up
+    module.recursive_find_trainer_class_by_name = look_up  # type: ignore[attr-defined]  # of nnU-Net, which has no types
 
 
 def registered_module() -> Path:
@@ -145,7 +145,7 @@ def report_user_errors() -> None:
         sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
         raise SystemExit(EXIT_USER_ERROR)
 
-    hook.reports_user_errors = True  # type: ignore[attr-defined]
+    hook.reports_user_errors = True  # type: ignore[attr-defined]  # a mark of our own on a function
     sys.excepthook = hook
 
 

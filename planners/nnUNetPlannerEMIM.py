@@ -53,6 +53,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     """
 
     like: ClassVar[Like | None] = None  # set in a subclass, because nnU-Net makes the planner
+    dataset_fingerprint: dict[str, Any]
+    UNet_vram_target_GB: float
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     def _stock_plan(self, *request: Any) -> dict[str, Any]:
         plan = super().get_plans_for_configuration(*request)
         like = self.like
-        if not self._is_like(plan):
+        if like is None or not self._is_like(plan):
             return plan
         return plan | {
             "patch_size": list(like.patch_size),

@@ -25,6 +25,7 @@ def adaptation_plan(
     Returns:
         Plain numbers, strings, lists and dicts.
     """
+    about: Any = network  # torch does not know these attributes of nnU-Net's
     return {
         "architecture_plans": {
             "arch_class_name": architecture["network_class_name"],
@@ -38,8 +39,8 @@ def adaptation_plan(
         },
         "pretrain_num_input_channels": num_channels,
         "recommended_downstream_patchsize": list(patch_size),
-        "key_to_encoder": network.key_to_encoder,
-        "key_to_stem": network.key_to_stem,
-        "keys_to_in_proj": list(network.keys_to_in_proj),
-        "key_to_lpe": network.key_to_lpe,
+        "key_to_encoder": about.key_to_encoder,
+        "key_to_stem": about.key_to_stem,
+        "keys_to_in_proj": list(about.keys_to_in_proj),
+        "key_to_lpe": about.key_to_lpe,
     }

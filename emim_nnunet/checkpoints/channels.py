@@ -21,7 +21,7 @@ STANDARD = {alias: name for name, aliases in ALIASES.items() for alias in aliase
 
 def channel_names(dataset_json: dict[str, Any]) -> list[str]:
     """Names of the channels in nnU-Net's order (``modality`` is the name of the key in old data sets)."""
-    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    names: Any = dataset_json.get("channel_names", dataset_json.get("modality"))
     return [names[key] for key in sorted(names, key=int)]
 
 

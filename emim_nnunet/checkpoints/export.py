@@ -81,9 +81,9 @@ def export(
     network = planned_network(
         target.configuration["architecture"], channels, heads, deep_supervision=True, seed=DECODER_SEED
     )
-    state = encoder_state(source.checkpoint)
+    encoder, state = network.get_submodule("encoder"), encoder_state(source.checkpoint)
     names = channel_names(dataset_json)
-    adapted = load_encoder(network.encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
+    adapted = load_encoder(encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
     provenance = _provenance(source) | {"adapted": adapted, "channel_names": names}
     plan = adaptation_plan(
         target.configuration["architecture"],
@@ -93,7 +93,7 @@ def export(
         num_channels=channels,
     )
     save_checkpoint(_content(network.state_dict(), plan, provenance), output)
-    return _summary(provenance, network.encoder, adapted)
+    return _summary(provenance, encoder, adapted)
 
 
 def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -> ExportSummary:
@@ -115,8 +115,10 @@ def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -
     if source.checkpoint.get("format") != SSL_FORMAT:
         raise UserError(f"{checkpoint_path} is no checkpoint of an SSL stage: its encoder cannot be exported alone")
     network = source.fresh_network(source.num_channels, DECODER_SEED)
-    load_encoder(network.encoder, encoder_state(source.checkpoint), source=str(checkpoint_path))
-    encoder = network.encoder.half() if half else network.encoder
+    encoder = network.get_submodule("encoder")
+    load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint_path))
+    if half:
+        encoder.half()
     configuration = PlansManager(source.checkpoint["plans"]).get_configuration(source.configuration)
     plan = adaptation_plan(
         source.architecture,

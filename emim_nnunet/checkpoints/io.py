@@ -38,7 +38,8 @@ class _Checksummed:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.checksum, self.error = file, 0, None
+        self.file, self.checksum = file, 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:

@@ -31,8 +31,8 @@ def find_checkpoint(path: Path, fold: str | None = None) -> Path:
     if path.is_file():
         return path
     folds = [path / f"fold_{fold}"] if fold is not None else [path, *sorted(path.glob("fold_*"))]
-    found = [next((f / name for name in CHECKPOINT_NAMES if (f / name).is_file()), None) for f in folds]
-    found = [file for file in found if file is not None]
+    per_fold = [next((f / name for name in CHECKPOINT_NAMES if (f / name).is_file()), None) for f in folds]
+    found = [file for file in per_fold if file is not None]
     if len(found) == 1 or (found and found[0].parent == path):
         return found[0]
     if found:

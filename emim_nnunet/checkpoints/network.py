@@ -10,7 +10,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
-from emim_nnunet.networks import materialise
+from emim_nnunet.networks import encoder_of, materialise
 
 
 def planned_network(
@@ -68,11 +68,10 @@ def planned_method(
     heads = 2  # the decoder is not looked at
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is None:
-            encoder = planned_network(architecture, channels, heads, deep_supervision=False).encoder
+            unet: Any = planned_network(architecture, channels, heads, deep_supervision=False)
         else:
             torch.manual_seed(seed)
             with torch.device("meta"):
                 unet = planned_network(architecture, channels, heads, deep_supervision=False)
             materialise(unet.encoder, unet.initialize)
-            encoder = unet.encoder
-        return method_class(encoder, channels, patch_size, config)
+        return method_class(encoder_of(unet), channels, patch_size, config)

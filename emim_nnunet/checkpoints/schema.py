@@ -44,7 +44,7 @@ def _names_channels(dataset_json: Any) -> bool:
     """Whether the channels have names and the numbers from 0 on."""
     if not isinstance(dataset_json, dict):
         return False
-    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    names: Any = dataset_json.get("channel_names", dataset_json.get("modality"))
     return _dict_of(_is(str))(names) and sorted(names) == sorted(map(str, range(len(names))))
 
 

@@ -80,11 +80,11 @@ class EncoderSource:
         Raises:
             UserError: The weights do not fit the architecture that the checkpoint describes.
         """
-        network = self.fresh_network(len(channel_names), seed=0)
+        encoder = self.fresh_network(len(channel_names), seed=0).get_submodule("encoder")
         names = (self.channel_names, channel_names)
         state = encoder_state(self.checkpoint)
-        adapted = load_encoder(network.encoder, state, source=str(self.path), names=names, finite=False)
-        return network.encoder, adapted
+        adapted = load_encoder(encoder, state, source=str(self.path), names=names, finite=False)
+        return encoder, adapted
 
 
 def read_source(path: Path) -> EncoderSource:

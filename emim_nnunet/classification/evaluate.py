@@ -144,7 +144,8 @@ def bootstrap(
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     if not samples:
         return {key: (float("nan"), float("nan")) for key in score(true, predicted)}
-    return {key: tuple(map(float, np.nanquantile([s[key] for s in samples], tails))) for key in samples[0]}
+    ends = {key: np.nanquantile([s[key] for s in samples], tails) for key in samples[0]}
+    return {key: (float(lower), float(upper)) for key, (lower, upper) in ends.items()}
 
 
 def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> list[str]:

@@ -27,6 +27,7 @@ from emim_nnunet.dataloading.augmentation import clear_outside_
 from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
 from emim_nnunet.dataloading.preprocessed import case_identifiers, open_case, readable, unlabelled_folder
 from emim_nnunet.errors import UserError
+from emim_nnunet.networks import PlannedEncoder, encoder_of
 from emim_nnunet.plans import planned
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
@@ -84,12 +85,16 @@ class CaseClassifier(nn.Module):
         num_classes: Per target.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: Sequence[int]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: PlannedEncoder, num_classes: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
         width = sum(encoder.output_channels)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
+        self.num_classes = tuple(num_classes)
         self.heads = nn.ModuleList(nn.Linear(width, number) for number in num_classes)
 
     def sums(self, image: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +125,7 @@ class CaseClassifier(nn.Module):
         return self.classify(totals / counts.clamp_min(1e-6))
 
 
-def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[nn.Module, list[str]]:
+def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[PlannedEncoder, list[str]]:
     """The planned encoder with the weights of a checkpoint, or from scratch.
 
     Args:
@@ -137,12 +142,13 @@ def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[nn.Mo
     manager = data.manager
     channels = determine_num_input_channels(PlansManager(data.plans), manager, data.dataset_json)
     architecture, heads = manager.configuration["architecture"], 2  # the decoder is not looked at
-    encoder = planned_network(architecture, channels, heads, deep_supervision=False, seed=seed).encoder
+    network = planned_network(architecture, channels, heads, deep_supervision=False, seed=seed)
     if checkpoint is None:
-        return encoder, []
+        return encoder_of(network), []
     source = read_source(checkpoint)
     names = (source.channel_names, channel_names(data.dataset_json))
-    return encoder, load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint), names=names)
+    state, encoder = encoder_state(source.checkpoint), network.get_submodule("encoder")
+    return encoder_of(network), load_encoder(encoder, state, source=str(checkpoint), names=names)
 
 
 def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,12 +201,13 @@ def case_vector(model: CaseClassifier, data: Data, case: Case, device: torch.dev
     Raises:
         UserError: The case has no body.
     """
-    total = count = None
+    summed: tuple[Tensor, Tensor] | None = None
     for image, foreground in tiles(data, case):
         sums, weights = model.sums(image.to(device), foreground.to(device))
-        total, count = (sums, weights) if total is None else (total + sums, count + weights)
-    if total is None:
+        summed = (sums, weights) if summed is None else (summed[0] + sums, summed[1] + weights)
+    if summed is None:
         raise UserError(f"case {case.identifier} holds nothing but background")
+    total, count = summed
     return (total / count.clamp_min(1e-6))[0].cpu()
 
 

@@ -173,6 +173,7 @@ def fit_heads(model: CaseClassifier, vectors: Tensor, numbers: np.ndarray, setti
     rows = ((vectors - mean) / model.std.cpu()).numpy().astype(np.float64)
     weights = "balanced" if settings.class_weights else None
     for head, column in zip(model.heads, numbers.T, strict=True):
+        assert isinstance(head, nn.Linear)
         known = column >= 0
         if len(set(column[known])) < 2:
             raise UserError("the training cases have a single class: nothing can be learnt")
@@ -217,7 +218,7 @@ def _finetune(
     )
     classes = {case: torch.from_numpy(row) for case, row in zip(training, numbers, strict=True)}
     weights = [
-        _class_weights(column, head.out_features, settings) for column, head in zip(numbers.T, model.heads, strict=True)
+        _class_weights(column, number, settings) for column, number in zip(numbers.T, model.num_classes, strict=True)
     ]
     last = monotonic()
     steps = tqdm(range(first, settings.steps), desc="Fine-tuning", initial=first, total=settings.steps, disable=None)

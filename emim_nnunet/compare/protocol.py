@@ -148,6 +148,7 @@ def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[
         return {}
     costs = {}
     for arm in pretraining:
+        assert arm.method is not None
         added = {arm.name: {"inherits_from": protocol.configuration, "emim": arm.settings}}
         with_arm = plans | {"configurations": plans["configurations"] | added}
         costs[arm.name] = step_flops(with_arm, dataset_json, arm.name, arm.method)

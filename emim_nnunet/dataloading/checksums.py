@@ -84,7 +84,7 @@ def case_digests(cases: Sequence[Case], needed: Container[str] = ()) -> dict[str
     Raises:
         UserError: The files of a case are missing or cannot be read.
     """
-    digests = {}
+    digests: dict[str, str] = {}
     for folder in case_folders(cases):
         record = read_record(folder)
         chosen = [c.identifier for c in cases if c.folder == folder and (record is not None or c.identifier in needed)]

@@ -25,7 +25,7 @@ from emim_nnunet.randomness import Stream, seeded_generator
 try:
     import resource
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # None stands for the module that is not there
 
 MIN_FOREGROUND = 0.1
 MAX_TRIES = 10

@@ -22,8 +22,8 @@ from emim_nnunet.errors import UserError
 
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
-PLAIN = ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "int", "float", "bool", "str", "list")
-PLAIN += ("tuple", "dict")
+PLAIN: tuple[str, ...] = ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "int", "float", "bool")
+PLAIN += ("str", "list", "tuple", "dict")
 NUMPY = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}  # the last one: bytes in old protocols
 NUMPY |= {
     (f"numpy.{core}.{module}", name)
@@ -153,6 +153,9 @@ def read_properties(case: Path) -> dict[str, Any]:
 
 class _WithoutCode:
     """A ``load_case`` for nnU-Net's classes that runs no code of the files."""
+
+    source_folder: str
+    folder_with_segs_from_previous_stage: str | None
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, segmentation, that of the stage before (None where there is none) and properties."""

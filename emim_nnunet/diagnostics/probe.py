@@ -130,7 +130,10 @@ class CollapseProbe:
             {k: v for part in parts for k, v in part.items()} for parts in zip(*(p[2] for p in pieces), strict=True)
         ]
         sums, positions = (sum_of([piece[i] for piece in pieces]) for i in (3, 4))
-        constants = {} if positions is None else {"constant_losses": constant_losses(positions, self.cell_size)}
+        constants = {}
+        if positions is not None:
+            assert self.cell_size is not None  # positions are summed only then
+            constants = {"constant_losses": constant_losses(positions, self.cell_size)}
         return constants | {
             "num_patches": sum(piece[0] for piece in pieces),
             "reconstruction": None if sums is None else reconstruction_scores(sums, self.channel_names),

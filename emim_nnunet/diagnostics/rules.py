@@ -172,8 +172,8 @@ def _empty(now: Mapping[str, Any]) -> Iterator[Finding]:
 def _steps(history: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], numbers: Thresholds) -> int:
     """Training steps in which the ``last`` measurements of a history were taken; enough of them where they are not known."""
     before = history[-len(last) - 1] if len(last) < len(history) else {"step": 0}
-    steps = [measurement.get("step") for measurement in (before, history[-1])]
-    return numbers.patience_steps if None in steps else steps[1] - steps[0]
+    first, final = (measurement.get("step") for measurement in (before, history[-1]))
+    return numbers.patience_steps if first is None or final is None else final - first
 
 
 def _reconstruction(

@@ -194,8 +194,8 @@ def isotropic_eigenvalues(num_rows: int, num_channels: int) -> Tensor:
         return eigenvalues(rows.T @ rows / degrees)
     factor = np.tril(rng.standard_normal((num_channels, num_channels)), -1)
     factor[np.diag_indices(num_channels)] = np.sqrt(rng.chisquare(degrees - np.arange(num_channels)))
-    factor = torch.from_numpy(factor)
-    return eigenvalues(factor @ factor.T / degrees)
+    root = torch.from_numpy(factor)
+    return eigenvalues(root @ root.T / degrees)
 
 
 def stage_scores(sums: CovarianceSums) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import is_dataclass
+from typing import Any
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods.base import SSLMethod
 
 
 def _defined(suffix: str = "") -> list[type]:
@@ -25,12 +27,12 @@ def config_classes() -> list[type]:
     return [item for item in _defined("Config") if is_dataclass(item)]
 
 
-def method_classes() -> list[type]:
+def method_classes() -> list[type[SSLMethod[Any]]]:
     """All SSL methods."""
-    return [item for item in _defined() if hasattr(item, "config_class")]
+    return [item for item in _defined() if issubclass(item, SSLMethod) and hasattr(item, "config_class")]
 
 
-def method_class(name: str) -> type:
+def method_class(name: str) -> type[SSLMethod[Any]]:
     """The method of that class name, as a checkpoint records it.
 
     Args:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from emim_nnunet.networks import PlannedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,9 @@ class SSLConfig:
 
     without_effect: ClassVar[tuple[str, ...]] = ()
     cell_size: tuple[int, ...]
+
+
+Config = TypeVar("Config", bound=SSLConfig)
 
 
 class Reconstruction(NamedTuple):
@@ -67,12 +72,12 @@ class MethodOutput(NamedTuple):
     state: dict[str, Tensor] | None = None
 
 
-class SSLMethod(nn.Module):
+class SSLMethod(nn.Module, Generic[Config]):
     """An SSL method around the encoder that nnU-Net planned.
 
-    Subclasses set ``config_class`` and implement :meth:`check`, :meth:`draw` and ``forward(image, foreground, draws)``.
-    All randomness comes through :meth:`draw`, and what a method remembers changes in :meth:`after_step` only, so forward is a
-    pure function of state and inputs.
+    Subclasses name their settings (``class VICReg(SSLMethod[VICRegConfig])``), set ``config_class`` and implement
+    :meth:`check`, :meth:`draw` and ``forward(image, foreground, draws)``. All randomness comes through :meth:`draw`, and what a
+    method remembers changes in :meth:`after_step` only, so forward is a pure function of state and inputs.
 
     ``forward`` gets ``image`` (B, C, *crop) float, z-scored inside the body and 0 outside, ``foreground`` (B, 1, *crop) bool,
     and ``draws``: what :meth:`draw` returned for each sample, concatenated, and ``subject`` (B,) int64 >= 0, whose image it is.
@@ -84,11 +89,11 @@ class SSLMethod(nn.Module):
         paper: What to cite; stands in every export.
     """
 
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[SSLConfig]]
     paper: ClassVar[str]
-    encoder: nn.Module
+    encoder: PlannedEncoder
 
-    def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: Any) -> None:
+    def __init__(self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: Config) -> None:
         super().__init__()
         self.encoder = encoder
         self.num_modalities = num_modalities
@@ -96,7 +101,7 @@ class SSLMethod(nn.Module):
         self.config = config
 
     @classmethod
-    def check(cls, config: Any, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
+    def check(cls, config: Config, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
         """Whether settings, patch and encoder fit each other.
 
         Args:
@@ -110,7 +115,7 @@ class SSLMethod(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def crop_size(cls, config: Any, patch_size: Sequence[int]) -> tuple[int, ...]:
+    def crop_size(cls, config: Config, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Size of the crops that ``forward`` takes; the patch in their middle is what the collapse monitor looks at.
 
         Args:

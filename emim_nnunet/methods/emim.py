@@ -20,7 +20,7 @@ from emim_nnunet.losses import barlow_twins_loss
 from emim_nnunet.masking import choose_rows, foreground_cells, grid_size, hybrid_mask, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput
 from emim_nnunet.methods.mim import MIM, MIMConfig, with_missing
-from emim_nnunet.networks import Projector, first_stages, stage_grids
+from emim_nnunet.networks import PlannedEncoder, Projector, first_stages, stage_grids
 
 SECOND_VIEWS = ("original", "masked")
 
@@ -70,14 +70,15 @@ class EMIMConfig(MIMConfig):
         require(all(w == 0 or w >= 2 for w in self.projector_widths), "projector_widths must be 0 or at least 2")
 
 
-class EMIM(MIM):
+class EMIM(MIM[EMIMConfig]):
     """E-MIM on a planned encoder. Arguments as in :class:`MIM`."""
 
     config_class: ClassVar[type] = EMIMConfig
     paper: ClassVar[str] = "E-MIM: arXiv 2407.10377"
-    config: EMIMConfig
 
-    def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: EMIMConfig) -> None:
+    def __init__(
+        self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: EMIMConfig
+    ) -> None:
         super().__init__(encoder, num_modalities, patch_size, config)
         self.levels = config.pyramid_levels if config.barlow_weight > 0 else ()
         grids = stage_grids(encoder.strides, patch_size)

@@ -22,7 +22,7 @@ from emim_nnunet.losses import cosine_alignment, info_nce_rows, masked_mse, norm
 from emim_nnunet.masking import cells_to_voxels, hybrid_mask_of, hybrid_scores, top_cells, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, Reconstruction
 from emim_nnunet.methods.mim import MIM, MIMConfig
-from emim_nnunet.networks import MLP, in_parts, visible_only
+from emim_nnunet.networks import MLP, PlannedEncoder, in_parts, visible_only
 
 ALIGNMENTS = ("cosine", "infonce")
 MIN_FOREGROUND = 0.1  # children with less of the body are avoided, and not aligned
@@ -163,15 +163,14 @@ class Level(NamedTuple):
         return (_shares(self.foreground) >= MIN_FOREGROUND).float()
 
 
-class MaskInMask(MIM):
+class MaskInMask(MIM[MaskInMaskConfig]):
     """MiM on a planned encoder. Arguments as in :class:`MIM`."""
 
     config_class: ClassVar[type] = MaskInMaskConfig
     paper: ClassVar[str] = "MiM: arXiv 2404.15580"
-    config: MaskInMaskConfig
 
     def __init__(
-        self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: MaskInMaskConfig
+        self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: MaskInMaskConfig
     ) -> None:
         super().__init__(encoder, num_modalities, patch_size, config)
         self.geometry = geometry(config, patch_size)
@@ -238,8 +237,8 @@ class MaskInMask(MIM):
         levels = (wide, detail, close)
         decoded, masked_image, prediction = self._encode_decode(levels)
         losses = [self._level_loss(*parts) for parts in zip(levels, prediction, strict=True)]
-        weights = self.config.level_weights
-        loss = sum(weight * part for weight, part in zip(weights, losses, strict=True))
+        weighted = [weight * part for weight, part in zip(self.config.level_weights, losses, strict=True)]
+        loss = sum(weighted[1:], start=weighted[0])
         terms = {f"reconstruction_{number}": part.detach() for number, part in enumerate(losses, 1)}
         if self.config.alignment_weight > 0:
             aligned = self._alignment(decoded, octants, places, detail, close)
@@ -374,8 +373,8 @@ class MaskInMask(MIM):
             if self.config.alignment == "cosine":
                 losses[f"alignment_{pair}"] = cosine_alignment(a, b, weight)
             else:
-                rows = (F.normalize(x.float(), dim=1) for x in (b, a))
-                losses[f"alignment_{pair}"] = info_nce_rows(*rows, weight, self.config.temperature)
+                query, key = (F.normalize(x.float(), dim=1) for x in (b, a))
+                losses[f"alignment_{pair}"] = info_nce_rows(query, key, weight, self.config.temperature)
         return losses
 
 

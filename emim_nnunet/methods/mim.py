@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.losses import masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, grid_size, masked_fraction, position_mask
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLConfig, SSLMethod
-from emim_nnunet.networks import ReconstructionDecoder
+from emim_nnunet.networks import PlannedEncoder, ReconstructionDecoder
 
 FILLS = ("zero", "learned")
 
@@ -52,7 +52,10 @@ class MIMConfig(SSLConfig):
         require(self.fill in FILLS, f"fill must be one of {', '.join(FILLS)}, not '{self.fill}'")
 
 
-class MIM(SSLMethod):
+Config = TypeVar("Config", bound=MIMConfig)
+
+
+class MIM(SSLMethod[Config]):
     """Masked image modelling with one random position mask.
 
     Args:
@@ -64,9 +67,9 @@ class MIM(SSLMethod):
 
     config_class: ClassVar[type] = MIMConfig
     paper: ClassVar[str] = "Masked autoencoders: arXiv 2111.06377"
-    config: MIMConfig
+    fill: Tensor
 
-    def __init__(self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: MIMConfig) -> None:
+    def __init__(self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: Config) -> None:
         self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
         self.grid = grid_size(patch_size, config.cell_size)
@@ -77,7 +80,7 @@ class MIM(SSLMethod):
             self.register_buffer("fill", torch.zeros(num_modalities), persistent=False)
 
     @classmethod
-    def check(cls, config: MIMConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
+    def check(cls, config: Config, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
         """See :meth:`SSLMethod.check`."""
         try:
             grid_size(patch_size, config.cell_size)

@@ -22,7 +22,7 @@ from emim_nnunet.dataloading.intensity import change_intensity, draw_intensity, 
 from emim_nnunet.distributed import all_reduce_sum, gather_rows
 from emim_nnunet.losses import info_nce, info_nce_rows
 from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
-from emim_nnunet.networks import MLP, ZCA, KeyQueue, momentum_copy, momentum_update_, stage_grids
+from emim_nnunet.networks import MLP, ZCA, KeyQueue, PlannedEncoder, momentum_copy, momentum_update_, stage_grids
 
 LOCAL_MODES = ("region", "gap")
 VIEWS = ("query", "key")
@@ -88,7 +88,7 @@ class Branch(nn.Module):
         config: Settings.
     """
 
-    def __init__(self, encoder: nn.Module, config: MoCoZCAConfig) -> None:
+    def __init__(self, encoder: PlannedEncoder, config: MoCoZCAConfig) -> None:
         super().__init__()
         self.encoder = encoder
         first, last = encoder.output_channels[0], encoder.output_channels[-1]
@@ -96,7 +96,7 @@ class Branch(nn.Module):
         self.local_head = MLP(first, first, config.projection_width) if config.local_weight > 0 else None
 
 
-class MoCoZCA(SSLMethod):
+class MoCoZCA(SSLMethod[MoCoZCAConfig]):
     """MoCo v2 with local features and ZCA whitening on a planned encoder.
 
     Args:
@@ -108,10 +108,9 @@ class MoCoZCA(SSLMethod):
 
     config_class: ClassVar[type] = MoCoZCAConfig
     paper: ClassVar[str] = "med-moco: arXiv 2402.14611; MoCo v2: arXiv 2003.04297"
-    config: MoCoZCAConfig
 
     def __init__(
-        self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: MoCoZCAConfig
+        self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: MoCoZCAConfig
     ) -> None:
         self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
@@ -141,7 +140,8 @@ class MoCoZCA(SSLMethod):
     def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """Per view: ``VIEW_lower`` (1, axes) int64, ``VIEW_intensity`` (1, C, 5), ``VIEW_noise``, ``VIEW_kept`` (1, C) bool."""
         room = [c - p for c, p in zip(self.crop_size(self.config, self.patch_size), self.patch_size, strict=True)]
-        present, draws = self.all_or(present), {}
+        present = self.all_or(present)
+        draws: dict[str, Tensor] = {}
         for view in VIEWS:
             lower = [torch.randint(r + 1, (1,), generator=generator) for r in room]
             intensity = draw_intensity(self.num_modalities, generator, present)
@@ -168,7 +168,8 @@ class MoCoZCA(SSLMethod):
             key_features = self.momentum.encoder(self._view("key", image, foreground, draws))
             key_vector = _average(key_features[-1])
             key = _embed(self.momentum.head, self.whitening["key"](key_vector))
-            local_key = self._local("key", self.momentum.local_head, key_features[0], draws)
+            local_head = self.momentum.local_head
+            local_key = None if local_head is None else self._local("key", local_head, key_features[0], draws)
         features = self.encoder(self._view("query", image, foreground, draws))
         vector = _average(features[-1])
         query = _embed(self.head, self.whitening["query"](vector))
@@ -179,6 +180,7 @@ class MoCoZCA(SSLMethod):
         terms = {"contrast": loss.detach(), "top1": hits / count.clamp_min(1.0)}
         state = {"subject": subject, "key": key, "key_vector": key_vector, "query_vector": vector.detach()}
         if self.local_head is not None:
+            assert local_key is not None  # both branches have the head
             local_query = self._local("query", self.local_head, features[0], draws)
             local = self._local_loss(local_query, local_key, foreground, draws)
             terms["local"] = local.detach()
@@ -194,10 +196,8 @@ class MoCoZCA(SSLMethod):
         kept = draws[f"{view}_kept"]
         return patch * kept.view(*kept.shape, *[1] * len(self.patch_size))
 
-    def _local(self, view: str, head: nn.Module | None, features: Tensor, draws: dict[str, Tensor]) -> Tensor | None:
+    def _local(self, view: str, head: nn.Module, features: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Embeddings of regions (B * r^axes, width), or of the whole view (B, width)."""
-        if head is None:
-            return None
         if self.config.local_mode == "gap":
             return _embed(head, _average(features))
         regions = pool_boxes(features, *self._shared_box(view, features.shape[2:], draws), self.config.local_regions)
@@ -222,8 +222,9 @@ class MoCoZCA(SSLMethod):
         return info_nce_rows(query, key, (share >= MIN_FOREGROUND).float(), temperature)
 
     @torch.no_grad()
-    def after_step(self, state: dict[str, Tensor]) -> None:
+    def after_step(self, state: dict[str, Tensor] | None) -> None:
         """The momentum branch follows, the queue takes the new keys, whitening the new vectors; alike on all ranks."""
+        assert state is not None  # forward always gives one
         for name, target in self.momentum.named_children():
             momentum_update_(target, getattr(self, name), self.config.key_momentum)
         rows = {name: gather_rows(value)[0] for name, value in state.items()}
@@ -231,7 +232,9 @@ class MoCoZCA(SSLMethod):
         if self.local_queue is not None:
             self.local_queue.push(rows["local_key"], rows["subject"])
         for view in VIEWS if self.config.zca else ():
-            self.whitening[view].update(rows[f"{view}_vector"])
+            whitening = self.whitening[view]
+            assert isinstance(whitening, ZCA)
+            whitening.update(rows[f"{view}_vector"])
 
 
 def _whitening(width: int, config: MoCoZCAConfig) -> nn.Module:

@@ -12,14 +12,14 @@ from math import prod
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emim_nnunet.config import require
 from emim_nnunet.dataloading.intensity import change_intensity, draw_intensity, draw_noise
 from emim_nnunet.distributed import all_reduce_sum, weighted_moments
 from emim_nnunet.masking import choose_rows, foreground_cells, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
-from emim_nnunet.networks import Projector, in_parts, stage_grids
+from emim_nnunet.networks import PlannedEncoder, Projector, in_parts, stage_grids
 
 VIEWS = ("a", "b")
 
@@ -65,15 +65,14 @@ def _stage(config: VICRegConfig, patch_size: Sequence[int], strides: Sequence[in
     return max(number for number, grid in enumerate(stage_grids(strides, patch_size)) if prod(grid) >= cells)
 
 
-class VICReg(SSLMethod):
+class VICReg(SSLMethod[VICRegConfig]):
     """VICReg on cells. Arguments as in :class:`SSLMethod`."""
 
     config_class: ClassVar[type] = VICRegConfig
     paper: ClassVar[str] = "VICReg: arXiv 2105.04906"
-    config: VICRegConfig
 
     def __init__(
-        self, encoder: nn.Module, num_modalities: int, patch_size: Sequence[int], config: VICRegConfig
+        self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: VICRegConfig
     ) -> None:
         self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
@@ -112,7 +111,7 @@ class VICReg(SSLMethod):
             for view in features[self.stage].split(len(image))
         ]
         kept = [f[: len(image)].detach() for f in features]
-        terms = vicreg_terms(*rows, weight)
+        terms = vicreg_terms(rows[0], rows[1], weight)
         weights = {name: getattr(self.config, f"{name}_weight") for name in terms}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return MethodOutput(loss, {name: term.detach() for name, term in terms.items()}, features=kept)
@@ -134,7 +133,7 @@ def vicreg_terms(rows_a: Tensor, rows_b: Tensor, weight: Tensor, eps: float = 1e
     with torch.autocast(rows_a.device.type, enabled=False):
         rows_a, rows_b, weight = rows_a.float(), rows_b.float(), weight.float()
         difference = all_reduce_sum(((rows_a - rows_b).square().mean(1) * weight).sum())
-        variance, covariance, count = [], [], None
+        variance, covariance = [], []
         for rows in (rows_a, rows_b):
             mean, spread, count = weighted_moments(rows, weight)
             variance.append(torch.relu(1.0 - (spread + eps).sqrt()).mean())

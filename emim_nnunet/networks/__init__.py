@@ -5,6 +5,7 @@ from emim_nnunet.networks.encoder import first_stages, in_parts, materialise, ow
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.networks.masked_encoder import visible_only
 from emim_nnunet.networks.momentum import KeyQueue, momentum_copy, momentum_update_
+from emim_nnunet.networks.planned import PlannedEncoder, encoder_of
 from emim_nnunet.networks.projector import MLP, Projector
 from emim_nnunet.networks.zca import ZCA, zca_matrix
 
@@ -12,9 +13,11 @@ __all__ = [
     "MLP",
     "ZCA",
     "KeyQueue",
+    "PlannedEncoder",
     "Projector",
     "ReconstructionDecoder",
     "cumulative_strides",
+    "encoder_of",
     "first_stages",
     "in_parts",
     "materialise",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from emim_nnunet.networks.planned import PlannedEncoder
+
 
 class _Owned(torch.autograd.Function):
     """The same values in the same memory, but no view in the eyes of autograd."""
@@ -53,13 +55,14 @@ def materialise(encoder: nn.Module, initialize: Callable[[nn.Module], None]) -> 
     """
     encoder.to_empty(device="cpu")
     for module in encoder.modules():
-        if hasattr(module, "reset_parameters") and not isinstance(module, nn.modules.conv._ConvNd):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None and not isinstance(module, nn.modules.conv._ConvNd):
+            reset()
     for module in encoder.modules():
         initialize(module)
 
 
-def first_stages(encoder: nn.Module, image: Tensor, count: int) -> list[Tensor]:
+def first_stages(encoder: PlannedEncoder, image: Tensor, count: int) -> list[Tensor]:
     """Outputs of the first stages of an encoder of nnU-Net; the deeper ones are not computed.
 
     Args:

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emim_nnunet.networks.planned import PlannedEncoder
+
 
 @contextmanager
-def visible_only(encoder: nn.Module, visible: Tensor) -> Iterator[None]:
+def visible_only(encoder: PlannedEncoder, visible: Tensor) -> Iterator[None]:
     """While this is active, masked positions of the encoder stay empty.
 
     After every stage the features of masked positions are set to 0, and instance normalisation takes mean and variance over
@@ -35,6 +37,7 @@ def visible_only(encoder: nn.Module, visible: Tensor) -> Iterator[None]:
         return output * at(output).to(output.dtype)
 
     def normalise(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d)
         return masked_instance_norm(module, inputs[0], at(output)).to(output.dtype)
 
     norms = [m for m in encoder.modules() if isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d)]
@@ -47,11 +50,11 @@ def visible_only(encoder: nn.Module, visible: Tensor) -> Iterator[None]:
             hook.remove()
 
 
-def masked_instance_norm(norm: nn.Module, x: Tensor, visible: Tensor) -> Tensor:
+def masked_instance_norm(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor, visible: Tensor) -> Tensor:
     """Instance normalisation with the statistics of the visible positions.
 
     Args:
-        norm: ``InstanceNorm2d`` or ``3d``, for its eps, weight and bias.
+        norm: For its eps, weight and bias.
         x: (B, C, *S) float.
         visible: (B, 1, *S), 1 = visible.
 

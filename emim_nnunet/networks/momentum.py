@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NOBODY = -1
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def momentum_copy(online: nn.Module) -> nn.Module:
+def momentum_copy(online: Network) -> Network:
     """A copy that no gradient reaches; :func:`momentum_update_` moves it.
 
     Args:
@@ -42,6 +44,10 @@ class KeyQueue(nn.Module):
         size: Keys, K. It starts with random directions that belong to nobody, as in MoCo.
         width: Columns of a key.
     """
+
+    keys: Tensor
+    subjects: Tensor
+    position: Tensor
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()

@@ -51,6 +51,11 @@ class ZCA(nn.Module):
         num_rows: Rows that are remembered.
     """
 
+    rows: Tensor
+    count: Tensor
+    mean: Tensor
+    matrix: Tensor
+
     def __init__(self, width: int, *, group: int, eps: float, num_rows: int) -> None:
         super().__init__()
         self.eps = eps

@@ -7,12 +7,12 @@ the reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, judge
 from emim_nnunet.diagnostics.spectrum import ROWS_PER_CHANNEL
@@ -30,7 +30,7 @@ def update_probe(
     image: Tensor,
     foreground: Tensor,
     output: MethodOutput,
-    encoder: nn.Module,
+    encoder: Callable[[Tensor], list[Tensor]],
 ) -> None:
     """Add what a method put out for a batch to a probe.
 
@@ -95,7 +95,12 @@ class CollapseMonitor:
         self._probe = CollapseProbe(self.mask_grid, self.channel_names, self.seed, cell_size)
 
     def update(
-        self, indices: Sequence[int], image: Tensor, foreground: Tensor, output: MethodOutput, encoder: nn.Module
+        self,
+        indices: Sequence[int],
+        image: Tensor,
+        foreground: Tensor,
+        output: MethodOutput,
+        encoder: Callable[[Tensor], list[Tensor]],
     ) -> None:
         """Add a batch; see :func:`update_probe`."""
         assert self._probe is not None

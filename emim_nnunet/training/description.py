@@ -38,8 +38,9 @@ def _listed(names: list[str]) -> str:
 
 def describe_cost(method: SSLMethod, image_shape: Sequence[int]) -> str:
     """Size and floating point operations of the encoder, and what a decoder, which is thrown away, adds."""
-    encoder_flops, features = forward_flops(method.encoder, torch.empty(image_shape, device="meta"))
-    line = f"Encoder: {_millions(method.encoder):.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch"
+    encoder = method.get_submodule("encoder")
+    encoder_flops, features = forward_flops(encoder, torch.empty(image_shape, device="meta"))
+    line = f"Encoder: {_millions(encoder):.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch"
     decoder = getattr(method, "decoder", None)
     if decoder is None:
         return line

@@ -76,11 +76,14 @@ def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subje
     if source.kind == "SSL stage" and _same_channels(source, channel_names):
         pair = [_method(source) for _ in range(2)]
         pair[0].load_state_dict(source.checkpoint["network_weights"])
-        trained, untrained = (Subject(n, m.encoder, m.eval()) for n, m in zip((name, "untrained"), pair, strict=True))
+        trained, untrained = (
+            Subject(label, method.get_submodule("encoder"), method.eval())
+            for label, method in zip((name, "untrained"), pair, strict=True)
+        )
         return trained, untrained, []
     encoder, adapted = source.encoder(channel_names)
-    twin = source.fresh_network(source.num_channels, seed=0).encoder
-    fresh = source.fresh_network(len(channel_names), seed=0).encoder
+    twin = source.fresh_network(source.num_channels, seed=0).get_submodule("encoder")
+    fresh = source.fresh_network(len(channel_names), seed=0).get_submodule("encoder")
     load_encoder(fresh, twin.state_dict(), source="the untrained twin", names=names)
     return Subject(name, encoder.eval()), Subject("untrained", fresh.eval()), adapted
 
@@ -220,7 +223,8 @@ class Diagnosis:
 
 
 def _score(parts: list[tuple[Tensor, Tensor, str]]) -> float:
-    rows, targets = (torch.cat([part[i] for part in parts]).numpy() for i in (0, 1))
+    rows = torch.cat([rows for rows, _, _ in parts]).numpy()
+    targets = torch.cat([targets for _, targets, _ in parts]).numpy()
     cases = np.concatenate([[case] * len(part) for part, _, case in parts])
     if len(set(cases)) < 2:
         raise UserError("--probe: all patches came from one case; take more --patches")
@@ -268,7 +272,7 @@ def diagnose(
             other.method = None
         networks["compared"] = (other, max(1, compare.epochs))
         lines += adapted
-    measured = {}
+    measured: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
         logger.info(
             "Measuring %s on %d patches (%d of %d networks)", name, num_patches, len(measured) + 1, len(networks)
@@ -276,6 +280,7 @@ def diagnose(
         measured[name] = diagnosis.measure(*network)
     stages = {len(measurement["stages"]) for measurement in measured.values()}
     if len(stages) > 1:
+        assert compare is not None  # the untrained twin has as many as the trained network
         raise UserError(f"--compare {compare.path}: the networks have {' and '.join(map(str, sorted(stages)))} stages")
     if probe:
         if not set(data.labelled) <= set(data.cases):

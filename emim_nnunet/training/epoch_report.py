@@ -76,9 +76,12 @@ def save_reconstructions(
     folder.mkdir(exist_ok=True)
     first_of_case = {case: sample for sample, case in reversed(list(enumerate(cases)))}
     for case, sample in sorted(first_of_case.items(), key=lambda item: item[1])[:limit]:
-        arrays = (reconstruction.image, reconstruction.masked_image, reconstruction.prediction)
+        parts = (reconstruction.image, reconstruction.masked_image, reconstruction.prediction)
+        image, masked_image, prediction = (part[sample].cpu().float().numpy() for part in parts)
         plot_reconstruction(
-            *(array[sample].cpu().float().numpy() for array in arrays),
+            image,
+            masked_image,
+            prediction,
             reconstruction.hidden[sample].cpu().numpy(),
             folder / f"epoch_{epoch:04d}_{case}.png",
             channel_names=channel_names,

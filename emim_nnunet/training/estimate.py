@@ -122,7 +122,7 @@ def estimate(trainer: nnUNetTrainer, steps: int) -> Iterator[StageEstimate]:
             device=trainer.device,
         )
         yield _measure(first, steps)
-        first.network = first.optimizer = None
+        del first.network, first.optimizer
         if trainer.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

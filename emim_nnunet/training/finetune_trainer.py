@@ -58,12 +58,13 @@ class FinetuneTrainer(nnUNetTrainer):
     ssl_trainer_class: ClassVar[type[SSLTrainer]]
     runs_ssl_stage: ClassVar[bool] = False
     stored_trainer_name: ClassVar[str | None] = STOCK_TRAINER  # None = its own
+    dataset_class: type
 
     def __init__(
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
@@ -119,7 +120,7 @@ class FinetuneTrainer(nnUNetTrainer):
     def encoder(self) -> nn.Module:
         """The encoder without DDP and torch.compile around it."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return (network._orig_mod if isinstance(network, OptimizedModule) else network).encoder
+        return (network._orig_mod if isinstance(network, OptimizedModule) else network).get_submodule("encoder")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """nnU-Net's SGD; linear warm-up before its polynomial decay."""

@@ -32,7 +32,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self.signal, self._process = None, os.getpid()
-        self._group = dist.new_group(backend="gloo") if is_distributed() else None
+        group = dist.new_group(backend="gloo") if is_distributed() else None
+        assert not isinstance(group, int)  # torch's number for a process that is not in it
+        self._group = group
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self

@@ -9,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from emim_nnunet.boxes import resize
+from emim_nnunet.networks import PlannedEncoder, encoder_of
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler
 
@@ -48,7 +49,7 @@ class LinearProbeNetwork(nn.Module):
         num_classes: Output channels.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, encoder: PlannedEncoder, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         for parameter in encoder.parameters():
@@ -91,7 +92,7 @@ class LinearProbeTrainer(FinetuneTrainer):
         unet = FinetuneTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, False
         )
-        return LinearProbeNetwork(unet.encoder, num_output_channels)
+        return LinearProbeNetwork(encoder_of(unet), num_output_channels)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """AdamW on the linear layers, nnU-Net's polynomial decay."""

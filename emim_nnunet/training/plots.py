@@ -185,7 +185,7 @@ def _draw_letters(ax: Axes, orientation: str) -> None:
     """The sides of a picture; ``orientation`` = to which its rows and columns lead, empty = nothing is drawn."""
     if not orientation:
         return
-    down, right = orientation
+    down, right = tuple(orientation)
     sides = ((0.5, 0.99, OPPOSITE[down]), (0.5, 0.01, down), (0.01, 0.5, OPPOSITE[right]), (0.99, 0.5, right))
     for x, y, letter in sides:
         across, up = {0.01: "left", 0.99: "right"}.get(x, "center"), {0.01: "bottom", 0.99: "top"}.get(y, "center")

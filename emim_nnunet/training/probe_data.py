@@ -106,5 +106,5 @@ def _held_out(source: EncoderSource, dataset_folder: Path) -> list[str] | None:
     if source.fold == "all":
         return []
     splits = read_splits(dataset_folder)
-    known = isinstance(source.fold, int) and 0 <= source.fold < len(splits)
-    return splits[source.fold]["val"] if known else None
+    fold = source.fold
+    return splits[fold]["val"] if isinstance(fold, int) and 0 <= fold < len(splits) else None

@@ -75,7 +75,7 @@ def check_requests_of(run_training: ModuleType) -> None:
                 require_finite(tensors, f"-pretrained_weights {weights}")
         train(dataset, configuration, fold, trainer, plans, weights, *more, **named)
 
-    run_training.run_training = checked
+    run_training.run_training = checked  # type: ignore[attr-defined]  # of nnU-Net, which has no types
 
 
 def _folder(dataset: str) -> Path:

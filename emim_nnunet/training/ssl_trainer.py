@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ from emim_nnunet.dataloading.splits import read_origins, read_patients
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
-from emim_nnunet.networks import own_norm_outputs
+from emim_nnunet.networks import PlannedEncoder, own_norm_outputs
 from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.training import stage
@@ -74,12 +74,19 @@ class SSLTrainer(nnUNetTrainer):
     """
 
     method_class: ClassVar[type[SSLMethod]]
+    # nnU-Net's, which has no types
+    local_rank: int
+    network: nn.Module
+    was_initialized: bool
+    current_epoch: int
+    dataloader_train: CropBatches | None
+    dataloader_val: CropBatches | None
 
     def __init__(
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
@@ -147,7 +154,7 @@ class SSLTrainer(nnUNetTrainer):
             own_norm_outputs(self.network)
         else:
             self.print_to_log_file("Using torch.compile...")
-            self.network = torch.compile(self.network)
+            self.network = cast(nn.Module, torch.compile(self.network))
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
@@ -169,7 +176,9 @@ class SSLTrainer(nnUNetTrainer):
     def method(self) -> SSLMethod:
         """The method without DDP and torch.compile around it."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+        method = network._orig_mod if isinstance(network, OptimizedModule) else network
+        assert isinstance(method, SSLMethod)
+        return method
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """AdamW, weight decay on matrices and kernels only. The rate is set per step, so there is no scheduler."""
@@ -259,6 +268,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def _train_for_an_epoch(self) -> None:
         self.on_train_epoch_start()
+        assert self.dataloader_train is not None  # on_train_start made it
         for _ in range(self._iteration, self.num_iterations_per_epoch):
             self._stop_if_asked()
             record = self.train_step(next(self.dataloader_train))
@@ -268,6 +278,7 @@ class SSLTrainer(nnUNetTrainer):
         self.on_train_epoch_end(self._records)
 
     def _evaluate(self) -> None:
+        assert self.dataloader_val is not None  # on_train_start made it
         with torch.no_grad():
             self.on_validation_epoch_start()
             outputs = []
@@ -299,6 +310,7 @@ class SSLTrainer(nnUNetTrainer):
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # first: its workers read while we go on
         if not self.was_initialized:
             self.initialize()
+        assert self.cases is not None  # get_dataloaders found them
         for line in [
             f"SSL stage: {self.method_class.__name__}, {self.method_config}",
             f"{self.config}",
@@ -322,6 +334,7 @@ class SSLTrainer(nnUNetTrainer):
 
         It is a function of the seed, so it is built again at the first evaluation; nobody waits for it before the first step.
         """
+        assert self.dataloader_val is not None
         untrained = self._build_method().to(self.device).eval()
         self.monitor.start()
         for _ in range(self.num_val_iterations_per_epoch):
@@ -380,6 +393,7 @@ class SSLTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {self._skipped.describe(self.current_epoch)}")
             self._stop_if_too_many_were_skipped(repeated=1)
         self._iteration += 1
+        assert self._bar is not None
         self._bar.update()
         return step_record(output) if finite else None
 
@@ -435,7 +449,8 @@ class SSLTrainer(nnUNetTrainer):
         broken = ~norm.isfinite()
         self._skipped.watch_gradient(broken, self._about_step(batch))
         if self.optimizer.defaults["fused"]:
-            self.optimizer.found_inf = broken.float()  # fused AdamW then does nothing, without a word to the host
+            # fused AdamW then does nothing, without a word to the host
+            self.optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # torch's own GradScaler sets it
             self.optimizer.step()
         elif not broken:
             self.optimizer.step()
@@ -476,6 +491,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the steps."""
+        assert self._bar is not None
         self._bar.close()
         self._skipped.read_gradients()
         self._stop_if_too_many_were_skipped()
@@ -495,17 +511,17 @@ class SSLTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
         output = self._probe(batch, self.network, self.method.encoder)
-        if self._picture_due and output.reconstruction is not None:
+        reconstruction = output.reconstruction
+        if self._picture_due and reconstruction is not None:
             folder = Path(self.output_folder) / "reconstructions"
             about = self.channel_names, self.configuration_manager.spacing, self._orientations()
-            self._write(
-                lambda: save_reconstructions(folder, self.current_epoch, batch["case"], output.reconstruction, *about)
-            )
+            self._write(lambda: save_reconstructions(folder, self.current_epoch, batch["case"], reconstruction, *about))
         self._picture_due = False
         return step_record(output)
 
     def _orientations(self) -> dict[str, str]:
         """Of the probe cases, where they are known."""
+        assert self.cases is not None
         found: dict[str, str] = {}
         for folder in case_folders(self.cases.probe):
             found |= read_orientations(folder, self.plans_manager.transpose_forward)
@@ -513,7 +529,7 @@ class SSLTrainer(nnUNetTrainer):
         return {case: letters[-axes:] for case, letters in found.items()}
 
     @torch.no_grad()
-    def _probe(self, batch: dict, network: nn.Module, encoder: nn.Module) -> MethodOutput:
+    def _probe(self, batch: dict, network: nn.Module, encoder: PlannedEncoder) -> MethodOutput:
         image, foreground, draws = self._prepare(batch, self.config.seed + PROBE_SEED_OFFSET, augment=False)
         with self._autocast():
             output = network(image, foreground, draws)
@@ -555,7 +571,8 @@ class SSLTrainer(nnUNetTrainer):
 
     def _start_epoch(self, checkpoint: dict[str, Any] | None = None) -> None:
         """Nothing done yet of the epoch at hand, or what a checkpoint says."""
-        done = {"iteration": 0, "records": [], "seconds": 0.0, "skipped_steps": 0} | (checkpoint or {})
+        done: dict[str, Any] = {"iteration": 0, "records": [], "seconds": 0.0, "skipped_steps": 0}
+        done |= checkpoint or {}
         self._iteration, self._seconds_before = done["iteration"], done["seconds"]
         self._records = [record_on(self.device, record) for record in done["records"]]
         self._skipped.start_epoch(done["skipped_steps"])
