@@ -326,7 +326,7 @@ def test_settings_of_other_methods_are_told_or_refused(nnunet: Path) -> None:
     assert told(trainer("EMIM", "mixed", continued=True)) == [f"{line}mask_ratio, queue_size"]
     begun = trainer("MIM", "mixed")
     begun.on_train_start()
-    assert f"{line}barlow_weight, queue_size\n" in log_of(fold_folder("nnUNetTrainerMIMPretrain", "mixed"))
+    assert f"{line}barlow_weight, queue_size \n" in log_of(fold_folder("nnUNetTrainerMIMPretrain", "mixed"))
 
 
 def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:
