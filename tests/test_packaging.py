@@ -192,7 +192,9 @@ def test_requirements_are_what_we_import(requirements: dict[str, str]) -> None:
     }
     distributions = packages_distributions()
     needed = {normalised(distributions[name][0]) for name in imported - set(sys.stdlib_module_names)}
-    assert requirements.keys() == needed
+    # what nnU-Net's own modules, which ours derive from, are made of: named, although no line of ours imports it
+    assert requirements.keys() - needed == {"batchgenerators"}
+    assert needed <= requirements.keys()
 
 
 def test_every_command_module_is_a_console_script(scripts: dict[str, str]) -> None:

@@ -129,12 +129,17 @@ def test_the_slice_with_most_foreground_is_shown(tmp_path: Path) -> None:
 def texts_of(path: Path, draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> tuple[Figure, list[Any]]:
     """The figure that is drawn, and its texts (not those of ticks) with their places in pixels."""
     figures: list[Figure] = []
+
+    def keep(figure: Figure, *_: object, **__: object) -> None:
+        figures.append(figure)
+        figure.draw(FigureCanvasAgg(figure).get_renderer())
+
     for module in (plots, collapse_plots):
-        monkeypatch.setattr(module, "save_figure", lambda figure, *_, **__: figures.append(figure))
-    draw()
+        monkeypatch.setattr(module, "save_figure", keep)
+    with matplotlib.rc_context({"font.size": 40, "axes.labelsize": 40, "xtick.labelsize": 40}):  # as nnU-Net leaves it
+        draw()
     figure = figures[0]
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
+    renderer = figure.canvas.get_renderer()
     titles = [t for ax in figure.axes for t in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts)]
     titles += figure.texts
     return figure, [(t.get_text(), t.get_window_extent(renderer)) for t in titles if t.get_text() and t.get_visible()]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
@@ -240,6 +241,7 @@ def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predict
     write_text(path, text.getvalue())
 
 
+@style.context("default")
 def _plot_confusion(result: dict[str, Any], target: str, path: Path) -> None:
     """Counts, coloured by the share of the true class."""
     counts = np.array(result["confusion"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from emim_nnunet.checkpoints.io import write_text
@@ -229,6 +230,7 @@ def _rank_table(spectra: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+@style.context("default")
 def plot_scores(results: dict[str, Any], path: Path) -> None:
     """A panel per evaluation and number of labelled cases: every case (mean over seeds), mean and interval of each arm.
 
@@ -264,6 +266,7 @@ def plot_scores(results: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
+@style.context("default")
 def plot_spectra(spectra: Sequence[dict[str, Any]], path: Path) -> None:
     """Singular values of the features of every stage, relative to the largest one, one line per arm and seed.
 

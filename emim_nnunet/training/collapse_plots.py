@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,6 +21,7 @@ SMALLEST_SHARE = 1e-6  # what lies below is noise of float32 features
 CHARACTERS = 150
 
 
+@style.context("default")
 def plot_collapse(
     history: Sequence[Mapping[str, Any]],
     path: Path,

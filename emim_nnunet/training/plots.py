@@ -1,6 +1,7 @@
 """Pictures of a run: people look rather than read.
 
-Figures are built on the Agg canvas without pyplot, so nothing global changes, and are written atomically.
+Figures are built on the Agg canvas without pyplot, so nothing global changes, and are written atomically. They are drawn with
+matplotlib's defaults, whatever is set in the process: nnU-Net's own progress.png enlarges all letters for good (seaborn).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -41,6 +43,7 @@ def rounded(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else "n/a"
 
 
+@style.context("default")
 def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
     """Loss terms, skill, learning rate and epoch time over epochs.
 
@@ -108,6 +111,7 @@ def legend_beside(ax: Axes) -> None:
         ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
+@style.context("default")
 def plot_reconstruction(
     image: np.ndarray,
     masked_image: np.ndarray,
@@ -222,6 +226,7 @@ def _bare(axes: np.ndarray) -> None:
             spine.set_visible(False)
 
 
+@style.context("default")
 def plot_overlay(
     image: np.ndarray,
     segmentation: np.ndarray,
