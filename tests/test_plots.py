@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,7 +36,8 @@ def read_png(path: Path) -> np.ndarray:
 
 def share_of_colour(picture: np.ndarray, colour: str | np.ndarray) -> float:
     """Fraction of the pixels that have a colour."""
-    rgb = np.asarray(matplotlib.colors.to_rgb(colour if isinstance(colour, str) else tuple(colour)))
+    with matplotlib.style.context("default"):  # nnU-Net sets other colours for the whole process
+        rgb = np.asarray(matplotlib.colors.to_rgb(colour if isinstance(colour, str) else tuple(colour)))
     return float((np.abs(picture - rgb).max(-1) < 0.02).mean())
 
 
