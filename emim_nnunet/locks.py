@@ -25,6 +25,7 @@ from emim_nnunet.errors import UserError
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 300.0  # without a touch, on another machine
+TRIES, PAUSE_SECONDS = 5, 2.0
 UNKNOWN = -1
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class Lock:
         if text is None:
             with suppress(OSError):  # somebody removed the file: it is ours still, if nobody is faster
                 _create(self._path, self._owner)
+            text, owner = _read(self._path)
+        for _ in range(TRIES):  # a network file system that stumbles is no reason to end a training
+            if text is None or owner is not None:
+                break
+            time.sleep(PAUSE_SECONDS)
             text, owner = _read(self._path)
         if text is not None and owner != self._owner:
             raise UserError(f"{self._what} was taken over by {owner or 'another process'}: this process ends")

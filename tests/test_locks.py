@@ -185,6 +185,20 @@ def test_the_owner_notices_that_it_was_taken_over(target: Path) -> None:
     assert lock_of(target).read_text() == text, "the lock of another owner must stay"
 
 
+def test_a_lock_that_cannot_be_read_for_a_moment_is_no_loss(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PAUSE_SECONDS", 0.0)
+    read = locks._read
+    with acquire(target, "the thing") as lock:
+        answers = iter([("", None)] * 3)
+        monkeypatch.setattr(locks, "_read", lambda path: next(answers, None) or read(path))
+        lock.check()
+        monkeypatch.setattr(locks, "_read", lambda path: ("", None))
+        with pytest.raises(UserError, match="was taken over by another process"):
+            lock.check()
+        monkeypatch.setattr(locks, "_read", read)
+    assert not lock_of(target).exists()
+
+
 def test_a_lock_that_is_just_being_written_counts(target: Path) -> None:
     target.parent.mkdir(parents=True)
     lock_of(target).touch()
