@@ -19,8 +19,6 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from nnunetv2.paths import nnUNet_raw
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
-from emim_nnunet.dataloading.splits import PATIENTS, ensure_splits
 from emim_nnunet.dataset_conversion.family import LABEL, MASK, DatasetFamily
 from emim_nnunet.dataset_conversion.remedies import on_grid, remedied
 from emim_nnunet.dataset_conversion.source_cases import (
@@ -31,11 +29,13 @@ from emim_nnunet.dataset_conversion.source_cases import (
     find_cases,
     read_image,
 )
+from emim_nnunet.datasets.images import copy_without_text, save_image, says_orientation
+from emim_nnunet.datasets.raw import UNLABELLED
+from emim_nnunet.datasets.splits import PATIENTS, ensure_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import copy_without_text, save_image, says_orientation
-from emim_nnunet.locks import Lock, acquire
-from emim_nnunet.planners.raw_dataset import UNLABELLED
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.storage.files import copy_file, left_work_folders, new_work_folder, write_json
+from emim_nnunet.storage.locks import Lock, acquire
+from emim_nnunet.storage.versions import versions
 
 STATE = "state.json"
 logger = logging.getLogger(__name__)

@@ -13,17 +13,17 @@ import SimpleITK as sitk
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-from emim_nnunet.checkpoints.channels import channel_names, standard_name
-from emim_nnunet.checkpoints.io import left_work_folders, new_work_folder, read_json, write_json
-from emim_nnunet.checkpoints.locate import read_dataset_json
-from emim_nnunet.dataloading.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.dataset_conversion.converter import dataset_lock, target_folder, zeros_like
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
+from emim_nnunet.datasets.channel_names import channel_names, standard_name
+from emim_nnunet.datasets.folders import read_dataset_json
+from emim_nnunet.datasets.images import save_image
+from emim_nnunet.datasets.raw import UNLABELLED, cases_without_orientation, dataset_name, images_of_cases
+from emim_nnunet.datasets.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import save_image
-from emim_nnunet.locks import Lock
-from emim_nnunet.planners.raw_dataset import UNLABELLED, cases_without_orientation, dataset_name, images_of_cases
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.storage.files import left_work_folders, new_work_folder, read_json, write_json
+from emim_nnunet.storage.locks import Lock
+from emim_nnunet.storage.versions import versions
 
 MISSING = "missing_channels.json"
 RARE = 0.25  # of the cases: a channel that fewer have is mostly zeros

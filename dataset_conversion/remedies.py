@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.background import background_remark, dominating_value, outside_value
 from emim_nnunet.dataset_conversion.family import MASK, DatasetFamily
+from emim_nnunet.datasets.background import background_remark, dominating_value, outside_value
 
 if TYPE_CHECKING:
     from emim_nnunet.dataset_conversion.converter import Options

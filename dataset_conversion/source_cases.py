@@ -14,13 +14,13 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.background import Background, wrong_background
-from emim_nnunet.checkpoints.io import sha256_of
-from emim_nnunet.dataloading.splits import alike
 from emim_nnunet.dataset_conversion.family import ENDING, LABEL, MASK, STACK, DatasetFamily
 from emim_nnunet.dataset_conversion.remedies import Remedied, body, on_grid, remedied
+from emim_nnunet.datasets.background import Background, wrong_background
+from emim_nnunet.datasets.images import header_problem, header_text, stream_damage
+from emim_nnunet.datasets.splits import alike
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import header_problem, header_text, stream_damage
+from emim_nnunet.storage.files import sha256_of
 
 GRID_TOLERANCE = 1e-3
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)

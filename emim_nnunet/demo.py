@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.checkpoints.io import read_json, write_json
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import acquire
 from emim_nnunet.phantom import write_brats2023
+from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.storage.locks import acquire
 from emim_nnunet.training.plots import plot_overlay
 
 TRAIN_ID, TEST_ID = 991, 992

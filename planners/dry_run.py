@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emim_nnunet.checkpoints.network import planned_method
-from emim_nnunet.config import config_from_block
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks import own_norm_outputs
+from emim_nnunet.settings.block import config_from_block
 
 
 def fake_stage(

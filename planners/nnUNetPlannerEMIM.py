@@ -16,15 +16,15 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from emim_nnunet.checkpoints.io import read_json, write_json
-from emim_nnunet.config import BLOCK
+from emim_nnunet.datasets.raw import unlabelled_images
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
-from emim_nnunet.planners.raw_dataset import unlabelled_images
 from emim_nnunet.planners.transfer import Like
+from emim_nnunet.settings.block import BLOCK
+from emim_nnunet.storage.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 DEFAULT_GPU_MEMORY = 24.0

@@ -21,11 +21,12 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from emim_nnunet.background import Background, background_remark, wrong_background
-from emim_nnunet.checkpoints.channels import channel_names
-from emim_nnunet.checkpoints.io import read_json, write_json
-from emim_nnunet.checkpoints.locate import read_dataset_json
-from emim_nnunet.dataloading.splits import (
+from emim_nnunet.datasets.background import Background, background_remark, wrong_background
+from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.folders import read_dataset_json
+from emim_nnunet.datasets.images import check_streams
+from emim_nnunet.datasets.raw import check_channels, dataset_name, images_of_cases, raw_files, unlabelled_images
+from emim_nnunet.datasets.splits import (
     MAX_LISTED,
     PATIENTS,
     SPLITS,
@@ -39,19 +40,12 @@ from emim_nnunet.dataloading.splits import (
     take_over_splits,
 )
 from emim_nnunet.errors import UserError
-from emim_nnunet.imageio import check_streams
-from emim_nnunet.locks import acquire
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
 from emim_nnunet.planners.preprocess import num_cores, preprocess_cases
-from emim_nnunet.planners.raw_dataset import (
-    check_channels,
-    dataset_name,
-    images_of_cases,
-    raw_files,
-    unlabelled_images,
-)
 from emim_nnunet.planners.transfer import Like
-from emim_nnunet.plans import is_folder_name
+from emim_nnunet.settings.plans import is_folder_name
+from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.storage.locks import acquire
 
 NUM_INTENSITY_SAMPLES = 10_000_000
 logger = logging.getLogger(__name__)

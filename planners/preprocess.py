@@ -26,13 +26,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import copy_file, left_work_folders, new_work_folder, write_json
-from emim_nnunet.checkpoints.locate import read_dataset_json
-from emim_nnunet.dataloading.checksums import Checksums, checksums_of, write_record
-from emim_nnunet.dataloading.preprocessed import case_identifiers, orientations_file
+from emim_nnunet.datasets.checksums import Checksums, checksums_of, write_record
+from emim_nnunet.datasets.folders import read_dataset_json
+from emim_nnunet.datasets.preprocessed import case_identifiers, orientations_file
+from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import Lock
-from emim_nnunet.planners.raw_dataset import cases_without_orientation
+from emim_nnunet.storage.files import copy_file, left_work_folders, new_work_folder, write_json
+from emim_nnunet.storage.locks import Lock
 
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient

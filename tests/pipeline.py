@@ -16,7 +16,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, run_training
 from emim_nnunet.cli import convert, plan_and_preprocess
 from emim_nnunet.cli._run import run
 from emim_nnunet.phantom import write_brats2023
-from emim_nnunet.registration import enable_search
+from emim_nnunet.trainer_search import enable_search
 
 PLANS, DATASET = "nnUNetEMIMPlans", "Dataset001_Toy"
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from emim_nnunet.boxes import centre_box, pool_boxes, take_blocks, take_boxes, unravel
+from emim_nnunet.views.boxes import centre_box, pool_boxes, take_blocks, take_boxes, unravel
 
 
 def randn(*shape: int) -> torch.Tensor:

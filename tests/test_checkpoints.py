@@ -17,13 +17,12 @@ from emim_nnunet.checkpoints.io import (
     FAULT_FORMAT,
     FORMAT_VERSION,
     SSL_FORMAT,
-    atomic_write,
     load_checkpoint,
     save_checkpoint,
 )
 from emim_nnunet.classification.model import CLASSIFIER_FORMAT
 from emim_nnunet.classification.train import UNFINISHED_FORMAT
-from emim_nnunet.dataloading.splits import (
+from emim_nnunet.datasets.splits import (
     alike,
     check_splits,
     ensure_splits,
@@ -32,6 +31,7 @@ from emim_nnunet.dataloading.splits import (
     take_over_splits,
 )
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.files import atomic_write
 
 GOOD = {"format": FAULT_FORMAT, "format_version": FORMAT_VERSION}  # what it must hold is not checked
 read = partial(load_checkpoint, formats=(FAULT_FORMAT,))

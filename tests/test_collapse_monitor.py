@@ -22,15 +22,15 @@ from emim_nnunet.checkpoints.locate import find_checkpoint
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
+from emim_nnunet.diagnosis.diagnose import subjects
+from emim_nnunet.diagnosis.probe_data import find_data
 from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mim import MIM
-from emim_nnunet.training.collapse_monitor import CollapseMonitor
-from emim_nnunet.training.diagnose import subjects
 from emim_nnunet.training.epoch_report import log_lines
-from emim_nnunet.training.probe_data import find_data
 from tests.pipeline import DATASET, PLANS, PRETRAIN, fold_folder, log_of, train, trained, trainer_of
 from tests.toy import toy_batch, toy_method
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from emim_nnunet.checkpoints.locate import read_target
 from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.report import interval, markdown, summarise
 from emim_nnunet.compare.workspace import make_splits
+from emim_nnunet.datasets.folders import read_target
 from emim_nnunet.errors import UserError
 from tests.pipeline import DATASET, PLANS, trainer_of
 from tests.toy import toy_batch

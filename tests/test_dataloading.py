@@ -14,16 +14,11 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from emim_nnunet.dataloading.augmentation import (
-    SCALES,
-    clear_outside_,
-    mirror_,
-    rotate_and_scale_,
-    rotation_ranges,
-)
-from emim_nnunet.dataloading.crops import BatchNumbers, Case, CropBatches, CropDataset, present_channels
+from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset, present_channels
+from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
+from emim_nnunet.views.augmentation import SCALES, clear_outside_, mirror_, rotate_and_scale_, rotation_ranges
 
 SHAPE = (12, 20, 18)
 

@@ -16,8 +16,8 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli._run import run
-from emim_nnunet.dataloading.splits import ensure_splits, read_splits
 from emim_nnunet.dataset_conversion import converter
+from emim_nnunet.datasets.splits import ensure_splits, read_splits
 from emim_nnunet.phantom import write_brats2023
 from tests.conftest import shared_data
 

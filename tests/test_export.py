@@ -12,13 +12,14 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from emim_nnunet.checkpoints.channels import adapt_stem, explain, standard_name, stem_by_name
 from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder, stem_keys
 from emim_nnunet.checkpoints.export import export, export_encoder
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.source import read_source
+from emim_nnunet.checkpoints.stem import adapt_stem, explain, stem_by_name
 from emim_nnunet.cli import export as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.datasets.channel_names import standard_name
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners.transfer import read_like
 from tests.toy import toy_unet

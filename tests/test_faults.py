@@ -21,10 +21,11 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint, write_json
+from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.methods import method_classes
+from emim_nnunet.storage.files import write_json
 from emim_nnunet.training.epoch_report import mean_terms
 from emim_nnunet.training.faults import SkippedSteps, explained
 from emim_nnunet.training.ssl_trainer import SSLTrainer
@@ -375,7 +376,7 @@ CHILD = """
 import sys
 import torch.multiprocessing as mp
 from emim_nnunet.errors import UserError
-from emim_nnunet.registration import report_user_errors
+from emim_nnunet.trainer_search import report_user_errors
 
 def fail(rank):
     if sys.argv[1] == "error":

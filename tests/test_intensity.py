@@ -12,7 +12,7 @@ from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from scipy.ndimage import gaussian_filter
 
-from emim_nnunet.dataloading.intensity import (
+from emim_nnunet.views.intensity import (
     BLUR,
     BRIGHTNESS,
     CONTRAST,

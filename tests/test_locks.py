@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from emim_nnunet import locks
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import acquire, lock_of, take_over_locks
+from emim_nnunet.storage import locks
+from emim_nnunet.storage.locks import acquire, lock_of, take_over_locks
 
 HOLD = """
 import sys
 from pathlib import Path
-from emim_nnunet.locks import acquire
+from emim_nnunet.storage.locks import acquire
 with acquire(Path(sys.argv[1]), "the thing"):
     print("taken", flush=True)
     sys.stdin.read()
@@ -30,7 +30,7 @@ CONTEND = """
 import sys, time
 from pathlib import Path
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import acquire
+from emim_nnunet.storage.locks import acquire
 print("ready", flush=True)
 sys.stdin.readline()
 try:

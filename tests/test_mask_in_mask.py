@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from emim_nnunet.boxes import take_boxes, unravel
 from emim_nnunet.errors import UserError
 from emim_nnunet.losses import normalise_cells
 from emim_nnunet.methods.mask_in_mask import MaskInMask, MaskInMaskConfig, geometry
 from emim_nnunet.networks import visible_only
+from emim_nnunet.views.boxes import take_boxes, unravel
 from tests.toy import toy_batch, toy_method, toy_unet
 
 

@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import emim_nnunet.trainers as trainers
-from emim_nnunet.config import check_known_keys, config_from_block, emim_block
 from emim_nnunet.diagnostics import CollapseProbe
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import choose_rows
@@ -30,6 +29,7 @@ from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.mim import MIM, MIMConfig
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks.decoder import ReconstructionDecoder, forward_flops
+from emim_nnunet.settings.block import check_known_keys, config_from_block, emim_block
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from tests.toy import toy_batch, toy_method
 
@@ -57,7 +57,7 @@ def test_every_method_has_a_trainer() -> None:
         trainer = getattr(trainers, f"nnUNetTrainer{method_class.__name__}Pretrain")
         assert trainer.method_class is method_class
         assert pickle.loads(pickle.dumps(trainer)) is trainer
-        # methods of users do without (tests/test_registration.py)
+        # methods of users do without (tests/test_trainer_search.py)
         file = f"{trainer.__name__}.py"
         assert Path(inspect.getfile(trainer)).name == file, (
             f"a method that ships has a file trainers/{file} that grep finds"

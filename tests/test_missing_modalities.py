@@ -17,7 +17,7 @@ from emim_nnunet.cli import convert, plan_and_preprocess
 from emim_nnunet.cli._run import run
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import MODALITIES, write_brats2023
-from emim_nnunet.registration import enable_search
+from emim_nnunet.trainer_search import enable_search
 from tests.pipeline import PLANS, TOY_BLOCK, set_folders, toy_architecture, trainer_of
 
 DATASET = "Dataset002_Gaps"

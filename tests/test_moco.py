@@ -12,11 +12,11 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from emim_nnunet.boxes import take_boxes
 from emim_nnunet.errors import UserError
 from emim_nnunet.losses import cosine_alignment, info_nce, info_nce_rows
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks import ZCA, KeyQueue, momentum_copy, momentum_update_, zca_matrix
+from emim_nnunet.views.boxes import take_boxes
 from tests.toy import toy_batch, toy_method
 
 

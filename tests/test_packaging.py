@@ -49,7 +49,7 @@ slow = [m for m in ("torch", "nnunetv2", "matplotlib", "SimpleITK") if m in sys.
 assert not slow, f"--help imports {{slow}}"
 
 import emim_nnunet.trainers, emim_nnunet.planners, emim_nnunet.dataset_conversion
-from emim_nnunet.registration import enable_search, trainers_path
+from emim_nnunet.trainer_search import enable_search, trainers_path
 from importlib.metadata import version
 
 assert emim_nnunet.__version__ == version("emim_nnunet")

@@ -17,15 +17,15 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
-from emim_nnunet.dataloading.preprocessed import orientations_file, read_orientations
-from emim_nnunet.dataloading.splits import read_patients, read_splits
+from emim_nnunet.datasets.preprocessed import orientations_file, read_orientations
+from emim_nnunet.datasets.splits import read_patients, read_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import acquire
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.preprocess import num_workers, orientation_of, preprocess_cases
+from emim_nnunet.storage.locks import acquire
 
 BRATS = [[1, 1, 1]] + [[2, 2, 2]] * 5
 PROSTATE = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]

@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from emim_nnunet.training import collapse_plots, plots
+from emim_nnunet.diagnosis import collapse_plots
+from emim_nnunet.training import plots
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.plots import MASK_TINT, plot_overlay, plot_progress, plot_reconstruction
 

@@ -15,7 +15,8 @@ import torch
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.cli import convert, export, plan_and_preprocess, pool
 from emim_nnunet.cli._run import run
-from emim_nnunet.dataloading.crops import Case, CropDataset
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.phantom import make_phantom, write_brats2023
 from tests.pipeline import PLANS, fold_folder, set_folders
 from tests.test_missing_modalities import CPU_PLANNING
@@ -133,7 +134,7 @@ def test_a_pooled_stage_is_exported_into_plans_for_each_data_set(
 ) -> None:
     from nnunetv2.run.run_training import run_training
 
-    from emim_nnunet.registration import enable_search
+    from emim_nnunet.trainer_search import enable_search
 
     set_folders(nnunet_dirs, monkeypatch)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")

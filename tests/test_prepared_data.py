@@ -13,11 +13,12 @@ import pytest
 from measure.data import write_cases
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-from emim_nnunet.checkpoints.locate import read_plans
-from emim_nnunet.dataloading import checksums
-from emim_nnunet.dataloading.checksums import case_digests, checksums_of, record_file, write_record
-from emim_nnunet.dataloading.crops import Case, CropDataset
-from emim_nnunet.dataloading.preprocessed import (
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.datasets import checksums
+from emim_nnunet.datasets.checksums import case_digests, checksums_of, record_file, write_record
+from emim_nnunet.datasets.folders import read_plans
+from emim_nnunet.datasets.preprocessed import (
+    Case,
     case_identifiers,
     open_case,
     read_properties,

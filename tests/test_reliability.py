@@ -16,7 +16,7 @@ import torch
 from measure.data import PLANS
 
 from emim_nnunet.checkpoints import export
-from emim_nnunet.checkpoints.locate import read_plans
+from emim_nnunet.datasets.folders import read_plans
 from emim_nnunet.errors import UserError
 from emim_nnunet.training import stage
 from tests.robustness import collisions, inputs, writes

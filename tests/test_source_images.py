@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from emim_nnunet.background import Background, outside_value, wrong_background
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli import plan_and_preprocess
 from emim_nnunet.cli._run import run
-from emim_nnunet.imageio import copy_without_text, header_text
+from emim_nnunet.datasets.background import Background, outside_value, wrong_background
+from emim_nnunet.datasets.images import copy_without_text, header_text
+from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners.preprocess import orientation_of
-from emim_nnunet.planners.raw_dataset import cases_without_orientation
 from tests.conftest import shared_data
 
 HEAD = make_phantom(0, (24, 26, 28))[0][0]

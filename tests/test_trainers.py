@@ -29,11 +29,11 @@ from emim_nnunet.cli import diagnose, estimate
 from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
+from emim_nnunet.estimate import StageEstimate
 from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
-from emim_nnunet.plans import planned
+from emim_nnunet.settings.plans import planned
 from emim_nnunet.training import ssl_trainer
 from emim_nnunet.training.description import describe_unused
-from emim_nnunet.training.estimate import StageEstimate
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from emim_nnunet.training.stage import settings_without_effect

@@ -13,8 +13,8 @@ import argparse
 from copy import deepcopy
 from typing import Any
 
-from emim_nnunet.checkpoints.io import read_json, write_json
-from emim_nnunet.checkpoints.locate import preprocessed_folder
+from emim_nnunet.datasets.folders import preprocessed_folder
+from emim_nnunet.storage.files import read_json, write_json
 
 STAGES = 4
 WATCH: dict[str, Any] = {

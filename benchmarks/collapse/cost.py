@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Build the trainer, time it, print a table."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    from emim_nnunet.registration import enable_search
+    from emim_nnunet.trainer_search import enable_search
 
     enable_search()
     device = torch.device(arguments.device)

@@ -19,7 +19,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from emim_nnunet.dataloading.augmentation import mirror_
+from emim_nnunet.diagnosis.collapse_monitor import update_probe
 from emim_nnunet.diagnostics import (
     CollapseProbe,
     cell_grid,
@@ -34,7 +34,7 @@ from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mim import MIM
 from emim_nnunet.phantom import MODALITIES, make_phantom
 from emim_nnunet.randomness import Stream, seeded_generator
-from emim_nnunet.training.collapse_monitor import update_probe
+from emim_nnunet.views.augmentation import mirror_
 
 SHAPE = (32, 32, 32)
 FEATURES = (8, 16, 32, 64)

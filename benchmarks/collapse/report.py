@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from emim_nnunet.diagnostics import Thresholds, judge
-from emim_nnunet.training.plots import TITLE, save_figure
+from emim_nnunet.storage.figures import TITLE, save_figure
 
 DEEP = (2, 3)  # stages shown in the table; all are in the JSON
 REFERENCE, HMP = "scratch", "HMP"

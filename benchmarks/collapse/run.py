@@ -32,9 +32,8 @@ from experiment import ARMS, PLATEAU_ARMS, Budget, run_job
 from report import summarise, write_figures, write_table
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import atomic_write
-from emim_nnunet.training.collapse_report import plain_json
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.storage.files import atomic_write, plain_json
+from emim_nnunet.storage.versions import versions
 
 QUICK = Budget(
     unlabelled=12,

@@ -50,10 +50,10 @@ def main() -> None:
         (folder / name).mkdir(parents=True)
         os.environ[name] = str(folder / name)
 
-    from emim_nnunet.checkpoints.io import read_json, write_json
     from emim_nnunet.cli import convert, plan_and_preprocess
     from emim_nnunet.cli._run import run
     from emim_nnunet.phantom import write_brats2023
+    from emim_nnunet.storage.files import read_json, write_json
 
     write_brats2023(folder / "source", LABELLED, UNLABELLED, seed=SEED, noise=NOISE)
     commands = [

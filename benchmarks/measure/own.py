@@ -25,7 +25,7 @@ def make_trainer(dataset: str, configuration: str, trainer: str, device: str) ->
     """The real trainer on a data set in nnUNet_preprocessed, ready for steps."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    from emim_nnunet.registration import enable_search
+    from emim_nnunet.trainer_search import enable_search
 
     enable_search()
     made = get_trainer_from_args(dataset, configuration, "all", trainer, PLANS, device=torch.device(device))

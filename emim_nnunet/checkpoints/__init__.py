@@ -1,1 +1,1 @@
-"""Checkpoints: safe reading, atomic writing, transfer into nnU-Net."""
+"""Checkpoints: their format, safe reading, transfer into nnU-Net."""

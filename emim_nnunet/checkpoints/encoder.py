@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from emim_nnunet.checkpoints.channels import adapt_stem, any_known, explain, standard_name, stem_by_name
+from emim_nnunet.checkpoints.stem import adapt_stem, explain, stem_by_name
+from emim_nnunet.datasets.channel_names import any_known, standard_name
 from emim_nnunet.errors import UserError
 
 WRAPPERS = ("_orig_mod.", "module.")

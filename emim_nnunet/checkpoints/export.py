@@ -11,11 +11,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.adaptation_plan import adaptation_plan
-from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
+from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import papers_of
 

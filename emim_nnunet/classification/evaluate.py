@@ -15,11 +15,10 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from emim_nnunet.checkpoints.io import write_text
 from emim_nnunet.classification.table import CASE, LabelTable
 from emim_nnunet.errors import UserError
-from emim_nnunet.training.collapse_report import plain_json
-from emim_nnunet.training.plots import TITLE, save_figure
+from emim_nnunet.storage.figures import TITLE, save_figure
+from emim_nnunet.storage.files import plain_json, write_text
 
 RESAMPLES, LEVEL = 2000, 0.95
 MIN_PATIENTS = 10  # of fewer, a bootstrap says little: with five right cases every sample has an AUROC of 1

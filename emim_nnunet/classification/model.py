@@ -16,19 +16,19 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from emim_nnunet.boxes import adaptive_pool
-from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
-from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
-from emim_nnunet.dataloading.augmentation import clear_outside_
-from emim_nnunet.dataloading.crops import OUTSIDE, Case, crop_box
-from emim_nnunet.dataloading.preprocessed import case_identifiers, open_case, readable, unlabelled_folder
+from emim_nnunet.dataloading.crops import crop_box
+from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.folders import preprocessed_folder, read_target
+from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, case_identifiers, open_case, readable, unlabelled_folder
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks import PlannedEncoder, encoder_of
-from emim_nnunet.plans import planned
+from emim_nnunet.settings.plans import planned
+from emim_nnunet.views.augmentation import clear_outside_
+from emim_nnunet.views.boxes import adaptive_pool
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
 

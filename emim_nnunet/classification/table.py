@@ -9,9 +9,9 @@ from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from emim_nnunet.dataloading.splits import NNUNET_SEED, NUM_FOLDS, read_splits
+from emim_nnunet.datasets.splits import NNUNET_SEED, NUM_FOLDS, read_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.plans import limit_of
+from emim_nnunet.settings.plans import limit_of
 
 CASE, PATIENT = "case", "patient"
 MAX_LISTED = 5

@@ -27,11 +27,11 @@ from emim_nnunet.classification.model import (
     save_classifier,
 )
 from emim_nnunet.classification.table import LabelTable
-from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.errors import UserError
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr
+from emim_nnunet.views.augmentation import clear_outside_, mirror_, rotate_and_scale_
 
 logger = logging.getLogger(__name__)
 MODEL, UNFINISHED, UNFINISHED_FORMAT = "classifier.pth", "unfinished.pth", "emim_nnunet.classifier_training"

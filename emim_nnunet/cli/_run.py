@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_memory_error, describe_os_error
-from emim_nnunet.locks import take_over_locks
+from emim_nnunet.storage.locks import take_over_locks
 
 EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells have it
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from emim_nnunet.cli._run import add_device_argument, add_take_over, run
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import acquire
-from emim_nnunet.plans import limit_of
+from emim_nnunet.settings.plans import limit_of
+from emim_nnunet.storage.locks import acquire
 
 EPILOG = """
 Example:
@@ -96,7 +96,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.model import find_data
     from emim_nnunet.classification.table import check_cases, read_table, split
     from emim_nnunet.classification.train import Settings, predict, train
-    from emim_nnunet.dataloading.splits import read_patients
+    from emim_nnunet.datasets.splits import read_patients
     from emim_nnunet.devices import choose_device
 
     device = torch.device(choose_device(arguments.device))

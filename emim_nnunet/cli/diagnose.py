@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emim_nnunet.cli._run import add_device_argument, add_take_over, run
-from emim_nnunet.plans import limit_of
+from emim_nnunet.settings.plans import limit_of
 
 EXIT_WARNING = 1
 EPILOG = """
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.checkpoints.source import read_source
     from emim_nnunet.devices import choose_device
-    from emim_nnunet.locks import acquire
-    from emim_nnunet.training.diagnose import diagnose
-    from emim_nnunet.training.probe_data import find_data
+    from emim_nnunet.diagnosis.diagnose import diagnose
+    from emim_nnunet.diagnosis.probe_data import find_data
+    from emim_nnunet.storage.locks import acquire
 
     device = choose_device(arguments.device)
     source = read_source(find_checkpoint(arguments.checkpoint, arguments.fold))

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--half goes with --encoder_only")
 
     from emim_nnunet.checkpoints.export import export, export_encoder
-    from emim_nnunet.checkpoints.locate import find_checkpoint, read_target
+    from emim_nnunet.checkpoints.locate import find_checkpoint
+    from emim_nnunet.datasets.folders import read_target
     from emim_nnunet.errors import UserError
 
     if arguments.output.exists() and not arguments.overwrite:

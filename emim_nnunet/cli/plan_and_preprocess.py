@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_take_over(parser)
     arguments = parser.parse_args(argv)
 
-    from emim_nnunet.dataloading.splits import read_patients_csv
+    from emim_nnunet.datasets.splits import read_patients_csv
     from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
     from emim_nnunet.planners.transfer import read_like
 

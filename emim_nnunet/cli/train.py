@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from emim_nnunet.cli._run import run
-from emim_nnunet.locks import take_over_locks
-from emim_nnunet.registration import enable_search, look_up_own_trainers_first
+from emim_nnunet.storage.locks import take_over_locks
+from emim_nnunet.trainer_search import enable_search, look_up_own_trainers_first
 
 HELP = """
 emim_train takes exactly the arguments of nnUNetv2_train (above); -device is cuda where there is a GPU, otherwise cpu.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from emim_nnunet.cli._run import run
-from emim_nnunet.registration import trainers_path
+from emim_nnunet.trainer_search import trainers_path
 
 EPILOG = """
 Example:

@@ -8,10 +8,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.utils.flop_counter import FlopCounterMode
 
-from emim_nnunet.config import config_from_block
 from emim_nnunet.methods import method_class
 from emim_nnunet.planners.dry_run import fake_stage
-from emim_nnunet.training.config import TrainingConfig
+from emim_nnunet.settings.block import config_from_block
+from emim_nnunet.settings.stages import TrainingConfig
 from emim_nnunet.training.stage import read_block
 
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.compare.arms import SCRATCH, Arm
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.report import collect_spectra, read_scores, write_results
 from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name, make_splits
-from emim_nnunet.config import config_from_block
-from emim_nnunet.dataloading.splits import SPLITS, read_patients, read_splits
+from emim_nnunet.datasets.folders import preprocessed_folder, read_target
+from emim_nnunet.datasets.splits import SPLITS, read_patients, read_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.locks import acquire
-from emim_nnunet.training.config import TrainingConfig
+from emim_nnunet.settings.block import config_from_block
+from emim_nnunet.settings.stages import TrainingConfig
+from emim_nnunet.storage.locks import acquire
 from emim_nnunet.training.stage import FINAL, LATEST, read_block
 
 EVALUATIONS = {"finetune": "nnUNetTrainerEMIMFinetune", "linear": "nnUNetTrainerLinearProbe"}

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from emim_nnunet.checkpoints.io import write_text
 from emim_nnunet.compare.arms import SCRATCH
-from emim_nnunet.training.collapse_report import REPORT_NAME, plain_json
-from emim_nnunet.training.plots import TITLE, save_figure
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.diagnosis.collapse_report import REPORT_NAME
+from emim_nnunet.storage.figures import TITLE, save_figure
+from emim_nnunet.storage.files import plain_json, write_text
+from emim_nnunet.storage.versions import versions
 
 RESAMPLES, LEVEL = 4000, 0.95
 RESULTS, TABLE, PICTURE, SPECTRA = "results.json", "results.md", "scores.png", "spectra.png"

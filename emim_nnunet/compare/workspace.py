@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from emim_nnunet.checkpoints.io import write_json
 from emim_nnunet.compare.arms import Arm
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.dataloading.splits import SPLITS, read_splits
+from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.splits import SPLITS, read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.files import write_json
 
 SSL_FOLD = 0
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

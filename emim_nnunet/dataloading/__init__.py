@@ -1,1 +1,1 @@
-"""Crops, splits and augmentation: from preprocessed files to batches on the training device."""
+"""Crops: from preprocessed files to batches."""

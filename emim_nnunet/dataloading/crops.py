@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from emim_nnunet.dataloading.preprocessed import case_stamp, open_case, readable
+from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, case_folders, case_stamp, open_case, readable
 from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
 
@@ -31,29 +30,6 @@ MIN_FOREGROUND = 0.1
 MAX_TRIES = 10
 FILES_WITHOUT_WORKERS = 48
 FILES_PER_WORKER = 16  # two batches ahead, of five or six tensors that are files, and the pipes
-OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
-
-
-@dataclass(frozen=True)
-class Case:
-    """A preprocessed case.
-
-    Attributes:
-        folder: Folder of preprocessed files.
-        identifier: Case id.
-        patient: Whose it is, where a patient may have several cases; empty = the case's own.
-        origin: Data set that it comes from, of several pooled ones.
-    """
-
-    folder: Path
-    identifier: str
-    patient: str = ""
-    origin: str = ""
-
-    @property
-    def subject(self) -> str:
-        """The patient, or the case where each has its own."""
-        return self.patient or self.identifier
 
 
 def crop_box(volume: Any, box: Sequence[Sequence[int]], outside: float) -> np.ndarray:
@@ -73,11 +49,6 @@ def crop_box(volume: Any, box: Sequence[Sequence[int]], outside: float) -> np.nd
 def subject_number(identifier: str) -> int:
     """A number >= 0 that stands for a subject in every run on every machine: 62 bits of a digest of the identifier."""
     return int.from_bytes(sha256(identifier.encode()).digest()[:8], "big") >> 2
-
-
-def case_folders(cases: Sequence[Case]) -> list[Path]:
-    """The different folders of cases, in order of first appearance."""
-    return list(dict.fromkeys(case.folder for case in cases))
 
 
 class CropDataset(Dataset):

@@ -15,12 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from emim_nnunet.config import require
 from emim_nnunet.losses import barlow_twins_loss
 from emim_nnunet.masking import choose_rows, foreground_cells, grid_size, hybrid_mask, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput
 from emim_nnunet.methods.mim import MIM, MIMConfig, with_missing
 from emim_nnunet.networks import PlannedEncoder, Projector, first_stages, stage_grids
+from emim_nnunet.settings.block import require
 
 SECOND_VIEWS = ("original", "masked")
 

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emim_nnunet.boxes import adaptive_pool, resize, take_blocks, take_boxes, unravel
-from emim_nnunet.config import require
 from emim_nnunet.losses import cosine_alignment, info_nce_rows, masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, hybrid_mask_of, hybrid_scores, top_cells, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, Reconstruction
 from emim_nnunet.methods.mim import MIM, MIMConfig
 from emim_nnunet.networks import MLP, PlannedEncoder, in_parts, visible_only
+from emim_nnunet.settings.block import require
+from emim_nnunet.views.boxes import adaptive_pool, resize, take_blocks, take_boxes, unravel
 
 ALIGNMENTS = ("cosine", "infonce")
 MIN_FOREGROUND = 0.1  # children with less of the body are avoided, and not aligned

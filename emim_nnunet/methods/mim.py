@@ -9,12 +9,12 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from emim_nnunet.config import require
 from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.losses import masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, grid_size, masked_fraction, position_mask
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLConfig, SSLMethod
 from emim_nnunet.networks import PlannedEncoder, ReconstructionDecoder
+from emim_nnunet.settings.block import require
 
 FILLS = ("zero", "learned")
 

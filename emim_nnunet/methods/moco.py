@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emim_nnunet.boxes import pool_boxes, take_boxes
-from emim_nnunet.config import require
-from emim_nnunet.dataloading.intensity import change_intensity, draw_intensity, draw_noise
 from emim_nnunet.distributed import all_reduce_sum, gather_rows
 from emim_nnunet.losses import info_nce, info_nce_rows
 from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
 from emim_nnunet.networks import MLP, ZCA, KeyQueue, PlannedEncoder, momentum_copy, momentum_update_, stage_grids
+from emim_nnunet.settings.block import require
+from emim_nnunet.views.boxes import pool_boxes, take_boxes
+from emim_nnunet.views.intensity import change_intensity, draw_intensity, draw_noise
 
 LOCAL_MODES = ("region", "gap")
 VIEWS = ("query", "key")

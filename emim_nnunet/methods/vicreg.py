@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from emim_nnunet.config import require
-from emim_nnunet.dataloading.intensity import change_intensity, draw_intensity, draw_noise
 from emim_nnunet.distributed import all_reduce_sum, weighted_moments
 from emim_nnunet.masking import choose_rows, foreground_cells, take_rows, voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
 from emim_nnunet.networks import PlannedEncoder, Projector, in_parts, stage_grids
+from emim_nnunet.settings.block import require
+from emim_nnunet.views.intensity import change_intensity, draw_intensity, draw_noise
 
 VIEWS = ("a", "b")
 

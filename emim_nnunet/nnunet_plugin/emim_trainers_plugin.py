@@ -4,7 +4,7 @@ Classes that are *re-exported* here stay picklable and identical over look-ups; 
 forgets this module after the search.
 """
 
-from emim_nnunet.registration import report_user_errors
+from emim_nnunet.trainer_search import report_user_errors
 from emim_nnunet.trainers import *  # noqa: F403
 
 report_user_errors()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from emim_nnunet.methods.base import Reconstruction
-from emim_nnunet.training.plots import plot_reconstruction, rounded
+from emim_nnunet.storage.figures import rounded
+from emim_nnunet.training.plots import plot_reconstruction
 
 
 def step_record(output: Any) -> dict[str, Any]:

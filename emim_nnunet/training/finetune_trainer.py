@@ -16,16 +16,17 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
-from emim_nnunet.checkpoints.io import atomic_write, read_checkpoint, write_json
-from emim_nnunet.config import config_from_block, require
-from emim_nnunet.dataloading.preprocessed import without_code
+from emim_nnunet.checkpoints.io import read_checkpoint
+from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
-from emim_nnunet.plans import planned
+from emim_nnunet.settings.block import config_from_block, require
+from emim_nnunet.settings.plans import planned
+from emim_nnunet.settings.stages import FinetuneConfig
+from emim_nnunet.storage.files import atomic_write, write_json
 from emim_nnunet.training import stage
-from emim_nnunet.training.config import FinetuneConfig
 from emim_nnunet.training.faults import explained
 from emim_nnunet.training.interruption import Interruption
 from emim_nnunet.training.log import without_paths

@@ -8,10 +8,10 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from emim_nnunet.boxes import resize
 from emim_nnunet.networks import PlannedEncoder, encoder_of
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler
+from emim_nnunet.views.boxes import resize
 
 
 class LinearDecoder(nn.Module):

@@ -7,7 +7,7 @@ import io
 import os
 from pathlib import Path
 
-from emim_nnunet.checkpoints.io import write_text
+from emim_nnunet.storage.files import write_text
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 

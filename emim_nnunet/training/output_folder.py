@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from emim_nnunet.locks import Lock, acquire
+from emim_nnunet.storage.locks import Lock, acquire
 
 
 class OutputFolder:

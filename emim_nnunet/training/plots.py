@@ -13,34 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emim_nnunet.checkpoints.io import atomic_write
+from emim_nnunet.storage.figures import TITLE, legend_beside, rounded, save_figure
 
 MASK_TINT = np.array([0.16, 0.42, 0.62])
 LABEL_COLOURS = ("#e6550d", "#31a354", "#3182bd", "#756bb1", "#fdd835", "#00acc1")
-TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 BACKGROUND, TEXT, MARKS = "#16181d", "#e8e8e8", "#ffd54f"
 OPPOSITE = dict(zip("LRAPIS", "RLPASI", strict=True))
-
-
-def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Write a figure as PNG, atomically.
-
-    Args:
-        figure: Made without pyplot.
-        path: PNG to write.
-        dpi: Dots per inch.
-    """
-    FigureCanvasAgg(figure)
-    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi, facecolor=figure.get_facecolor()))
-
-
-def rounded(value: float) -> str:
-    """A number for people; ``n/a`` where it is undefined."""
-    return f"{value:.3f}" if np.isfinite(value) else "n/a"
 
 
 @style.context("default")
@@ -103,12 +84,6 @@ def _draw_skill(ax: Axes, history: Sequence[dict[str, float]]) -> None:
     ax.set_title("Skill: 1 = perfect, 0 = no better than a constant (dotted)", **TITLE)
     ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0))  # how far below is of no interest, and would flatten the rest
     legend_beside(ax)
-
-
-def legend_beside(ax: Axes) -> None:
-    """A legend to the right of the axes, where it covers no curve; none where there is nothing to explain."""
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 @style.context("default")

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from emim_nnunet.checkpoints.encoder import require_finite
 from emim_nnunet.checkpoints.io import read_checkpoint
-from emim_nnunet.checkpoints.locate import preprocessed_folder, read_plans
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.dataloading.splits import check_fold, read_splits
+from emim_nnunet.datasets.folders import preprocessed_folder, read_plans
+from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.splits import check_fold, read_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.plans import check_plans, inheritance
+from emim_nnunet.settings.plans import check_plans, inheritance
 
 
 def check_request(dataset: str, configuration: str, fold: int | str, plans_name: str) -> None:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emim_nnunet.checkpoints.channels import channel_names
 from emim_nnunet.checkpoints.io import load_checkpoint
-from emim_nnunet.dataloading.checksums import case_digests
-from emim_nnunet.dataloading.crops import Case
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.checksums import case_digests
+from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
 from emim_nnunet.errors import UserError
-from emim_nnunet.plans import check_plans, inheritance
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.settings.plans import check_plans, inheritance
+from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.stage import FINAL, StageCases
 
 LOOP_ONLY = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")

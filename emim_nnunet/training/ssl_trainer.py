@@ -21,25 +21,25 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from emim_nnunet.boxes import centre_box
-from emim_nnunet.checkpoints.channels import channel_names
-from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, remove_leftovers, save_checkpoint, write_json
+from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_method
-from emim_nnunet.config import config_from_block, require
-from emim_nnunet.dataloading.augmentation import clear_outside_, mirror_, rotate_and_scale_
-from emim_nnunet.dataloading.checksums import case_digests
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset, case_folders
-from emim_nnunet.dataloading.preprocessed import case_identifiers, read_orientations, unlabelled_folder
-from emim_nnunet.dataloading.splits import read_origins, read_patients
+from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.checksums import case_digests
+from emim_nnunet.datasets.preprocessed import case_folders, case_identifiers, read_orientations, unlabelled_folder
+from emim_nnunet.datasets.splits import read_origins, read_patients
 from emim_nnunet.devices import check_device
+from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import PlannedEncoder, own_norm_outputs
-from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
+from emim_nnunet.settings.block import config_from_block, require
+from emim_nnunet.settings.plans import planned
+from emim_nnunet.settings.stages import TrainingConfig
+from emim_nnunet.storage.files import remove_leftovers, write_json
+from emim_nnunet.storage.versions import versions
 from emim_nnunet.training import stage
-from emim_nnunet.training.collapse_monitor import CollapseMonitor
-from emim_nnunet.training.config import TrainingConfig
 from emim_nnunet.training.description import describe_cases, describe_cost, describe_unused
 from emim_nnunet.training.epoch_report import log_lines, mean_terms, record_on, save_reconstructions, step_record
 from emim_nnunet.training.faults import SkippedSteps, explained, read_later, when_there_is_space
@@ -47,10 +47,11 @@ from emim_nnunet.training.interruption import Interruption, outlive_signals
 from emim_nnunet.training.log import SSLLog, without_paths
 from emim_nnunet.training.output_folder import OutputFolder
 from emim_nnunet.training.plots import plot_progress
-from emim_nnunet.training.provenance import versions
 from emim_nnunet.training.restore import load_states
 from emim_nnunet.training.same_stage import NO_CHECKSUMS, Setup, check_continued
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
+from emim_nnunet.views.augmentation import clear_outside_, mirror_, rotate_and_scale_
+from emim_nnunet.views.boxes import centre_box
 
 PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from those of training
 

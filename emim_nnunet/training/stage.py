@@ -11,16 +11,15 @@ from nnunetv2.paths import nnUNet_results
 
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.checkpoints.schema import CONTINUED, check_content
-from emim_nnunet.config import check_known_keys, config_from_block, emim_block, require
-from emim_nnunet.dataloading.crops import Case
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.dataloading.splits import check_fold, ensure_splits, read_splits
+from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.splits import check_fold, ensure_splits, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
 from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
-from emim_nnunet.plans import check_plans
-from emim_nnunet.training.config import FinetuneConfig, TrainingConfig
+from emim_nnunet.settings.block import check_known_keys, config_from_block, emim_block, require
+from emim_nnunet.settings.plans import check_plans
+from emim_nnunet.settings.stages import FinetuneConfig, TrainingConfig
 
 FINAL, LATEST, PREVIOUS = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_previous.pth"
 LOG = "ssl_log.csv"

@@ -74,8 +74,8 @@ def _weights_and_numbers(path: Path) -> bytes:
 def broken_files(folder: Path) -> list[str]:
     """Files below a folder that are not whole, hidden ones and hidden folders aside: those are nobody's result."""
     from emim_nnunet.checkpoints.io import read_checkpoint
+    from emim_nnunet.datasets.images import stream_damage
     from emim_nnunet.errors import UserError
-    from emim_nnunet.imageio import stream_damage
 
     found = []
     for path in sorted(folder.rglob("*")):

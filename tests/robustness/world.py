@@ -67,7 +67,7 @@ def import_everything() -> None:
         "dataset_conversion.converter",
         "planners.plan_and_preprocess",
         "trainers",
-        "training.diagnose",
+        "diagnosis.diagnose",
     ):
         import_module(f"emim_nnunet.{name}")
     import_module("nnunetv2.run.run_training")
@@ -187,8 +187,8 @@ def build_world(folder: Path, *, trained: bool = True) -> None:
         (folder / name).mkdir(parents=True)
 
     def write() -> int:
-        from emim_nnunet.dataloading.checksums import checksums_of, write_record
-        from emim_nnunet.dataloading.splits import ensure_splits
+        from emim_nnunet.datasets.checksums import checksums_of, write_record
+        from emim_nnunet.datasets.splits import ensure_splits
         from emim_nnunet.phantom import write_brats2023
 
         write_brats2023(folder / "source", 2, 1, seed=0, shape=(16, 16, 16))

@@ -16,8 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from emim_nnunet.checkpoints.io import atomic_write
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.files import atomic_write
 
 CHUNK = 1 << 24
 HEADER_BYTES = 540  # of NIfTI-2, the larger one

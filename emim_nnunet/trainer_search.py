@@ -22,12 +22,12 @@ REGISTERED_SOURCE = '''"""Lets nnUNetv2_* find the trainers of emim_nnunet; writ
 import warnings
 
 try:
-    from emim_nnunet.registration import report_user_errors
+    from emim_nnunet.trainer_search import report_user_errors
     from emim_nnunet.trainers import *
 
     report_user_errors()
 except Exception as error:  # nnU-Net imports this on the way to its own trainers too: they must stay found
-    if getattr(error, "name", None) not in {"emim_nnunet", "emim_nnunet.registration"}:  # those: not installed any more
+    if getattr(error, "name", None) not in {"emim_nnunet", "emim_nnunet.trainer_search"}:  # those: not installed any more
         warnings.warn(f"the trainers of emim_nnunet cannot be imported: {error!r}", stacklevel=1)
 '''
 

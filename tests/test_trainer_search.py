@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from emim_nnunet import registration
+from emim_nnunet import trainer_search
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER_FOLDER = Path("nnunetv2", "training", "nnUNetTrainer")
@@ -44,7 +44,7 @@ for name in ours.__all__:
 def run_python(code: str, cwd: Path, *first_on_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process that has the folders first on its path, then this checkout."""
     path = os.pathsep.join(map(str, [*first_on_path, ROOT]))
-    base = {key: value for key, value in os.environ.items() if key != registration.SEARCH_VARIABLE}
+    base = {key: value for key, value in os.environ.items() if key != trainer_search.SEARCH_VARIABLE}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=base | {"PYTHONPATH": path} | env, capture_output=True, text=True
     )
@@ -77,30 +77,30 @@ def copied_nnunet(tmp_path: Path) -> Path:
     (tmp_path / "methods_of_a_user").mkdir()
     own = "from emim_nnunet.methods.mim import MIM\n\nclass Own(MIM):\n    pass\n"
     (tmp_path / "methods_of_a_user" / "own.py").write_text(own)
-    (tmp_path / TRAINER_FOLDER / registration.REGISTERED_MODULE).unlink(missing_ok=True)
+    (tmp_path / TRAINER_FOLDER / trainer_search.REGISTERED_MODULE).unlink(missing_ok=True)
     return tmp_path
 
 
 def test_search_path_comes_first_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = str(registration.trainers_path())
-    monkeypatch.setenv(registration.SEARCH_VARIABLE, os.pathsep.join(["first", ours, "second", "first", ""]))
-    registration.enable_search()
-    registration.enable_search()
-    assert os.environ[registration.SEARCH_VARIABLE].split(os.pathsep) == [ours, "first", "second"]
+    ours = str(trainer_search.trainers_path())
+    monkeypatch.setenv(trainer_search.SEARCH_VARIABLE, os.pathsep.join(["first", ours, "second", "first", ""]))
+    trainer_search.enable_search()
+    trainer_search.enable_search()
+    assert os.environ[trainer_search.SEARCH_VARIABLE].split(os.pathsep) == [ours, "first", "second"]
 
 
 def test_search_path_is_set_when_there_was_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(registration.SEARCH_VARIABLE, "")
-    registration.enable_search()
-    assert os.environ[registration.SEARCH_VARIABLE] == str(registration.trainers_path())
+    monkeypatch.setenv(trainer_search.SEARCH_VARIABLE, "")
+    trainer_search.enable_search()
+    assert os.environ[trainer_search.SEARCH_VARIABLE] == str(trainer_search.trainers_path())
 
 
 def test_plugin_folder_holds_one_module() -> None:
-    assert [p.name for p in registration.trainers_path().glob("*.py")] == ["emim_trainers_plugin.py"]
+    assert [p.name for p in trainer_search.trainers_path().glob("*.py")] == ["emim_trainers_plugin.py"]
 
 
 def test_variable_lets_nnunet_find_every_trainer(copied_nnunet: Path) -> None:
-    folder = str(registration.trainers_path())
+    folder = str(trainer_search.trainers_path())
     process = run_python(LOOK_UP_ALL, copied_nnunet, copied_nnunet, nnUNet_extTrainer=folder)
     assert process.returncode == 0, process.stderr
     assert f"Using trainer 'nnUNetTrainerEMIM' from: {folder}" in process.stdout
@@ -110,7 +110,7 @@ def test_our_own_commands_find_our_trainers_without_timm_and_all_others_as_nnune
     code = """
 import sys
 from nnunetv2.run import run_training
-from emim_nnunet.registration import look_up_own_trainers_first
+from emim_nnunet.trainer_search import look_up_own_trainers_first
 from emim_nnunet.trainers import nnUNetTrainerEMIM
 
 look_up_own_trainers_first(run_training)
@@ -152,13 +152,13 @@ assert any("trainers of emim_nnunet cannot be imported" in str(w.message) for w 
 
 def test_register_and_remove_leave_nothing_else(empty_nnunet: Path) -> None:
     folder = empty_nnunet / TRAINER_FOLDER
-    expected = folder / registration.REGISTERED_MODULE
+    expected = folder / trainer_search.REGISTERED_MODULE
     for _ in range(2):
         process = run_register(empty_nnunet)
         assert (process.returncode, process.stderr) == (0, "")
         assert process.stdout == f"registered: {expected}\n"
         assert [p.name for p in folder.iterdir()] == [expected.name]
-    assert expected.read_text() == registration.REGISTERED_SOURCE
+    assert expected.read_text() == trainer_search.REGISTERED_SOURCE
     assert run_register(empty_nnunet, "--remove").stdout == "removed\n"
     assert run_register(empty_nnunet, "--remove").stdout == "nothing was registered\n"
     assert list(folder.iterdir()) == []
@@ -180,13 +180,13 @@ def test_register_says_what_to_do_when_it_cannot_write(empty_nnunet: Path, obsta
     assert process.stderr.startswith(f"emim_register: error: cannot write {folder}")
     assert process.stderr.count("\n") == 1
     assert "emim_train" in process.stderr
-    assert registration.SEARCH_VARIABLE in process.stderr
+    assert trainer_search.SEARCH_VARIABLE in process.stderr
 
 
 HOOK = """
 import sys
 from emim_nnunet.errors import UserError
-from emim_nnunet.registration import report_user_errors
+from emim_nnunet.trainer_search import report_user_errors
 
 sys.argv[0] = "folder/nnUNetv2_train"
 before = sys.excepthook

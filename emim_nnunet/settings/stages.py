@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emim_nnunet.config import require
+from emim_nnunet.settings.block import require
 
 
 @dataclass(frozen=True, kw_only=True)

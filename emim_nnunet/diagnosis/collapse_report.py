@@ -7,13 +7,12 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from emim_nnunet.checkpoints.io import write_text
+from emim_nnunet.diagnosis.collapse_plots import plot_collapse
 from emim_nnunet.diagnostics import Thresholds, Verdict
-from emim_nnunet.training.collapse_plots import plot_collapse
+from emim_nnunet.storage.files import plain_json, write_text
 
 SCHEMA, SCHEMA_VERSION = "emim_nnunet.collapse_report", 1
 CSV_NAME, REPORT_NAME, PICTURE_NAME = "collapse.csv", "collapse_report.json", "collapse_spectrum.png"
@@ -81,19 +80,6 @@ def report(
 
 def _ratio(value: float, reference: float) -> float:
     return value / reference if reference else float("nan")
-
-
-def plain_json(value: Any) -> Any:
-    """Undefined numbers as None: JSON has no NaN.
-
-    Args:
-        value: Nested dicts, lists and tuples of plain values.
-    """
-    if isinstance(value, dict):
-        return {key: plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_report(content: Mapping[str, Any], folder: Path) -> None:

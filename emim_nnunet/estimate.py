@@ -16,7 +16,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from emim_nnunet.dataloading.preprocessed import without_code
+from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer

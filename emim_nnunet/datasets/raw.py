@@ -10,8 +10,8 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
-from emim_nnunet.checkpoints.io import read_json
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.files import read_json
 
 UNLABELLED = "imagesUnlabelled"
 

@@ -1,34 +1,13 @@
-"""Input channels by name: which filter of a pretrained stem goes to which modality."""
+"""The stem by channel names: which filter of a pretrained stem goes to which modality."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# names of the same contrast; everything else is compared as it is, without case and punctuation
-ALIASES = {
-    "t1": ("t1w", "t1n", "t1pre", "t1native"),
-    "t1ce": ("t1c", "t1gd", "t1post", "t1cw", "t1wce", "t1wgd"),
-    "t2": ("t2w",),
-    "flair": ("t2f", "t2flair", "flairw"),
-}
-STANDARD = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
-
-
-def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """Names of the channels in nnU-Net's order (``modality`` is the name of the key in old data sets)."""
-    names: Any = dataset_json.get("channel_names", dataset_json.get("modality"))
-    return [names[key] for key in sorted(names, key=int)]
-
-
-def standard_name(name: str) -> str:
-    """The name by which a modality is recognised: ``T1w``, ``T1`` and ``t1n`` are the same one."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return STANDARD.get(plain, plain)
+from emim_nnunet.datasets.channel_names import standard_name
 
 
 def adapt_stem(weight: Tensor, num_channels: int) -> Tensor:
@@ -88,8 +67,3 @@ def explain(old: Sequence[str], new: Sequence[str]) -> list[str]:
         else f"channel {number} '{name}': mean filter"
         for number, (name, key) in enumerate(zip(new, names[1], strict=True))
     ]
-
-
-def any_known(old: Sequence[str], new: Sequence[str]) -> bool:
-    """Whether some name is the same on both sides."""
-    return bool({standard_name(name) for name in old} & {standard_name(name) for name in new})

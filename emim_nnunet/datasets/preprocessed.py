@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
 
 from emim_nnunet.errors import UserError
 
+OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
 PLAIN: tuple[str, ...] = ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "int", "float", "bool")
@@ -30,6 +32,33 @@ NUMPY |= {
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preprocessed case.
+
+    Attributes:
+        folder: Folder of preprocessed files.
+        identifier: Case id.
+        patient: Whose it is, where a patient may have several cases; empty = the case's own.
+        origin: Data set that it comes from, of several pooled ones.
+    """
+
+    folder: Path
+    identifier: str
+    patient: str = ""
+    origin: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The patient, or the case where each has its own."""
+        return self.patient or self.identifier
+
+
+def case_folders(cases: Sequence[Case]) -> list[Path]:
+    """The different folders of cases, in order of first appearance."""
+    return list(dict.fromkeys(case.folder for case in cases))
 
 
 def orientations_file(data_folder: Path) -> Path:

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from emim_nnunet.errors import UserError
-from emim_nnunet.plans import LIMITS, MAX_ENTRIES, inheritance, limit_of
+from emim_nnunet.settings.plans import LIMITS, MAX_ENTRIES, inheritance, limit_of
 
 BLOCK = "emim"
 

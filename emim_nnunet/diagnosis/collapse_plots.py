@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emim_nnunet.diagnostics import isotropic_eigenvalues
-from emim_nnunet.training.plots import TITLE, legend_beside, rounded, save_figure
+from emim_nnunet.storage.figures import TITLE, legend_beside, rounded, save_figure
 
 SMALLEST_SHARE = 1e-6  # what lies below is noise of float32 features
 CHARACTERS = 150

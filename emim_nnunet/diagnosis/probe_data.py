@@ -8,12 +8,12 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from emim_nnunet.checkpoints.channels import channel_names
-from emim_nnunet.checkpoints.locate import preprocessed_folder, read_target
 from emim_nnunet.checkpoints.source import EncoderSource
-from emim_nnunet.dataloading.crops import Case, CropDataset
-from emim_nnunet.dataloading.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.dataloading.splits import read_splits
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.folders import preprocessed_folder, read_target
+from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.splits import read_splits
 from emim_nnunet.errors import UserError
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emim_nnunet.diagnosis.collapse_report import report, write_csv, write_picture, write_report
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, judge
 from emim_nnunet.diagnostics.spectrum import ROWS_PER_CHANNEL
 from emim_nnunet.masking import grid_size
 from emim_nnunet.methods.base import MethodOutput
-from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
 
 UNHEALTHY = ("warning", "error")
 

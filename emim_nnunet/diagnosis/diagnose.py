@@ -14,27 +14,28 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from emim_nnunet.boxes import centre_box
-from emim_nnunet.checkpoints.channels import any_known, explain
 from emim_nnunet.checkpoints.encoder import load_encoder
 from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.checkpoints.source import EncoderSource
-from emim_nnunet.config import config_from_block
-from emim_nnunet.dataloading.augmentation import clear_outside_
-from emim_nnunet.dataloading.crops import Case
+from emim_nnunet.checkpoints.stem import explain
+from emim_nnunet.datasets.channel_names import any_known
+from emim_nnunet.datasets.preprocessed import Case
+from emim_nnunet.diagnosis.collapse_monitor import update_probe
+from emim_nnunet.diagnosis.collapse_report import report, write_csv, write_picture, write_report
+from emim_nnunet.diagnosis.probe_data import ProbeData, crops_of
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, cell_grid, dense_probe, foreground_rows, judge
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size, voxels_to_cells
 from emim_nnunet.methods import method_class
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
-from emim_nnunet.plans import planned
 from emim_nnunet.randomness import Stream, seeded_generator
-from emim_nnunet.training.collapse_monitor import update_probe
-from emim_nnunet.training.collapse_report import report, write_csv, write_picture, write_report
-from emim_nnunet.training.plots import rounded
-from emim_nnunet.training.probe_data import ProbeData, crops_of
-from emim_nnunet.training.provenance import versions
+from emim_nnunet.settings.block import config_from_block
+from emim_nnunet.settings.plans import planned
+from emim_nnunet.storage.figures import rounded
+from emim_nnunet.storage.versions import versions
+from emim_nnunet.views.augmentation import clear_outside_
+from emim_nnunet.views.boxes import centre_box
 
 logger = logging.getLogger(__name__)
 BATCH = 2

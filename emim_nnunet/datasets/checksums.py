@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from emim_nnunet.checkpoints.io import sha256_of, write_text
-from emim_nnunet.dataloading.crops import Case, case_folders
-from emim_nnunet.dataloading.preprocessed import Stamp, case_stamp
+from emim_nnunet.datasets.preprocessed import Case, Stamp, case_folders, case_stamp
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.files import sha256_of, write_text
 
 logger = logging.getLogger(__name__)
 Checksums = dict[str, tuple[int, int, str]]

@@ -1,0 +1,35 @@
+"""Names of channels, and which of them mean the same modality."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# names of the same contrast; everything else is compared as it is, without case and punctuation
+ALIASES = {
+    "t1": ("t1w", "t1n", "t1pre", "t1native"),
+    "t1ce": ("t1c", "t1gd", "t1post", "t1cw", "t1wce", "t1wgd"),
+    "t2": ("t2w",),
+    "flair": ("t2f", "t2flair", "flairw"),
+}
+
+
+STANDARD = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
+
+
+def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+    """Names of the channels in nnU-Net's order (``modality`` is the name of the key in old data sets)."""
+    names: Any = dataset_json.get("channel_names", dataset_json.get("modality"))
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def standard_name(name: str) -> str:
+    """The name by which a modality is recognised: ``T1w``, ``T1`` and ``t1n`` are the same one."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return STANDARD.get(plain, plain)
+
+
+def any_known(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether some name is the same on both sides."""
+    return bool({standard_name(name) for name in old} & {standard_name(name) for name in new})

@@ -1,0 +1,1 @@
+"""Plans and their ``emim`` block: where every number of a stage lives."""

@@ -1,0 +1,1 @@
+"""Files, figures, locks and versions: what every room that writes needs."""

@@ -1,0 +1,1 @@
+"""What is done to a crop on the training device: boxes, intensity, augmentation."""
