@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-from nnunetv2.paths import nnUNet_raw
 from tqdm import tqdm
 
 from emim_nnunet.dataset_conversion.family import LABEL, MASK, DatasetFamily
@@ -33,6 +31,8 @@ from emim_nnunet.datasets.images import copy_without_text, save_image, says_orie
 from emim_nnunet.datasets.raw import UNLABELLED
 from emim_nnunet.datasets.splits import PATIENTS, ensure_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import generate_dataset_json
+from emim_nnunet.nnunet.paths import nnUNet_raw
 from emim_nnunet.storage.files import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.storage.locks import Lock, acquire
 from emim_nnunet.storage.versions import versions

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from emim_nnunet.dataset_conversion.converter import dataset_lock, target_folder, zeros_like
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
@@ -21,6 +19,8 @@ from emim_nnunet.datasets.images import save_image
 from emim_nnunet.datasets.raw import UNLABELLED, cases_without_orientation, dataset_name, images_of_cases
 from emim_nnunet.datasets.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import generate_dataset_json
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.storage.files import left_work_folders, new_work_folder, read_json, write_json
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.versions import versions

@@ -199,9 +199,9 @@ def write_report(output: Path) -> Path:
         Folder ``report`` in it: ``README.md``, ``dice.json``, ``overlay_*.png``, ``progress.png``, ``ssl_log.csv``,
         ``collapse_spectrum.png``, ``collapse_report.json``, ``reconstructions/``.
     """
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+    from emim_nnunet.nnunet.images import SimpleITKIO
+    from emim_nnunet.nnunet.inference import compute_metrics_on_folder
+    from emim_nnunet.nnunet.plans import LabelManager
 
     report = output / "report"
     report.mkdir()

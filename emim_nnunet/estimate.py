@@ -13,11 +13,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
 from emim_nnunet.training.ssl_trainer import SSLTrainer

@@ -13,10 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
-from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.nnunet.plans import LabelManager
+from emim_nnunet.nnunet.training import (
+    DC_and_BCE_loss,
+    DC_and_CE_loss,
+    DeepSupervisionWrapper,
+    MemoryEfficientSoftDiceLoss,
+)
 from emim_nnunet.planners.dry_run import fake_stage
 
 GRANULE = 512  # bytes: torch's allocator on GPUs hands out multiples of it

@@ -8,18 +8,15 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
-    ResEncUNetPlanner,
-)
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
 from emim_nnunet.datasets.raw import unlabelled_images
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
+from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
+from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed
+from emim_nnunet.nnunet.planning import ResEncUNetPlanner
+from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.transfer import Like

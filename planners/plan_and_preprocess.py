@@ -9,16 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprint_dataset,
-    plan_experiment_dataset,
-)
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from emim_nnunet.datasets.background import Background, background_remark, wrong_background
@@ -40,6 +30,15 @@ from emim_nnunet.datasets.splits import (
     take_over_splits,
 )
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets, recursive_fix_for_json_export
+from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
+from emim_nnunet.nnunet.planning import (
+    DatasetFingerprintExtractor,
+    crop_to_nonzero,
+    extract_fingerprint_dataset,
+    plan_experiment_dataset,
+)
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
 from emim_nnunet.planners.preprocess import num_cores, preprocess_cases
 from emim_nnunet.planners.transfer import Like

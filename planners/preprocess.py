@@ -19,11 +19,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from emim_nnunet.datasets.checksums import Checksums, checksums_of, write_record
@@ -31,6 +26,11 @@ from emim_nnunet.datasets.folders import read_dataset_json
 from emim_nnunet.datasets.preprocessed import case_identifiers, orientations_file
 from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
+from emim_nnunet.nnunet.images import SimpleITKIO
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
+from emim_nnunet.nnunet.planning import DefaultPreprocessor
+from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.storage.files import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.storage.locks import Lock
 

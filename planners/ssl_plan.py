@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import ceil, prod
 
-from nnunetv2.configuration import ANISO_THRESHOLD
-
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
+from emim_nnunet.nnunet.plans import ANISO_THRESHOLD
 
 Strides = Sequence[int | Sequence[int]]
 

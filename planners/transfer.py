@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.datasets.folders import preprocessed_folder, read_target
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.plans import PlansManager
 
 DEFAULT_BATCH = 2  # nnU-Net's smallest, where the source does not say
 

@@ -21,6 +21,7 @@ TIERS = {
     "emim_nnunet.distributed": 0,
     "emim_nnunet.errors": 0,
     "emim_nnunet.masking": 0,
+    "emim_nnunet.nnunet": 0,
     "emim_nnunet.phantom": 0,
     "emim_nnunet.randomness": 0,
     "emim_nnunet.devices": 1,
@@ -48,7 +49,8 @@ TIERS = {
     "emim_nnunet.nnunet_plugin": 8,
 }
 # rooms that can be used without waiting the seconds that nnunetv2 takes to import
-WITHOUT_NNUNET = {part for part, tier in TIERS.items() if tier <= 1} - {"emim_nnunet.views"}
+DOOR = "emim_nnunet.nnunet"  # alone imports nnunetv2
+WITHOUT_NNUNET = {part for part, tier in TIERS.items() if tier <= 1} - {DOOR, "emim_nnunet.views"}
 ENDS = {  # imported only from there
     "emim_nnunet.trainers": ("emim_nnunet.trainers", "emim_nnunet.nnunet_plugin", "emim_nnunet.cli"),
     "emim_nnunet.cli": ("emim_nnunet.cli",),
@@ -106,8 +108,10 @@ def import_violations(module: str, source: str) -> list[str]:
             found.append(f"{module}:{line}: nothing else imports {target}")
         elif tier is not None and tier >= own_tier and target not in (part(module), "emim_nnunet"):
             found.append(f"{module}:{line}: tier {own_tier} imports {name} of tier {tier}")
-        elif name.split(".")[0] == "nnunetv2" and part(module) in WITHOUT_NNUNET:
-            found.append(f"{module}:{line}: {part(module)} imports nnunetv2")
+        elif name.split(".")[0] == "nnunetv2" and part(module) != DOOR:
+            found.append(f"{module}:{line}: {name} is imported through {DOOR}")
+        elif target == DOOR and part(module) in WITHOUT_NNUNET:
+            found.append(f"{module}:{line}: {part(module)} does without nnU-Net")
     return found
 
 
@@ -158,7 +162,8 @@ def test_every_module_is_looked_at() -> None:
         ("emim_nnunet.losses.x", "from emim_nnunet import methods", "tier 1 imports"),
         ("emim_nnunet.losses.x", "from emim_nnunet.networks import ZCA", "imports emim_nnunet.networks of tier 1"),
         ("emim_nnunet.masking.x", "def f():\n    import emim_nnunet.training.stage", "x:2: tier 0 imports"),
-        ("emim_nnunet.networks.x", "if 0:\n    from nnunetv2.paths import nnUNet_raw", "imports nnunetv2"),
+        ("emim_nnunet.training.x", "if 0:\n    from nnunetv2.paths import nnUNet_raw", "is imported through"),
+        ("emim_nnunet.networks.x", "from emim_nnunet.nnunet.paths import nnUNet_raw", "does without nnU-Net"),
         ("emim_nnunet.training.x", "from emim_nnunet.trainers import nnUNetTrainerEMIM", "nothing else imports"),
         ("emim_nnunet.planners.x", "import emim_nnunet.trainers", "nothing else imports"),
         ("emim_nnunet.nnunet_plugin.x", "from emim_nnunet.cli._run import run", "nothing else imports"),
@@ -176,7 +181,8 @@ def test_the_import_rule_fires(module: str, source: str, message: str) -> None:
     [
         ("emim_nnunet.methods.x", "from emim_nnunet.losses import masked_mse\nimport torch"),
         ("emim_nnunet.losses.x", "from emim_nnunet.losses.barlow import cross_correlation"),
-        ("emim_nnunet.checkpoints.x", "from nnunetv2.paths import nnUNet_raw"),
+        ("emim_nnunet.checkpoints.x", "from emim_nnunet.nnunet.paths import nnUNet_raw"),
+        ("emim_nnunet.nnunet.x", "from nnunetv2.paths import nnUNet_raw"),
         ("emim_nnunet.training.x", "from emim_nnunet import __version__"),
         ("emim_nnunet.cli.x", "def f():\n    from emim_nnunet.trainers import __all__"),
         ("emim_nnunet.trainers.x", "from emim_nnunet.trainers.y import Y"),

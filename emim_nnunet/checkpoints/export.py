@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.adaptation_plan import adaptation_plan
@@ -18,6 +16,7 @@ from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import papers_of
+from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 
 DECODER_SEED = 0
 NNUNET_PAPER = "Isensee et al., nnU-Net, Nature Methods 2021, doi:10.1038/s41592-020-01008-z"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
 from emim_nnunet.networks import encoder_of, materialise
+from emim_nnunet.nnunet.plans import get_network_from_plans
 
 
 def planned_network(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
@@ -16,6 +14,7 @@ from emim_nnunet.checkpoints.io import SSL_FORMAT, read_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.settings.plans import check_architecture, check_plans, planned
 
 

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
@@ -26,6 +23,8 @@ from emim_nnunet.datasets.folders import preprocessed_folder, read_target
 from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, case_identifiers, open_case, readable, unlabelled_folder
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks import PlannedEncoder, encoder_of
+from emim_nnunet.nnunet.inference import compute_steps_for_sliding_window
+from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager, determine_num_input_channels
 from emim_nnunet.settings.plans import planned
 from emim_nnunet.views.augmentation import clear_outside_
 from emim_nnunet.views.boxes import adaptive_pool

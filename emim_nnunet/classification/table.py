@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.utilities.crossval_split import generate_crossval_split
-
 from emim_nnunet.datasets.splits import NNUNET_SEED, NUM_FOLDS, read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import generate_crossval_split
 from emim_nnunet.settings.plans import limit_of
 
 CASE, PATIENT = "case", "patient"

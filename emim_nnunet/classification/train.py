@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from emim_nnunet.classification.model import (
 from emim_nnunet.classification.table import LabelTable
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.training import get_allowed_n_proc_DA
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.schedule import warmup_cosine_lr
 from emim_nnunet.views.augmentation import clear_outside_, mirror_, rotate_and_scale_

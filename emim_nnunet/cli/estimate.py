@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     import torch
-    from nnunetv2.run import run_training
 
     from emim_nnunet.devices import choose_device
     from emim_nnunet.estimate import estimate
+    from emim_nnunet.nnunet.commands import run_training
     from emim_nnunet.storage.files import write_json
     from emim_nnunet.trainer_search import look_up_own_trainers_first
     from emim_nnunet.training.request import check_request

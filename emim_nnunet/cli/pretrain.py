@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(arguments: argparse.Namespace, device: object) -> None:
-    from nnunetv2.run import run_training
-
     from emim_nnunet.errors import UserError
+    from emim_nnunet.nnunet.commands import run_training
     from emim_nnunet.trainer_search import look_up_own_trainers_first
     from emim_nnunet.training.request import check_request
     from emim_nnunet.training.ssl_trainer import SSLTrainer

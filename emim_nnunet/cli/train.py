@@ -25,8 +25,7 @@ TAKE_OVER = "--take_over"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand all arguments to nnU-Net."""
-    from nnunetv2.run import run_training
-
+    from emim_nnunet.nnunet.commands import run_training
     from emim_nnunet.training.request import check_requests_of
 
     given = list(sys.argv[1:] if argv is None else argv)

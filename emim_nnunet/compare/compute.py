@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.utils.flop_counter import FlopCounterMode
 
 from emim_nnunet.methods import method_class
+from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.planners.dry_run import fake_stage
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.stages import TrainingConfig

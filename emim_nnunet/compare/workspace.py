@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.datasets.splits import SPLITS, read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.storage.files import write_json
 
 SSL_FOLD = 0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed
-
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed
 from emim_nnunet.settings.plans import check_plans
 from emim_nnunet.storage.files import read_json
 

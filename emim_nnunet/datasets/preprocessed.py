@@ -13,13 +13,9 @@ from typing import Any
 
 import blosc2
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import (
-    infer_dataset_class,
-    nnUNetDatasetBlosc2,
-    nnUNetDatasetNumpy,
-)
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.cases import infer_dataset_class, nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 Stamp = tuple[tuple[str, int, int], ...]

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import find_candidate_datasets
+from emim_nnunet.nnunet.images import NaturalImage2DIO
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.storage.files import read_json
 
 UNLABELLED = "imagesUnlabelled"

@@ -7,9 +7,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from nnunetv2.utilities.crossval_split import generate_crossval_split
-
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.descriptions import generate_crossval_split
 from emim_nnunet.storage.files import copy_file, read_json, write_json
 
 SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"

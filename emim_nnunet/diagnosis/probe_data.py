@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.dataloading.crops import CropDataset
 from emim_nnunet.datasets.channel_names import channel_names
@@ -15,6 +13,7 @@ from emim_nnunet.datasets.folders import preprocessed_folder, read_target
 from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
 from emim_nnunet.datasets.splits import read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +20,8 @@ from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
+from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
+from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned
 from emim_nnunet.settings.stages import FinetuneConfig

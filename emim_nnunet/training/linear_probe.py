@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from emim_nnunet.networks import PlannedEncoder, encoder_of
+from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.training.finetune_trainer import FinetuneTrainer
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler
 from emim_nnunet.views.boxes import resize

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from torch import Tensor
 
 from emim_nnunet.checkpoints.encoder import require_finite
@@ -16,6 +15,7 @@ from emim_nnunet.datasets.folders import preprocessed_folder, read_plans
 from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.datasets.splits import check_fold, read_splits
 from emim_nnunet.errors import UserError
+from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_results
 from emim_nnunet.settings.plans import check_plans, inheritance
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch.optim import Optimizer
+
+from emim_nnunet.nnunet.training import PolyLRScheduler
 
 
 def warmup_length(warmup: int, total: int) -> int:

@@ -10,12 +10,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.helpers import empty_cache
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -33,6 +27,9 @@ from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.networks import PlannedEncoder, own_norm_outputs
+from emim_nnunet.nnunet.cases import infer_dataset_class
+from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
+from emim_nnunet.nnunet.training import empty_cache, get_allowed_n_proc_DA, nnUNetTrainer
 from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned

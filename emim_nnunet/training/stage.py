@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_results
-
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.checkpoints.schema import CONTINUED, check_content
 from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
@@ -16,6 +14,7 @@ from emim_nnunet.datasets.splits import check_fold, ensure_splits, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import config_classes
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
+from emim_nnunet.nnunet.paths import nnUNet_results
 from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
 from emim_nnunet.settings.block import check_known_keys, config_from_block, emim_block, require
 from emim_nnunet.settings.plans import check_plans

@@ -7,9 +7,9 @@ from math import cos, pi, sin
 
 import torch
 import torch.nn.functional as F
-from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor
 
+from emim_nnunet.nnunet.plans import ANISO_THRESHOLD
 from emim_nnunet.randomness import Stream, seeded_generator
 
 SCALES = (0.7, 1.4)  # nnU-Net's; above 1 the content shrinks
