@@ -27,8 +27,9 @@ from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.methods import method_classes
 from emim_nnunet.storage.files import write_json
 from emim_nnunet.training.epoch_report import mean_terms
-from emim_nnunet.training.faults import SkippedSteps, explained
+from emim_nnunet.training.faults import explained
 from emim_nnunet.training.ssl_trainer import SSLTrainer
+from emim_nnunet.training.step import SkippedSteps
 from tests.pipeline import DATASET, DROP_IN, FINETUNE, PLANS, PRETRAIN, fold_folder, log_of, train, trained, trainer_of
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +218,7 @@ def test_a_loss_that_is_not_finite_is_skipped_named_and_saved(own_data: Path) ->
     trainer.initialize()
     dataset = trainer._batches(trainer.find_cases().training, fault["seed"], 0).dataset
     assert [dataset[i]["case"] for i in fault["index"]] == fault["cases"]
-    again = trainer._redraw(fault)
+    again = trainer._draw_again(fault)
     assert all(torch.equal(v, fault["draws"][k]) for k, v in again.items())
 
 
@@ -254,8 +255,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(nnunet: Path) -> None:
     assert all(torch.equal(v, moments[k]) for k, v in trainer.optimizer.state[parameter].items())
     trainer.train_step(batch)
     assert not torch.equal(parameter, state[next(iter(state))])
-    trainer._skipped.read_gradients()
-    assert trainer._skipped.count == 1
+    trainer.skipped.read_gradients()
+    assert trainer.skipped.count == 1
     (file,) = (Path(trainer.output_folder) / "non_finite").iterdir()
     assert read_checkpoint(file)["not_finite"] == "gradient"
     assert file.name == "epoch_0000_step_0001_rank_0.pth"
@@ -421,7 +422,7 @@ def test_a_skipped_step_that_the_full_disk_does_not_take_is_counted(
     def full(content: dict, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("emim_nnunet.training.faults.save_checkpoint", full)
+    monkeypatch.setattr("emim_nnunet.training.step.save_checkpoint", full)
     skipped = SkippedSteps(tmp_path / "non_finite", 5, lambda about: {})
     skipped.add("loss", {"epoch": 3, "step": 7, "rank": 0, "cases": ["a"]})
     line = "loss or gradient not finite in 1 steps of epoch 3 (cases a); 1 not in non_finite/, because the disk is full"

@@ -16,9 +16,10 @@ import torch
 from measure.data import PLANS
 
 from emim_nnunet.checkpoints import export
+from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.datasets.folders import read_plans
 from emim_nnunet.errors import UserError
-from emim_nnunet.training import stage
+from emim_nnunet.training.checkpoint import LATEST, PREVIOUS, load_newest
 from tests.robustness import collisions, inputs, writes
 from tests.robustness import world as worlds
 from tests.robustness.inputs import fuzzing, spoiling
@@ -73,7 +74,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_or_the_one_before_is_taken
     whole |= {"network_weights": {"encoder.x": torch.zeros(1)}, "optimizer_state": {"state": {}, "param_groups": []}}
     good = tmp_path / "good.pth"  # small: reading takes most of the time
     torch.save(whole, good)
-    latest, previous = tmp_path / stage.LATEST, tmp_path / stage.PREVIOUS
+    latest, previous = tmp_path / LATEST, tmp_path / PREVIOUS
     tried = 0
     for key in sorted(whole.keys() - {*ABOUT_THE_FILE, *UNREAD}):
         for wrong in WRONG:
@@ -85,10 +86,10 @@ def test_a_checkpoint_that_lacks_something_is_refused_or_the_one_before_is_taken
             torch.save(content, latest)
             previous.unlink(missing_ok=True)
             with pytest.raises(UserError, match=rf"{latest.name} .*{key}") as error:
-                stage.load_newest(latest)
+                load_newest(latest)
             assert "\n" not in str(error.value)
             shutil.copy(good, previous)
-            found, remark = stage.load_newest(latest)
+            found, remark = load_newest(latest)
             assert found["current_epoch"] == whole["current_epoch"]
             assert key in remark
             assert not latest.exists()  # has another name now
@@ -111,7 +112,7 @@ def test_a_segmentation_takes_the_filters_of_the_first_layer_by_name(world: Path
         )
         trainer.initialize()
         trainer._prepare_encoder()
-        pretrained, loaded = encoder_state(stage.load_checkpoint(spoiling.final(copy))), trainer.encoder.state_dict()
+        pretrained, loaded = encoder_state(load_checkpoint(spoiling.final(copy))), trainer.encoder.state_dict()
         stems = stem_keys(trainer.encoder)
         same = [
             torch.equal(loaded[key], pretrained[key].flip(1) if key in stems else pretrained[key]) for key in loaded

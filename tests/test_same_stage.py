@@ -15,12 +15,12 @@ from torch import nn
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.datasets.checksums import case_digests, checksums_of, record_file, write_record
 from emim_nnunet.datasets.preprocessed import Case
+from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.files import read_json
 from emim_nnunet.storage.versions import versions
-from emim_nnunet.training.restore import load_states
+from emim_nnunet.training.checkpoint import FINAL, load_states
 from emim_nnunet.training.same_stage import Setup, check_continued, finished_stage
-from emim_nnunet.training.stage import FINAL, StageCases
 
 IDS = [f"case{number:05d}" for number in range(3)]
 Stage = tuple[dict[str, Any], Setup, StageCases, Path]

@@ -23,7 +23,8 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.stages import TrainingConfig
 from emim_nnunet.storage.locks import acquire
-from emim_nnunet.training.stage import FINAL, LATEST, read_block
+from emim_nnunet.training.checkpoint import FINAL, LATEST
+from emim_nnunet.training.stage import read_block
 
 EVALUATIONS = {"finetune": "nnUNetTrainerEMIMFinetune", "linear": "nnUNetTrainerLinearProbe"}
 CHECKPOINTS = (FINAL, LATEST)

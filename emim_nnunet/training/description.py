@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks.decoder import forward_flops
-from emim_nnunet.training.stage import StageCases
 
 MAX_LISTED = 50
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -22,6 +23,45 @@ def step_record(output: Any) -> dict[str, Any]:
 def record_on(device: torch.device, record: dict[str, Any]) -> dict[str, Any]:
     """A step's record, which a checkpoint held, on another device."""
     return {"loss": record["loss"].to(device), "terms": {k: v.to(device) for k, v in record["terms"].items()}}
+
+
+class EpochAtHand:
+    """What is done of an epoch; a checkpoint may be in the middle of it.
+
+    Attributes:
+        iteration: Steps taken.
+        records: Of these steps, see :func:`step_record`.
+        row: Numbers for the log, as they become known.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]]
+        self.row: dict[str, float]
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is done yet."""
+        self.iteration, self.records, self.row = 0, [], {}
+        self._seconds_before, self._start = 0.0, nan
+
+    def go_on(self, checkpoint: dict[str, Any], device: torch.device) -> None:
+        """What the checkpoint of a stage holds of it."""
+        self.begin()
+        self.iteration, self._seconds_before = checkpoint["iteration"], checkpoint["seconds"]
+        self.records = [record_on(device, record) for record in checkpoint["records"]]
+
+    def start_clock(self) -> None:
+        """The work on it starts or goes on."""
+        self._start = monotonic() - self._seconds_before
+
+    def seconds(self) -> float:
+        """Spent on it so far, in earlier processes too."""
+        return monotonic() - self._start
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        seconds = self.seconds() if self.iteration else 0.0
+        return {"iteration": self.iteration, "records": self.records, "seconds": seconds}
 
 
 def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:

@@ -18,7 +18,6 @@ from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require
 from emim_nnunet.checkpoints.io import read_checkpoint
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.preprocessed import without_code
-from emim_nnunet.devices import check_device
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.nnunet.training import nnUNetTrainer
@@ -26,34 +25,24 @@ from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned
 from emim_nnunet.settings.stages import FinetuneConfig
 from emim_nnunet.storage.files import atomic_write, write_json
-from emim_nnunet.training import stage
+from emim_nnunet.training.checkpoint import FINAL, LATEST, unfinished_checkpoint
 from emim_nnunet.training.faults import explained
-from emim_nnunet.training.interruption import Interruption
 from emim_nnunet.training.log import without_paths
-from emim_nnunet.training.output_folder import OutputFolder
 from emim_nnunet.training.same_stage import Setup, finished_stage
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler, warmup_length
 from emim_nnunet.training.ssl_trainer import SSLTrainer
+from emim_nnunet.training.stage import stage_folder
+from emim_nnunet.training.stage_trainer import StageTrainer
 
 STOCK_TRAINER = "nnUNetTrainer"
 
 
-class FinetuneTrainer(nnUNetTrainer):
+class FinetuneTrainer(StageTrainer):
     """nnU-Net's segmentation training from the encoder of an SSL stage.
 
     The encoder comes from ``-pretrained_weights`` if given, otherwise from the finished SSL stage of ``ssl_trainer_class``
     for the same data set, plans, configuration and fold. The network is nnU-Net's own, so checkpoints carry nnU-Net's own
     trainer name and prediction needs nothing of this package.
-
-    Args:
-        plans: Plans JSON with an ``emim`` block.
-        configuration: Name of a configuration.
-        fold: Number of a fold, or ``all``.
-        dataset_json: ``dataset.json``.
-        device: Where to train.
-
-    Raises:
-        UserError: The block does not fit the plans; nothing has been written then.
     """
 
     ssl_trainer_class: ClassVar[type[SSLTrainer]]
@@ -69,8 +58,15 @@ class FinetuneTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
     ) -> None:
-        check_device(device.type)
-        self.block = stage.read_block(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.config.finetune_num_epochs
+        self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
+        self.initial_lr = self.config.finetune_initial_lr
+        self._resumed = self._trained = False
+        self._weights_given = False
+
+    def _read_settings(self) -> None:
         self.config = config_from_block(FinetuneConfig, self.block)
         self.ssl_trainer_name = self.config.finetune_ssl_trainer or self.ssl_trainer_class.__name__
         require(
@@ -78,16 +74,6 @@ class FinetuneTrainer(nnUNetTrainer):
             f"finetune_ssl_trainer is {self.ssl_trainer_name}, but {type(self).__name__} runs the SSL stage of "
             f"{self.ssl_trainer_class.__name__}: use nnUNetTrainerEMIMFinetune",
         )
-        with planned(f"configuration '{configuration}' of the plans cannot be used"):
-            super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.config.finetune_num_epochs
-        self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
-        self.initial_lr = self.config.finetune_initial_lr
-        self._resumed = self._trained = False
-        self._interruption = Interruption()
-        self._folder = OutputFolder(self.output_folder, self.local_rank)
-        self._weights_given = False
 
     def initialize(self) -> None:
         """As in nnU-Net; notes whether weights are loaded into the encoder from then on: ``-pretrained_weights`` does that."""
@@ -129,11 +115,6 @@ class FinetuneTrainer(nnUNetTrainer):
         warmup = warmup_length(self.config.finetune_warmup_epochs, self.num_epochs)
         return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, warmup)
 
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; leave-one-out when there are fewer than five cases."""
-        stage.prepare_splits(Path(self.preprocessed_dataset_folder), self.fold)
-        return super().do_split()
-
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
         self._trained = True
@@ -171,7 +152,7 @@ class FinetuneTrainer(nnUNetTrainer):
     def _stop(self, when: str, *, together: bool = False) -> None:
         """Write a checkpoint from which :attr:`current_epoch` begins, and end; ``together``: all processes are here."""
         self.current_epoch -= 1  # nnU-Net stores the number of the epoch after this one
-        self.save_checkpoint(str(Path(self.output_folder) / stage.LATEST))
+        self.save_checkpoint(str(Path(self.output_folder) / LATEST))
         self.current_epoch += 1
         if together:
             self._interruption.wait_for_all()
@@ -179,10 +160,6 @@ class FinetuneTrainer(nnUNetTrainer):
             f"Stopped by a signal {when}, with a checkpoint: --c continues (exit code {EXIT_INTERRUPTED})"
         )
         raise SystemExit(EXIT_INTERRUPTED)
-
-    def print_to_log_file(self, *args: object, **options: bool) -> None:
-        """nnU-Net's log, without the paths of this machine."""
-        super().print_to_log_file(*map(without_paths, args), **options)
 
     def _save_debug_information(self) -> None:
         """nnU-Net's ``debug.json``, without the paths and the name of this machine."""
@@ -224,21 +201,19 @@ class FinetuneTrainer(nnUNetTrainer):
             raise UserError(
                 f"no finished SSL stage in {folder}: train {self.ssl_trainer_name} first, or give -pretrained_weights"
             )
-        checkpoint, remarks = finished
-        self._check_leakage(checkpoint["training_cases"], ssl_fold)
-        names = (checkpoint["channel_names"], channel_names(self.dataset_json))
-        state = encoder_state(checkpoint)
-        remarks += load_encoder(self.encoder, state, source=str(folder / stage.FINAL), names=names)
-        self.print_to_log_file(f"Encoder: from {folder / stage.FINAL}")
+        content, remarks = finished
+        self._check_leakage(content["training_cases"], ssl_fold)
+        names = (content["channel_names"], channel_names(self.dataset_json))
+        state = encoder_state(content)
+        remarks += load_encoder(self.encoder, state, source=str(folder / FINAL), names=names)
+        self.print_to_log_file(f"Encoder: from {folder / FINAL}")
         for remark in remarks:
             self.print_to_log_file(remark)
-        self.print_to_log_file(f"It was pretrained on {len(checkpoint['training_cases'])} cases")
+        self.print_to_log_file(f"It was pretrained on {len(content['training_cases'])} cases")
 
     def _ssl_folder(self, fold: int | str) -> Path:
         plans = self.plans_manager
-        return stage.stage_folder(
-            self.ssl_trainer_name, plans.dataset_name, plans.plans_name, self.configuration_name, fold
-        )
+        return stage_folder(self.ssl_trainer_name, plans.dataset_name, plans.plans_name, self.configuration_name, fold)
 
     def _check_leakage(self, ssl_cases: list[str], ssl_fold: int | str) -> None:
         """Whether the SSL stage has seen validation cases of this fold without being asked to."""
@@ -255,7 +230,7 @@ class FinetuneTrainer(nnUNetTrainer):
     def _run_ssl_stage(self, fold: int | str, folder: Path) -> None:
         """Run (or continue) the SSL stage with this trainer's data set, plans and configuration."""
         self.print_to_log_file(f"SSL stage first: {folder}")
-        unfinished = stage.unfinished_checkpoint(folder)
+        unfinished = unfinished_checkpoint(folder)
         trainer = self.ssl_trainer_class(
             plans=self.plans_manager.plans | {"continue_training": unfinished is not None},
             configuration=self.configuration_name,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from emim_nnunet.storage.locks import Lock, acquire
+from emim_nnunet.training.faults import when_there_is_space
 
 
 class OutputFolder:
@@ -57,6 +58,14 @@ class OutputFolder:
         """
         if self._lock is not None:
             self._lock.check()
+
+    def write(self, write: Callable[[], object], say: Callable[[str], None], give_up: Callable[[], bool]) -> bool:
+        """Write into the folder; see :func:`when_there_is_space`. Other ranks do nothing.
+
+        Returns:
+            Whether it was written.
+        """
+        return self._rank != 0 or when_there_is_space(write, self.path, say, give_up)
 
     def __enter__(self) -> OutputFolder:
         self.hold()

@@ -12,10 +12,11 @@ from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError
 from emim_nnunet.settings.plans import check_plans, inheritance
 from emim_nnunet.storage.versions import versions
-from emim_nnunet.training.stage import FINAL, StageCases
+from emim_nnunet.training.checkpoint import FINAL
 
 LOOP_ONLY = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")
 CONFIGURATION = (  # the rest of a configuration is for the segmentation alone

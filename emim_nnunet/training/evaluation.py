@@ -1,0 +1,88 @@
+"""The evaluation of an epoch: the probe set, whose crops and masks are the same in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emim_nnunet.datasets.preprocessed import Case, case_folders, read_orientations
+from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
+from emim_nnunet.methods.base import MethodOutput, SSLMethod
+from emim_nnunet.networks import PlannedEncoder
+from emim_nnunet.views.boxes import centre_box
+
+Inputs = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+class Evaluation:
+    """Measures networks on batches of the probe set, for the collapse monitor.
+
+    Args:
+        monitor: Gets what is measured.
+        inputs: What a method takes of a batch: image, foreground and random inputs, on the device.
+        autocast: Mixed precision, as in training.
+        patch_size: Voxels per axis that the encoder takes; crops may be larger.
+    """
+
+    def __init__(
+        self,
+        monitor: CollapseMonitor,
+        inputs: Callable[[dict[str, Any]], Inputs],
+        autocast: Callable[[], AbstractContextManager],
+        patch_size: Sequence[int],
+    ) -> None:
+        self.monitor, self._inputs, self._autocast, self._patch_size = monitor, inputs, autocast, patch_size
+
+    @torch.no_grad()
+    def measure(self, batch: dict[str, Any], network: nn.Module, encoder: PlannedEncoder) -> MethodOutput:
+        """Measure one batch.
+
+        Args:
+            batch: Of the probe set.
+            network: The method, with DDP and torch.compile around it.
+            encoder: Its encoder, without them.
+
+        Returns:
+            What the method put out.
+        """
+        image, foreground, draws = self._inputs(batch)
+        with self._autocast():
+            output = network(image, foreground, draws)
+            patch, inside = (centre_box(t, self._patch_size) for t in (image, foreground))
+            self.monitor.update(batch["index"].tolist(), patch, inside, output, encoder)
+        return output
+
+    def measure_untrained(self, batches: Iterable[dict[str, Any]], method: SSLMethod) -> str:
+        """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
+
+        Args:
+            batches: The probe set.
+            method: As it was before the first step, in evaluation mode.
+
+        Returns:
+            The losses of constant predictions, a line for the log.
+        """
+        self.monitor.start()
+        for batch in batches:
+            self.measure(batch, method, method.encoder)
+        constants = self.monitor.finish(0, 0).get("constant_losses", {})
+        losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
+        return f"Losses of constant predictions on the probe set: {losses}"
+
+
+def orientations_of(cases: Sequence[Case], transpose: Sequence[int], num_axes: int) -> dict[str, str]:
+    """To which side of the patient the axes of patches lead, of the cases where it is known.
+
+    Args:
+        cases: Of the probe set.
+        transpose: ``transpose_forward`` of the plans.
+        num_axes: Of a patch; 2D patches are slices along the first axis.
+    """
+    found: dict[str, str] = {}
+    for folder in case_folders(cases):
+        found |= read_orientations(folder, transpose)
+    return {case: letters[-num_axes:] for case, letters in found.items()}

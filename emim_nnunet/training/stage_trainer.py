@@ -1,0 +1,80 @@
+"""What the trainers of both stages have in common: settings from the plans, one writer, an end on request, logs to be shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from emim_nnunet.datasets.stage_cases import prepare_splits
+from emim_nnunet.devices import check_device
+from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
+from emim_nnunet.nnunet.training import nnUNetTrainer
+from emim_nnunet.settings.plans import planned
+from emim_nnunet.training.interruption import Interruption
+from emim_nnunet.training.log import without_paths
+from emim_nnunet.training.output_folder import OutputFolder
+from emim_nnunet.training.stage import read_block
+
+
+class StageTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the ``emim`` block of the plans, for the SSL stage and the segmentation stage.
+
+    Args:
+        plans: Plans JSON with an ``emim`` block.
+        configuration: Name of a configuration.
+        fold: Number of a fold, or ``all``.
+        dataset_json: ``dataset.json``.
+        device: Where to train.
+
+    Raises:
+        UserError: The block does not fit the plans; nothing has been written then.
+    """
+
+    # nnU-Net's, which has no types
+    local_rank: int
+    current_epoch: int
+    num_epochs: int
+    was_initialized: bool
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
+    ) -> None:
+        check_device(device.type)
+        self._asked_to_continue = plans.get("continue_training", False)  # nnU-Net takes the key away
+        self.block = read_block(plans, configuration)
+        self._read_settings()
+        with planned(f"configuration '{configuration}' of the plans cannot be used"):
+            self._check_configuration(configuration, PlansManager(plans).get_configuration(configuration))
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        self._interruption = Interruption()
+        self._folder = OutputFolder(self.output_folder, self.local_rank)
+
+    def _read_settings(self) -> None:
+        """Of the stage, from :attr:`block`; before nnU-Net makes a folder.
+
+        Raises:
+            UserError: Settings that cannot be.
+        """
+        raise NotImplementedError
+
+    def _check_configuration(self, name: str, configuration: ConfigurationManager) -> None:
+        """Whether the settings fit a configuration of the plans; before nnU-Net makes a folder.
+
+        Raises:
+            UserError: They do not.
+        """
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; leave-one-out when there are fewer than five cases."""
+        prepare_splits(Path(self.preprocessed_dataset_folder), self.fold)
+        return super().do_split()
+
+    def print_to_log_file(self, *args: object, **options: bool) -> None:
+        """nnU-Net's log, without the paths of this machine."""
+        super().print_to_log_file(*map(without_paths, args), **options)
