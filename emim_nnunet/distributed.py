@@ -22,6 +22,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over ranks, differentiable: the gradient that reaches each rank is summed over ranks too.
 

@@ -16,6 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import nn
 
 from emim_nnunet.classification.evaluate import bootstrap, evaluate, scores, write_predictions
+from emim_nnunet.classification.finetune import class_weights, cross_entropy
 from emim_nnunet.classification.model import (
     CaseClassifier,
     _starts,
@@ -25,8 +26,9 @@ from emim_nnunet.classification.model import (
     probabilities,
     tiles,
 )
+from emim_nnunet.classification.settings import Settings
 from emim_nnunet.classification.table import check_cases, read_table, split
-from emim_nnunet.classification.train import Settings, _class_weights, _cross_entropy, fit_heads
+from emim_nnunet.classification.train import fit_heads
 from emim_nnunet.cli import classify
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
@@ -151,13 +153,13 @@ def test_a_single_class_cannot_be_learnt() -> None:
 
 def test_class_weights_make_classes_count_alike() -> None:
     column = np.array([0, 0, 0, 1, -1])
-    weights = _class_weights(column, 3, Settings())
+    weights = class_weights(column, 3, Settings())
     assert weights.tolist() == pytest.approx([4 / 6, 4 / 2, 1.0])
-    assert _class_weights(column, 3, Settings(class_weights=False)).tolist() == [1.0] * 3
+    assert class_weights(column, 3, Settings(class_weights=False)).tolist() == [1.0] * 3
     logits = torch.zeros(5, 3)
-    loss = _cross_entropy(logits, torch.from_numpy(column), weights)
+    loss = cross_entropy(logits, torch.from_numpy(column), weights)
     assert loss.item() == pytest.approx(np.log(3))  # weights are 1 on average
-    assert _cross_entropy(logits[:1], torch.tensor([-1]), weights).item() == 0.0
+    assert cross_entropy(logits[:1], torch.tensor([-1]), weights).item() == 0.0
 
 
 @pytest.mark.parametrize(("length", "patch"), [(30, 16), (16, 16), (10, 16), (33, 16), (5, 1)])
@@ -315,7 +317,7 @@ def test_train_predict_evaluate_from_a_pretrained_encoder(nnunet: Path, tmp_path
 def test_an_interrupted_training_continues_bit_for_bit(
     nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    import emim_nnunet.classification.train as module
+    import emim_nnunet.classification.finetune as module
 
     labels = labels_file(tmp_path)
     command = ["train", "1", "toy", "all", str(labels), "--scratch", "-device", "cpu", "--steps", "4"]

@@ -90,7 +90,9 @@ def evaluation(trainer: Any, device: torch.device, epoch: int) -> tuple[float, f
     with torch.no_grad():
         batches = range(trainer.num_val_iterations_per_epoch)
         probe = (trainer.network, trainer.method.encoder)
-        total = seconds(lambda: [trainer._probe(next(trainer.dataloader_val), *probe) for _ in batches], device)
+        total = seconds(
+            lambda: [trainer.evaluation.measure(next(trainer.dataloader_val), *probe) for _ in batches], device
+        )
     trainer.monitor.update = update
     finish = seconds(lambda: trainer.monitor.finish(epoch, epoch), device)
     return total - spent[0], spent[0] + finish

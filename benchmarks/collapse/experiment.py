@@ -7,18 +7,21 @@ arm (phantoms, decoder initialisation, order of cases, flips) is the same for al
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from math import cos, pi
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from arms import ARMS, PLATEAU_ARMS, Arm
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
+from emim_nnunet.dataloading.batch import draw
 from emim_nnunet.diagnosis.collapse_monitor import update_probe
 from emim_nnunet.diagnostics import (
     CollapseProbe,
@@ -30,10 +33,9 @@ from emim_nnunet.diagnostics import (
 )
 from emim_nnunet.masking import grid_size, voxels_to_cells
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.methods.emim import EMIM
-from emim_nnunet.methods.mim import MIM
 from emim_nnunet.phantom import MODALITIES, make_phantom
 from emim_nnunet.randomness import Stream, seeded_generator
+from emim_nnunet.training.step import GuardedStep, SkippedSteps
 from emim_nnunet.views.augmentation import mirror_
 
 SHAPE = (32, 32, 32)
@@ -78,109 +80,6 @@ class Budget:
     finetune_steps: int = 160
     finetune_batch: int = 2
     finetune_lr: float = 3e-3
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is compared.
-
-    Attributes:
-        settings: Of the ``emim`` block.
-        method: Class of the method; None = from scratch.
-        cell: Voxels of a mask cell per axis.
-        lr_factor: Times the peak rate of pretraining.
-    """
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    method: type[SSLMethod] | None = EMIM
-    cell: int = 8
-    lr_factor: float = 1.0
-
-
-class ModalityOnly(EMIM):
-    """Three of four modalities masked everywhere: the masked fraction of the other arms without a position or patch mask."""
-
-    def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
-        """See :meth:`EMIM.draw`."""
-        draws = super().draw(generator, present)
-        hidden = torch.randperm(self.num_modalities, generator=generator)[: round(0.75 * self.num_modalities)]
-        masked = torch.zeros_like(draws["masked"])
-        masked[:, hidden] = True
-        return draws | {"masked": masked}
-
-
-class GlobalBarlow(EMIM):
-    """Barlow twins on globally pooled vectors, one row per sample: degenerate at small batches, kept as a control."""
-
-    def pyramid_barlow_twins(
-        self, features_a: Any, features_b: Any, visible: Tensor, foreground: Tensor, draws: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """See :meth:`EMIM.pyramid_barlow_twins`."""
-        pooled = [[f.mean((2, 3, 4), keepdim=True).expand_as(f) for f in view] for view in (features_a, features_b)]
-        first = {k: torch.zeros_like(v).index_fill(1, torch.tensor(0), 1.0) for k, v in draws.items() if "scores" in k}
-        everything = torch.ones_like(foreground)
-        method_config, self.config = self.config, replace(self.config, cells_per_sample=1)
-        losses = super().pyramid_barlow_twins(*pooled, torch.ones_like(visible), everything, draws | first)
-        self.config = method_config
-        return losses
-
-
-class DeepestOnly(nn.Module):
-    """A reconstruction decoder that sees the deepest stage only: no skip connections."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """As the decoder it wraps."""
-        return self.decoder([*(torch.zeros_like(f) for f in features[:-1]), features[-1]])
-
-
-class WithoutSkips(EMIM):
-    """E-MIM whose decoder has no skip connections."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.decoder = DeepestOnly(self.decoder)
-
-
-# equal masked fraction: 48 of 64 cells, and 0.754 for the hybrid mask
-FRACTION = {"position_ratio": 0.25, "patch_ratio": 0.5625}
-PLAIN = {"barlow_weight": 0.0}
-PBT = FRACTION | {"pyramid_levels": (1, 2, 3), "projector_widths": (128, 128, 128)}
-NO_PROJECTOR = {"projector_widths": (0, 0, 0)}
-ARMS: dict[str, Arm] = {
-    "scratch": Arm(method=None),
-    "plain MIM (position, zero fill)": Arm({"mask_ratio": 0.75}, MIM),
-    "position": Arm(PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False}),
-    "modality": Arm(PLAIN, ModalityOnly),
-    "patch": Arm(PLAIN | {"position_ratio": 0.0, "patch_ratio": 0.75, "modality_mask": False}),
-    "HMP": Arm(PLAIN | FRACTION),
-    "HMP, zero fill": Arm(PLAIN | FRACTION | {"fill": "zero"}),
-    "position, norm_pix": Arm(
-        PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False, "norm_pix": True}
-    ),
-    "HMP, norm_pix": Arm(PLAIN | FRACTION | {"norm_pix": True}),
-    "HMP + PBT": Arm(PBT),
-    "PBT, no projector": Arm(PBT | NO_PROJECTOR),
-    "PBT, no projector, weight 1": Arm(PBT | NO_PROJECTOR | {"barlow_weight": 1.0}),
-    "PBT, no projector, weight 0.01": Arm(PBT | NO_PROJECTOR | {"barlow_weight": 0.01}),
-    "PBT, no projector, kappa 5": Arm(PBT | NO_PROJECTOR | {"barlow_kappa": 5.0}),
-    "PBT, no projector, deepest level": Arm(PBT | {"pyramid_levels": (3,), "projector_widths": (0,)}),
-    "PBT, no projector, gradient in both": Arm(PBT | NO_PROJECTOR | {"original_view_gradient": True}),
-    "PBT, no projector, two masked views": Arm(PBT | NO_PROJECTOR | {"second_view": "masked"}),
-    "PBT, global samples": Arm(PBT | NO_PROJECTOR, GlobalBarlow),
-}
-# the plateau: two large cells per axis and a high rate, as in the first prototype
-POSITION_16 = PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False}
-HMP_16 = PLAIN | {"position_ratio": 0.25, "patch_ratio": 0.5}  # 0.719: 8 cells allow nothing closer
-PLATEAU_ARMS: dict[str, Arm] = {
-    "position, 16^3 cells": Arm(POSITION_16, cell=16, lr_factor=3.0),
-    "HMP, 16^3 cells": Arm(HMP_16, cell=16, lr_factor=3.0),
-    "position, 16^3 cells, no skips": Arm(POSITION_16, WithoutSkips, cell=16, lr_factor=3.0),
-    "HMP, 16^3 cells, no skips": Arm(HMP_16, WithoutSkips, cell=16, lr_factor=3.0),
-}
 
 
 @cache
@@ -244,12 +143,6 @@ def make_method(arm: Arm, seed: int) -> SSLMethod:
         return arm.method(unet(seed).encoder, len(MODALITIES), SHAPE, config)
 
 
-def draws_of(method: SSLMethod, seed: int, indices: list[int]) -> dict[str, Tensor]:
-    """Random inputs of samples."""
-    samples = [method.draw(seeded_generator(seed, Stream.MASK, i)) for i in indices]
-    return {key: torch.cat([s[key] for s in samples]) for key in samples[0]}
-
-
 def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[str, Any]]]:
     """Pretrain and evaluate.
 
@@ -265,6 +158,8 @@ def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[
     image, body, _ = phantoms(UNLABELLED_SEED * (seed + 1), budget.unlabelled)
     method = make_method(arm, seed)
     optimizer = torch.optim.AdamW(method.parameters(), lr=budget.ssl_lr, weight_decay=0.01, betas=(0.9, 0.95))
+    skipped = SkippedSteps(Path("non_finite"), 0, lambda about: draw(method, seed, about["index"]))
+    guarded_step = GuardedStep(optimizer, method, torch.device("cpu"), gradient_clip=1.0, skipped=skipped)
     history = [{"epoch": 0, "step": 0} | evaluate(method, seed, budget)]
     every = budget.ssl_steps // budget.evaluations
     for step in range(budget.ssl_steps):
@@ -274,11 +169,12 @@ def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[
         cases = [case_of(i, budget.unlabelled, seed) for i in indices]
         x, f = image[cases], body[cases]
         mirror_([x, f], indices, seed)
-        loss = method(x, f, draws_of(method, seed, indices)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
-        optimizer.step()
+        inputs = (x, f, draw(method, seed, indices))
+        about = {"epoch": 0, "step": step, "rank": 0, "cases": [str(case) for case in cases], "index": indices}
+        guarded_step.take(partial(method, *inputs), about)
+        skipped.read_gradients()
+        if skipped.too_many():
+            raise RuntimeError(skipped.describe(0))
         if (step + 1) % every == 0:
             history.append({"epoch": len(history), "step": step + 1} | evaluate(method, seed, budget))
     return method, history
@@ -300,7 +196,7 @@ def evaluate(method: SSLMethod, seed: int, budget: Budget) -> dict[str, Any]:
     for start in range(0, budget.probe, budget.ssl_batch):
         indices = list(range(start, min(start + budget.ssl_batch, budget.probe)))
         x, f = image[indices], body[indices]
-        update_probe(probe, indices, x, f, method(x, f, draws_of(method, PROBE_SEED, indices)), method.encoder)
+        update_probe(probe, indices, x, f, method(x, f, draw(method, PROBE_SEED, indices)), method.encoder)
     method.train()
     return probe.measure()
 
@@ -310,7 +206,7 @@ def trivial_losses(arm: Arm, seed: int, budget: Budget) -> dict[str, float]:
     """Losses of the best constants on the probe set of a seed."""
     image, body, _ = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
     method = make_method(arm, seed)
-    parts = method(image, body, draws_of(method, PROBE_SEED, list(range(budget.probe)))).reconstruction
+    parts = method(image, body, draw(method, PROBE_SEED, list(range(budget.probe)))).reconstruction
     return constant_losses(position_sums(parts.target, parts.counted), method.config.cell_size)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import ARMS, PLATEAU_ARMS, Budget
+from arms import ARMS, PLATEAU_ARMS
+from experiment import Budget
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats

@@ -28,7 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from experiment import ARMS, PLATEAU_ARMS, Budget, run_job
+from arms import ARMS, PLATEAU_ARMS
+from experiment import Budget, run_job
 from report import summarise, write_figures, write_table
 from tqdm import tqdm
 

@@ -64,8 +64,6 @@ def write_plans(folder: Path, channels: int, patches: Sequence[int], batch_size:
         batch_size: Of both stages.
         block: More keys of the ``emim`` block.
     """
-    from emim_nnunet.planners import ssl_plan
-
     folder.mkdir(parents=True, exist_ok=True)
     names = {str(c): f"channel{c}" for c in range(channels)}
     dataset = {
@@ -75,38 +73,10 @@ def write_plans(folder: Path, channels: int, patches: Sequence[int], batch_size:
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(dataset))
-    sampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    configurations = {}
-    for name, side, kwargs in [*((f"p{side}", side, RES_ENC_L) for side in patches), ("tiny", 32, TINY)]:
-        patch = [side] * 3
-        cell = ssl_plan.cell_size(kwargs["strides"], patch)
-        levels = ssl_plan.pyramid_levels(kwargs["strides"], patch, cell, batch_size)
-        configurations[name] = {
-            "data_identifier": name,
-            "preprocessor_name": "DefaultPreprocessor",
-            "batch_size": batch_size,
-            "patch_size": patch,
-            "median_image_size_in_voxels": list(BRAIN),
-            "spacing": [1.0, 1.0, 1.0],
-            "normalization_schemes": ["ZScoreNormalization"] * channels,
-            "use_mask_for_norm": [True] * channels,
-            **{f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in ("data", "seg", "probabilities")},
-            **{f"resampling_fn_{kind}_kwargs": sampling for kind in ("data", "seg", "probabilities")},
-            "architecture": {
-                "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-                "arch_kwargs": kwargs,
-                "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-            },
-            "batch_dice": True,
-            "emim": {
-                "cell_size": list(cell),
-                "pyramid_levels": list(levels),
-                "projector_widths": list(ssl_plan.projector_widths(kwargs["features_per_stage"], levels)),
-                "batch_size": batch_size,
-                "num_epochs": 100,
-            }
-            | block,
-        }
+    networks = [*((f"p{side}", side, RES_ENC_L) for side in patches), ("tiny", 32, TINY)]
+    configurations = {
+        name: _configuration(name, [side] * 3, kwargs, channels, batch_size, block) for name, side, kwargs in networks
+    }
     plans = {
         "dataset_name": folder.name,
         "plans_name": PLANS,
@@ -121,6 +91,43 @@ def write_plans(folder: Path, channels: int, patches: Sequence[int], batch_size:
         "foreground_intensity_properties_per_channel": {},
     }
     (folder / f"{PLANS}.json").write_text(json.dumps(plans, indent=1))
+
+
+def _configuration(
+    name: str, patch: list[int], kwargs: dict[str, Any], channels: int, batch_size: int, block: dict[str, Any]
+) -> dict[str, Any]:
+    """A configuration of the plans as our planner would write it."""
+    from emim_nnunet.planners import ssl_plan
+
+    sampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    cell = ssl_plan.cell_size(kwargs["strides"], patch)
+    levels = ssl_plan.pyramid_levels(kwargs["strides"], patch, cell, batch_size)
+    emim = {
+        "cell_size": list(cell),
+        "pyramid_levels": list(levels),
+        "projector_widths": list(ssl_plan.projector_widths(kwargs["features_per_stage"], levels)),
+        "batch_size": batch_size,
+        "num_epochs": 100,
+    }
+    return {
+        "data_identifier": name,
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": batch_size,
+        "patch_size": patch,
+        "median_image_size_in_voxels": list(BRAIN),
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [True] * channels,
+        **{f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{kind}_kwargs": sampling for kind in ("data", "seg", "probabilities")},
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+            "arch_kwargs": kwargs,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": True,
+        "emim": emim | block,
+    }
 
 
 def write_cases(folder: Path, count: int, channels: int, shape: Sequence[int], patch: int) -> None:

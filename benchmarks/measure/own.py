@@ -77,7 +77,7 @@ def step(
     if "channels_last" in variant:
         made.network.to(memory_format=torch.channels_last_3d)
     if "bfloat16" in variant:
-        made._autocast = lambda: torch.autocast(device, dtype=torch.bfloat16)
+        made.guarded_step.autocast = lambda: torch.autocast(device, dtype=torch.bfloat16)
     if "compile" in variant:
         made.network = torch.compile(made.network)
     batches = synthetic_batches(made)
@@ -170,10 +170,9 @@ def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
     """Let the parts of a trainer's step report their time."""
     method = trainer.method
     targets = [
-        (trainer, "_prepare", "augmentation and masks"),
-        (trainer, "_augment", "augmentation"),
-        (trainer, "_backward", "backward"),
-        (trainer, "_optimise", "clipping and optimiser"),
+        (trainer, "_inputs", "augmentation and masks"),
+        (trainer.guarded_step, "_backward", "backward"),
+        (trainer.guarded_step, "_optimise", "clipping and optimiser"),
         (method, "forward", "forward"),
         (method, "encode_masked", "forward: masking and encoder"),
         (method, "_encode_original", "forward: original view"),
@@ -229,7 +228,7 @@ def loader(dataset: str, configuration: str, patches: int, threads: int) -> dict
         start = perf_counter()
         batch = next(batches)
         middle = perf_counter()
-        made._prepare(batch, made.config.seed, augment=True)
+        made._training_inputs(batch)
         read.append((middle - start) / size)
         augment.append((perf_counter() - middle) / size)
     return {"read": read, "augment": augment}

@@ -17,6 +17,7 @@ from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
+from emim_nnunet.dataloading.batch import prepare
 from emim_nnunet.dataloading.crops import crop_box
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.folders import preprocessed_folder, read_target
@@ -26,7 +27,6 @@ from emim_nnunet.networks import PlannedEncoder, encoder_of
 from emim_nnunet.nnunet.inference import compute_steps_for_sliding_window
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager, determine_num_input_channels
 from emim_nnunet.settings.plans import planned
-from emim_nnunet.views.augmentation import clear_outside_
 from emim_nnunet.views.boxes import adaptive_pool
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
@@ -175,9 +175,8 @@ def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
             voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
         if len(patch) == 2:
             voxels, inside = voxels[:, 0], inside[:, 0]
-        voxels, inside = voxels[None], inside[None]
-        clear_outside_(voxels, inside, manager.use_mask_for_norm)
-        yield voxels, inside
+        patch_of_case = {"image": voxels[None], "foreground": inside[None]}
+        yield prepare(patch_of_case, torch.device("cpu"), manager.use_mask_for_norm)
 
 
 def _starts(length: int, patch: int) -> list[int]:

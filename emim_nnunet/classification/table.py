@@ -56,34 +56,8 @@ def read_table(
     Raises:
         UserError: Unreadable, columns missing, a case or a column twice, a case without name, or a target with a single class.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a CSV file in UTF-8 ({error})") from error
-    lines = text.splitlines()
-    if len(lines) < 2:
-        raise UserError(
-            f"{path} is empty: expected a head line with '{CASE}' and at least one column of classes, and rows"
-        )
-    delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    try:
-        columns = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = columns
-        content = list(reader)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from error
-    if CASE not in columns:
-        raise UserError(f"{path} has no column '{CASE}'; it has {', '.join(columns)}")
-    twice = next((name for name in columns if columns.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}: column '{twice}' is there twice")
-    chosen = list(dict.fromkeys(targets)) if targets else [c for c in columns if c not in (CASE, PATIENT)]
-    missing = [name for name in chosen if name not in columns]
-    if missing or not chosen:
-        raise UserError(f"{path} has no column {', '.join(missing) or 'of classes'}; it has {', '.join(columns)}")
-    if len(chosen) > (limit := limit_of("columns of classes")):
-        raise UserError(f"{path} has {len(chosen)} columns of classes, at most {limit} at once: choose with --column")
+    columns, content = _read_csv(path)
+    chosen = _chosen_columns(path, columns, targets)
     rows: dict[str, dict[str, str | None]] = {}
     patients = {}
     for number, row in enumerate(content, 2):
@@ -103,6 +77,44 @@ def read_table(
                 f"{path}: column '{name}' has {len(values)} class ({', '.join(values)}), at least 2 are needed"
             )
     return LabelTable(path, chosen, classes, rows, patients)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns and the rows of a CSV file with a head line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a CSV file in UTF-8 ({error})") from error
+    lines = text.splitlines()
+    if len(lines) < 2:
+        raise UserError(
+            f"{path} is empty: expected a head line with '{CASE}' and at least one column of classes, and rows"
+        )
+    delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
+    reader = csv.DictReader(lines, delimiter=delimiter)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        content = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from error
+    return columns, content
+
+
+def _chosen_columns(path: Path, columns: list[str], targets: Sequence[str] | None) -> list[str]:
+    """The columns of classes that are to be predicted."""
+    if CASE not in columns:
+        raise UserError(f"{path} has no column '{CASE}'; it has {', '.join(columns)}")
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: column '{twice}' is there twice")
+    chosen = list(dict.fromkeys(targets)) if targets else [c for c in columns if c not in (CASE, PATIENT)]
+    missing = [name for name in chosen if name not in columns]
+    if missing or not chosen:
+        raise UserError(f"{path} has no column {', '.join(missing) or 'of classes'}; it has {', '.join(columns)}")
+    if len(chosen) > (limit := limit_of("columns of classes")):
+        raise UserError(f"{path} has {len(chosen)} columns of classes, at most {limit} at once: choose with --column")
+    return chosen
 
 
 def check_cases(table: LabelTable, present: Sequence[str], where: str) -> None:

@@ -94,8 +94,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.classification.evaluate import evaluate, write_predictions
     from emim_nnunet.classification.model import find_data
+    from emim_nnunet.classification.settings import Settings
     from emim_nnunet.classification.table import check_cases, read_table, split
-    from emim_nnunet.classification.train import Settings, predict, train
+    from emim_nnunet.classification.train import predict, train
     from emim_nnunet.datasets.splits import read_patients
     from emim_nnunet.devices import choose_device
 

@@ -136,19 +136,8 @@ def plot_reconstruction(
     figure = Figure(figsize=(2.3 * len(columns) + 0.7, height * num + 0.6), layout="constrained", facecolor=BACKGROUND)
     axes = figure.subplots(num, len(columns), squeeze=False)
     for c in range(num):
-        low, high = _window(image[c], foreground)
-        body = foreground[..., None]  # outside is 0, which is mid-grey in z-scored images: show it black
-        pictures = (image[c], masked_image[c], reconstruction[c], pasted[c])
-        shown = [_grey(picture, low, high) * body for picture in pictures]
-        shown[1] = np.where(masked[c][..., None], MASK_TINT, shown[1])
-        for ax, picture in zip(axes[c], shown, strict=False):
-            ax.imshow(picture, interpolation="nearest", aspect=aspect)
-        drawn = axes[c, -1].imshow(
-            error[c] * foreground, cmap="inferno", vmin=0, vmax=high - low, interpolation="nearest", aspect=aspect
-        )
-        scale = figure.colorbar(drawn, ax=axes[c, -1], fraction=0.05, pad=0.02)
-        scale.ax.tick_params(colors=TEXT, labelsize=7)
-        scale.outline.set_visible(False)
+        pictures = (image[c], masked_image[c], reconstruction[c], pasted[c], error[c])
+        low, high = _draw_modality(axes[c], pictures, masked[c], foreground, aspect)
         axes[c, 0].set_ylabel(f"{channel_names[c]}\ngrey {low:.2f} to {high:.2f}", color=TEXT, fontsize=9)
         _draw_letters(axes[c, 0], orientation[-2:])
         if spacing is not None:
@@ -158,6 +147,24 @@ def plot_reconstruction(
     _bare(axes)
     figure.suptitle(title, color=TEXT, fontsize=11)
     save_figure(figure, path, dpi=90)
+
+
+def _draw_modality(
+    axes: np.ndarray, pictures: Sequence[np.ndarray], masked: np.ndarray, foreground: np.ndarray, aspect: float
+) -> tuple[float, float]:
+    """Input, masked input, output, pasted output and error of a modality, (H, W) each; the grey window they share."""
+    low, high = _window(pictures[0], foreground)
+    body = foreground[..., None]  # outside is 0, which is mid-grey in z-scored images: show it black
+    shown = [_grey(picture, low, high) * body for picture in pictures[:-1]]
+    shown[1] = np.where(masked[..., None], MASK_TINT, shown[1])
+    for ax, picture in zip(axes, shown, strict=False):
+        ax.imshow(picture, interpolation="nearest", aspect=aspect)
+    error = pictures[-1] * foreground
+    drawn = axes[-1].imshow(error, cmap="inferno", vmin=0, vmax=high - low, interpolation="nearest", aspect=aspect)
+    scale = axes[-1].figure.colorbar(drawn, ax=axes[-1], fraction=0.05, pad=0.02)
+    scale.ax.tick_params(colors=TEXT, labelsize=7)
+    scale.outline.set_visible(False)
+    return low, high
 
 
 def _draw_letters(ax: Axes, orientation: str) -> None:
