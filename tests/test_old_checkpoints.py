@@ -1,0 +1,37 @@
+"""Checkpoints of earlier versions load, continue and end where the version that wrote them ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.cli import export
+from emim_nnunet.cli._run import run
+from tests.pipeline import fold_folder, log_of, trainer_of
+
+FOLDER = Path(__file__).parent / "old_checkpoints"
+
+
+@pytest.mark.parametrize("method", ["EMIM", "MaskInMask"])
+def test_a_checkpoint_of_an_earlier_version_continues(method: str, nnunet: Path, tmp_path: Path) -> None:
+    name = f"nnUNetTrainer{method}Pretrain"
+    folder = fold_folder(name)
+    folder.mkdir(parents=True)
+    shutil.copy(FOLDER / f"{method}.pth", folder / "checkpoint_latest.pth")
+    assert run(export.main, [str(folder), "-d", "1", "-c", "toy", "-o", str(tmp_path / "weights.pth")]) == 0
+    trainer = trainer_of(name, continued=True)
+    maybe_load_checkpoint(trainer, True, False)
+    trainer.run_training()
+    log = log_of(folder)
+    assert "Continuing after 2 of 3 epochs" in log
+    assert "holds no checksums of its cases" in log
+    final = load_checkpoint(folder / "checkpoint_final.pth")
+    assert final["finished"]
+    then = json.loads((FOLDER / "last_epoch.json").read_text())[method]
+    now = {key: value for key, value in final["history"][-1].items() if key in then}
+    assert now == pytest.approx(then, rel=1e-3, abs=1e-4)
