@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -17,6 +20,7 @@ def run(script: str, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_growth_writes_its_ratios(tmp_path: Path) -> None:
     out = tmp_path / "growth.json"
     run("growth.py", "--rounds", "1", "--steps", "3", "--counts", "2", "200", "--json", str(out))
@@ -30,5 +34,14 @@ def test_growth_writes_its_ratios(tmp_path: Path) -> None:
 
 
 def test_every_benchmark_explains_itself() -> None:
-    for script in ("peer.py", "growth.py", "speed.py", "preprocess.py", "memory.py"):
-        assert "--json" in run(script, "--help")
+    """In one process: each would import torch and nnU-Net again."""
+    scripts = [str(BENCHMARKS / f"{name}.py") for name in ("peer", "growth", "speed", "preprocess", "memory")]
+    code = (
+        "import contextlib, io, runpy, sys\n"
+        f"for sys.argv in ([script, '--help'] for script in {scripts!r}):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):\n"
+        "        runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    assert '--json' in shown.getvalue(), sys.argv\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)

@@ -204,7 +204,8 @@ def test_scores_are_scikit_learns() -> None:
         assert list(scores(true, predicted).values()) == pytest.approx(expected)
 
 
-def test_intervals_come_from_patients_and_are_wider_for_them() -> None:
+def test_intervals_come_from_patients_and_are_wider_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emim_nnunet.classification.evaluate.RESAMPLES", 150)
     rng = np.random.default_rng(0)
     true = np.repeat(rng.integers(2, size=30), 4)  # four cases a patient, which agree
     good = np.repeat(rng.random(30) < 0.8, 4)
@@ -257,7 +258,8 @@ def test_evaluate_scores_several_folds_together_and_refuses_nonsense(tmp_path: P
     assert "has no column 'p(grade=high)'" in capsys.readouterr().err
 
 
-def test_ten_patients_are_enough_for_an_interval(tmp_path: Path) -> None:
+def test_ten_patients_are_enough_for_an_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emim_nnunet.classification.evaluate.RESAMPLES", 100)
     cases = [f"c{number}" for number in range(10)]
     rows = [f"{case},{'ab'[number % 2]}" for number, case in enumerate(cases)]
     table = read_table(write(tmp_path / "t.csv", "\n".join(["case,kind", *rows])))

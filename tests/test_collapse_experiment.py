@@ -53,6 +53,7 @@ def test_a_plateau_is_flagged_while_it_lasts_and_cleared_after_it(experiment: An
     assert verdicts[-1].level in ("ok", "note")
 
 
+@pytest.mark.slow
 def test_the_command_regenerates_its_table_and_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--json", str(out), "--workers", "1"]

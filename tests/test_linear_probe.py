@@ -64,15 +64,15 @@ def test_nnunet_trains_validates_and_predicts_with_it(nnunet: Path, tmp_path: Pa
 
 def test_it_takes_pretrained_weights_and_seeds(nnunet: Path, tmp_path: Path) -> None:
     folder, weights = trained(MIM_PRETRAIN), tmp_path / "weights.pth"
-    assert run(export.main, [str(folder), "-d", "1", "-p", PLANS, "-c", "toy", "-o", str(weights)]) == 0
-    log = log_of(train(PROBE, pretrained_weights=str(weights)))
+    assert run(export.main, [str(folder), "-d", "1", "-p", PLANS, "-c", "toy_short", "-o", str(weights)]) == 0
+    log = log_of(train(PROBE, "toy_short", pretrained_weights=str(weights)))
     assert "Encoder: from -pretrained_weights" in log
 
 
 def test_a_seed_makes_the_segmentation_stage_reproducible(nnunet: Path) -> None:
     results = []
     for seed in (1, 1, 2):
-        trainer = trainer_of("nnUNetTrainerEMIMFinetune", "toy_scratch")
+        trainer = trainer_of("nnUNetTrainerEMIMFinetune", "toy_short")
         trainer.config = type(trainer.config)(**vars(trainer.config) | {"finetune_seed": seed})
         trainer.run_training()
         results.append(trainer.encoder.state_dict()["stages.0.blocks.0.conv1.conv.weight"].clone())

@@ -18,7 +18,7 @@ from emim_nnunet.cli._run import run
 from emim_nnunet.dataloading.crops import CropDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.phantom import make_phantom, write_brats2023
-from tests.pipeline import PLANS, fold_folder, set_folders
+from tests.pipeline import PLANS, TOY_BLOCK, fold_folder, set_folders, toy_architecture
 from tests.test_missing_modalities import CPU_PLANNING
 
 POOL, LIKE = "Dataset005_Pool", "nnUNetEMIMPlans_like_dataset005"
@@ -145,8 +145,10 @@ def test_a_pooled_stage_is_exported_into_plans_for_each_data_set(
     assert (preprocessed / POOL / "origins.json").is_file()
     file = preprocessed / POOL / f"{PLANS}.json"
     plans = json.loads(file.read_text())
-    short = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
-    plans["configurations"]["3d_fullres"]["emim"] |= short
+    pooled = plans["configurations"]["3d_fullres"]
+    short = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+    pooled["emim"] |= TOY_BLOCK | short
+    pooled["architecture"] = toy_architecture(pooled["architecture"])
     file.write_text(json.dumps(plans))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     enable_search()
@@ -160,7 +162,6 @@ def test_a_pooled_stage_is_exported_into_plans_for_each_data_set(
         options = ["-d", str(number), "--like", "5", "--no_pp", *CPU_PLANNING]
         assert run(plan_and_preprocess.main, options) == 0
         like = json.loads(next((preprocessed).glob(f"Dataset00{number}_*/{LIKE}.json")).read_text())
-        pooled = plans["configurations"]["3d_fullres"]
         assert like["configurations"]["3d_fullres"]["architecture"] == pooled["architecture"]
         assert like["configurations"]["3d_fullres"]["patch_size"] == pooled["patch_size"]
         capsys.readouterr()

@@ -18,6 +18,8 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.cli import pretrain
+from emim_nnunet.cli._run import run
 from tests.pipeline import PRETRAIN, fold_folder, log_of, trained, trainer_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,8 +141,6 @@ def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(nnunet: P
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_only_ssl_trainers_are_taken(nnunet: Path) -> None:
-    job = start([sys.executable], "toy", "0", "-tr", "nnUNetTrainer")
-    output = job.communicate(timeout=120)[0]
-    assert job.returncode == 2
-    assert "is not the trainer of an SSL stage" in output.splitlines()[-1]
+def test_only_ssl_trainers_are_taken(nnunet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pretrain.main, ["1", "toy", "0", "-tr", "nnUNetTrainer", "-device", "cpu"]) == 2
+    assert "is not the trainer of an SSL stage" in capsys.readouterr().err.splitlines()[-1]
