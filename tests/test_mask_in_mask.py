@@ -10,7 +10,8 @@ import torch
 
 from emim_nnunet.errors import UserError
 from emim_nnunet.losses import normalise_cells
-from emim_nnunet.methods.mask_in_mask import MaskInMask, MaskInMaskConfig, geometry
+from emim_nnunet.methods.mask_in_mask import MaskInMask, MaskInMaskConfig
+from emim_nnunet.methods.mask_in_mask_levels import geometry, has_body
 from emim_nnunet.networks import visible_only
 from emim_nnunet.views.boxes import take_boxes, unravel
 from tests.toy import toy_batch, toy_method, toy_unet
@@ -21,9 +22,9 @@ def mim(**settings: Any) -> MaskInMask:
 
 
 def levels_of(method: MaskInMask, image: torch.Tensor, foreground: torch.Tensor, draws: dict) -> tuple:
-    wide, octants = method.first_level(image, foreground, draws)
-    detail, places = method.second_level(image, foreground, octants, draws)
-    return wide, octants, detail, places, method.third_level(detail, places, draws)
+    wide, octants = method.levels.first(image, foreground, draws)
+    detail, places = method.levels.second(image, foreground, octants, draws)
+    return wide, octants, detail, places, method.levels.third(detail, places, draws)
 
 
 @pytest.mark.parametrize("num_axes", [2, 3])
@@ -53,13 +54,13 @@ def test_level_three_looks_only_at_what_level_two_hides(settings: dict[str, Any]
     method = mim(**settings)
     image, foreground, draws = toy_batch(method)
     *_, detail, places, close = levels_of(method, image, foreground, draws)
-    size = [n * 4 for n in method.geometry.child_cells]
-    lower = (unravel(places, method.geometry.places) * torch.tensor(size)).flatten(0, 1)
+    size = [n * 4 for n in method.levels.geometry.child_cells]
+    lower = (unravel(places, method.levels.geometry.places) * torch.tensor(size)).flatten(0, 1)
     children = method.config.level3_children
     hidden = take_boxes(detail.hidden.repeat_interleave(children, 0), lower, size)
     assert hidden.all()
     assert close.image.shape == (4 * children, 4, 16, 16, 16)
-    expected = np.prod(method.geometry.cells)
+    expected = np.prod(method.levels.geometry.cells)
     ratio = {True: 0.72, False: 0.6}[method.config.level2_hybrid]
     assert detail.hidden.float().mean().item() == pytest.approx(ratio, abs=1 / expected + 0.005)
     assert close.hidden.float().mean().item() == pytest.approx(0.5)
@@ -80,8 +81,8 @@ def test_children_avoid_the_background_where_they_can() -> None:
     inside = (octants == 0).flatten()
     corner = (unravel(places[inside, 0], (4, 4, 4)) < 2).all()
     assert corner  # the body fills the first 2 x 2 x 2 places
-    assert close.has_body[inside].all()
-    assert not detail.has_body[~inside].any()
+    assert has_body(close)[inside].all()
+    assert not has_body(detail)[~inside].any()
 
 
 def test_the_wide_crop_is_reduced_by_averaging() -> None:
@@ -99,7 +100,7 @@ def test_every_level_and_both_alignments_send_a_gradient(alignment: str) -> None
     decoded, _, prediction = method._encode_decode((wide, detail, close))
     parameter = next(method.encoder.parameters())
     for level, guess in zip((wide, detail, close), prediction, strict=True):
-        (gradient,) = torch.autograd.grad(method._level_loss(level, guess), parameter, retain_graph=True)
+        (gradient,) = torch.autograd.grad(method.modelling.loss(level, guess), parameter, retain_graph=True)
         assert gradient.abs().sum() > 0
     aligned = method._alignment(decoded, octants, places, detail, close)
     assert set(aligned) == {"alignment_12", "alignment_23"}
@@ -193,7 +194,7 @@ def test_targets_have_unit_variance_inside_the_body_however_much_background_a_ce
     foreground = torch.zeros((2, 1, 32, 32, 32), dtype=torch.bool)
     foreground[:, :, 8:24, 8:24, 8:24] = True  # an eighth of every octant
     wide, *_ = levels_of(method, image * foreground, foreground, draws)
-    target = method._target(wide)
+    target = method.modelling.target(wide)
     for sample in range(2):
         inside = target[sample, :, 4:8, 4:8, 4:8]  # the body of the first octant at level 1
         assert torch.allclose(inside.flatten(1).mean(1), torch.zeros(4), atol=1e-4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
-from dataclasses import replace
+import re
+from dataclasses import fields
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
@@ -23,15 +25,19 @@ from emim_nnunet.diagnostics import CollapseProbe
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import choose_rows
 from emim_nnunet.methods import config_classes
-from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.base import SSLConfig, SSLMethod
 from emim_nnunet.methods.emim import EMIM, EMIMConfig
 from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.mim import MIM, MIMConfig
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks.decoder import ReconstructionDecoder, forward_flops
+from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
 from emim_nnunet.settings.block import check_known_keys, config_from_block, emim_block
+from emim_nnunet.settings.stages import FinetuneConfig, TrainingConfig
+from emim_nnunet.training.description import describe_unused
 from emim_nnunet.training.ssl_trainer import SSLTrainer
-from tests.toy import toy_batch, toy_method
+from emim_nnunet.training.stage import refuse_settings_without_effect, settings_without_effect
+from tests.toy import toy_batch, toy_method, toy_unet
 
 SETTINGS: dict[type[SSLMethod], dict[str, Any]] = {
     EMIM: {"pyramid_levels": (1, 2), "projector_widths": (16, 16)},
@@ -242,17 +248,6 @@ def test_ranks_on_a_sharded_batch_equal_one_process(
 # ---------------------------------------------------------------------------------------------------------- E-MIM
 
 
-class Fixed(nn.Module):
-    """A decoder with a given output."""
-
-    def __init__(self, reconstruction: torch.Tensor) -> None:
-        super().__init__()
-        self.reconstruction = reconstruction
-
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        return self.reconstruction
-
-
 def test_padding_changes_the_loss_in_no_way_when_it_lies_outside_the_body() -> None:
     method = make(MIM)
     image, foreground, draws = toy_batch(method)
@@ -261,8 +256,8 @@ def test_padding_changes_the_loss_in_no_way_when_it_lies_outside_the_body() -> N
     losses = []
     for x, f, r, m in ((image, foreground, reconstruction, 0), (*padded, 2)):
         masked = torch.nn.functional.pad(draws["masked"], [m] * 6, value=True)
-        method.decoder = Fixed(r)
-        losses.append(method.reconstruct(x, f, masked, x, [], draws["present"]).loss.item())
+        network = (lambda image: [], lambda features, r=r: r, None)
+        losses.append(method.modelling.reconstruct(x, f, masked, draws["present"], *network)[0].loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -440,7 +435,85 @@ def test_wrong_types_are_named(block: dict[str, Any], message: str) -> None:
 
 
 def test_values_arrive_with_their_types() -> None:
-    config = config_from_block(EMIMConfig, {"cell_size": [8, 8], "barlow_weight": 0, "mask_ratio": None})
+    config = config_from_block(EMIMConfig, {"cell_size": [8, 8], "barlow_weight": 0, "patches_at_once": None})
     assert config.cell_size == (8, 8)
     assert isinstance(config.barlow_weight, float)
-    assert config == replace(config, mask_ratio=None)
+    assert config_from_block(MIMConfig, {"cell_size": [8, 8], "mask_ratio": None}).mask_ratio is None
+
+
+SETTINGS_PAGE = Path(__file__).resolve().parent.parent / "documentation" / "reference" / "settings.md"
+# keys that are looked at only where another one asks for it
+ASKING: dict[type[SSLMethod], dict[str, Any]] = {
+    MoCoZCA: {"p_drop_modality": 0.5},
+    MaskInMask: {"level2_hybrid": True, "alignment": "infonce"},
+}
+
+
+def keys_read(method_class: type[SSLMethod], **settings: Any) -> set[str]:
+    """Settings that a method looks at, from its making to the end of a step."""
+    read: set[str] = set()
+
+    class Recording(method_class.config_class):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    config = Recording(**{"cell_size": (4, 4)} | SETTINGS.get(method_class, {}) | settings)
+    read.clear()  # its own checks do not count
+    method = method_class(toy_unet(num_axes=2).encoder, 4, (16, 16), config)
+    method.after_step(method(*toy_batch(method, num_axes=2)).state)
+    return read
+
+
+@each_method
+def test_no_setting_of_a_method_is_without_effect(method_class: type[SSLMethod]) -> None:
+    read = keys_read(method_class) | keys_read(method_class, **ASKING.get(method_class, {}))
+    common = {field.name for field in fields(SSLConfig)}  # of the monitor too
+    assert {field.name for field in fields(method_class.config_class)} - common - read == set()
+
+
+def test_plain_mim_has_only_what_it_needs() -> None:
+    hybrid = {"position_ratio", "patch_ratio", "modality_mask"}
+    others = {"cell_size", "mask_ratio", "fill", "foreground_only", "norm_pix"}
+    assert {field.name for field in fields(MIMConfig)} == hybrid | others
+    assert hybrid & keys_read(MIM) == hybrid
+    assert hybrid & keys_read(MIM, mask_ratio=0.5) == set()
+
+
+@each_method
+def test_a_stage_refuses_or_names_each_setting_of_another_method(method_class: type[SSLMethod]) -> None:
+    own = {field.name for field in fields(method_class.config_class)}
+    others = {field.name for config in config_classes() for field in fields(config)} - own - set(PLANNED_KEYS)
+    assert others
+    for key in sorted(others):
+        unused = settings_without_effect(
+            {key: 1, "seed": 3} | dict.fromkeys(own | set(PLANNED_KEYS), 1), method_class.config_class
+        )
+        assert describe_unused(unused) == [f"Settings of other methods, without effect here: {key}"]
+        assert settings_without_effect({key: None}, method_class.config_class) == []
+    assert ("mask_ratio" in own) == (method_class is MIM)
+    refused = {"mask_ratio"} if method_class in (EMIM, MaskInMask) else set()
+    for key in sorted(others - refused):
+        refuse_settings_without_effect({key: 1}, method_class)
+    for key in refused:
+        with pytest.raises(UserError, match=f"{key} has no effect with {method_class.__name__}: take it out"):
+            refuse_settings_without_effect({key: 0.5}, method_class)
+
+
+def test_the_settings_page_lists_every_key_with_its_default() -> None:
+    known: dict[str, list[Any]] = {}
+    for config in [*config_classes(), TrainingConfig, FinetuneConfig]:
+        for field in fields(config):
+            known.setdefault(field.name, []).append(field.default)
+    listed = []
+    for line in SETTINGS_PAGE.read_text("utf-8").splitlines():
+        keys = re.findall(r"`(\w+)`", line.split("|")[1]) if line.startswith("| `") else []
+        listed += keys
+        default = line.split("|")[2].replace("`", "") if keys else ""
+        if default.strip() == "planned":
+            assert set(keys) <= set(PLANNED_KEYS), line
+        elif keys:
+            values = json.loads(f"[{default}]")
+            for key, value in zip(keys, values, strict=True):
+                assert (tuple(value) if isinstance(value, list) else value) in known[key], f"{key}: {line}"
+    assert sorted(listed) == sorted(known), "each key of a config dataclass has one place in settings.md"

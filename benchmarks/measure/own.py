@@ -174,7 +174,7 @@ def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
         (trainer.guarded_step, "_backward", "backward"),
         (trainer.guarded_step, "_optimise", "clipping and optimiser"),
         (method, "forward", "forward"),
-        (method, "encode_masked", "forward: masking and encoder"),
+        (getattr(method, "modelling", None), "encode", "forward: masking and encoder"),
         (method, "_encode_original", "forward: original view"),
         (getattr(method, "decoder", None), "decode", "forward: decoder"),
         (method, "pyramid_barlow_twins", "forward: PBT"),

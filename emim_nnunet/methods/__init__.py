@@ -1,35 +1,33 @@
-"""SSL methods: one file = one method (its loss inside forward) and its frozen config dataclass."""
+"""SSL methods: one file = one method (its loss inside forward) and its frozen config dataclass; beside them parts of methods.
+
+What several methods have is in ``masked_modelling``; ``mask_in_mask_levels`` belongs to ``mask_in_mask``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import is_dataclass
 from typing import Any
 
 from emim_nnunet.errors import UserError
-from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.base import SSLConfig, SSLMethod
 
 
-def _defined(suffix: str = "") -> list[type]:
-    """The classes that the modules of this package define (a new method needs no registration)."""
+def config_classes() -> list[type[SSLConfig]]:
+    """The config dataclasses of all methods."""
+    return list(dict.fromkeys(method.config_class for method in method_classes()))
+
+
+def method_classes() -> list[type[SSLMethod[Any]]]:
+    """All SSL methods: the classes that the modules of this package define (a new one needs no registration)."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     return [
         item
         for module in modules
-        for name, item in vars(module).items()
-        if isinstance(item, type) and item.__module__ == module.__name__ and name.endswith(suffix)
+        for item in vars(module).values()
+        if isinstance(item, type) and item.__module__ == module.__name__
+        if issubclass(item, SSLMethod) and hasattr(item, "config_class")
     ]
-
-
-def config_classes() -> list[type]:
-    """The config dataclasses of all methods."""
-    return [item for item in _defined("Config") if is_dataclass(item)]
-
-
-def method_classes() -> list[type[SSLMethod[Any]]]:
-    """All SSL methods."""
-    return [item for item in _defined() if issubclass(item, SSLMethod) and hasattr(item, "config_class")]
 
 
 def method_class(name: str) -> type[SSLMethod[Any]]:

@@ -18,7 +18,8 @@ class SSLConfig:
 
     Attributes:
         cell_size: Voxels of a cell per axis: what is masked as a whole, and the grain in which features are looked at.
-        without_effect: Names of inherited settings that the method does not use.
+        without_effect: Keys of other methods that look like settings of this one. A stage refuses them; other keys of other
+            methods are only named in its log.
     """
 
     without_effect: ClassVar[tuple[str, ...]] = ()
@@ -32,7 +33,7 @@ class Reconstruction(NamedTuple):
     """What a method reconstructs, of one patch per sample; detached tensors.
 
     Attributes:
-        image: (B, C, *P), the patch.
+        image: (B, C, *P), the patch as it is.
         foreground: (B, 1, *P) bool, True inside the body.
         masked_image: (B, C, *P), the network's input.
         prediction: (B, C, *P).

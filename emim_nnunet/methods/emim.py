@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from emim_nnunet.losses import barlow_twins_loss
 from emim_nnunet.masking import choose_rows, foreground_cells, grid_size, hybrid_mask, take_rows, voxels_to_cells
-from emim_nnunet.methods.base import MethodOutput
-from emim_nnunet.methods.mim import MIM, MIMConfig, with_missing
+from emim_nnunet.methods.base import MethodOutput, SSLMethod
+from emim_nnunet.methods.masked_modelling import MaskedModelling, MaskedModellingConfig, with_missing
 from emim_nnunet.networks import PlannedEncoder, Projector, first_stages, stage_grids
 from emim_nnunet.settings.block import require
 
@@ -26,19 +26,19 @@ SECOND_VIEWS = ("original", "masked")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMIMConfig(MIMConfig):
-    """Settings of E-MIM; those of :class:`MIMConfig` but for ``mask_ratio``, and the following.
+class EMIMConfig(MaskedModellingConfig):
+    """Settings of E-MIM.
 
     Attributes:
         fill: A learned number per modality by default: in z-scored, skull-stripped data 0 is the background, so filling
             with 0 would hide what is masked.
         barlow_weight: Weight of the PBT term; 0 leaves it (and its cost) out.
-        barlow_kappa: Off-diagonal weight, see :func:`emim_nnunet.losses.barlow_twins_loss`.
+        barlow_kappa: Weight of off-diagonal correlations, see :func:`emim_nnunet.losses.barlow_twins_loss`.
         pyramid_levels: Encoder stages (from 0) on which PBT acts.
-        projector_widths: One per level; 0 applies Barlow twins to the features themselves.
+        projector_widths: Columns of each level's projector; 0 applies Barlow twins to the features themselves.
         cells_per_sample: At most this many foreground cells of each sample are rows of PBT.
-        second_view: ``original`` (the unmasked patch) or ``masked`` (a second, independently masked view, which is
-            reconstructed as well).
+        second_view: PBT compares the masked patch with the ``original`` one, or with a second, independently ``masked`` view,
+            which is reconstructed as well.
         original_view_gradient: Whether gradients flow through the original view.
     """
 
@@ -70,8 +70,15 @@ class EMIMConfig(MIMConfig):
         require(all(w == 0 or w >= 2 for w in self.projector_widths), "projector_widths must be 0 or at least 2")
 
 
-class EMIM(MIM[EMIMConfig]):
-    """E-MIM on a planned encoder. Arguments as in :class:`MIM`."""
+class EMIM(SSLMethod[EMIMConfig]):
+    """E-MIM on a planned encoder.
+
+    Args:
+        encoder: Planned encoder that returns all stage outputs.
+        num_modalities: C.
+        patch_size: Voxels per axis.
+        config: Settings.
+    """
 
     config_class: ClassVar[type] = EMIMConfig
     paper: ClassVar[str] = "E-MIM: arXiv 2407.10377"
@@ -79,7 +86,11 @@ class EMIM(MIM[EMIMConfig]):
     def __init__(
         self, encoder: PlannedEncoder, num_modalities: int, patch_size: Sequence[int], config: EMIMConfig
     ) -> None:
+        self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
+        self.grid = grid_size(patch_size, config.cell_size)
+        self.modelling = MaskedModelling(config)
+        self.decoder, self.fill = self.modelling.new_weights(encoder, num_modalities)
         self.levels = config.pyramid_levels if config.barlow_weight > 0 else ()
         grids = stage_grids(encoder.strides, patch_size)
         self.level_grids = [tuple(map(min, grids[level], self.grid)) for level in self.levels]
@@ -91,7 +102,7 @@ class EMIM(MIM[EMIMConfig]):
     @classmethod
     def check(cls, config: EMIMConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
         """See :meth:`SSLMethod.check`."""
-        super().check(config, patch_size, strides)
+        MaskedModelling.check(config, patch_size, strides)
         levels, cells = config.pyramid_levels, grid_size(patch_size, config.cell_size)
         require(
             len(set(levels)) == len(levels) and all(0 <= level < len(strides) for level in levels),
@@ -135,21 +146,20 @@ class EMIM(MIM[EMIMConfig]):
     def forward(self, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> MethodOutput:
         """Reconstruction loss of the masked view + weight * mean over levels of Barlow twins with the second view.
 
-        Args and return value as in :meth:`MIM.forward`.
+        Arguments and return value are those of :class:`SSLMethod`.
         """
         original_features = (
             self._encode_original(image) if self.levels and self.config.second_view == "original" else None
         )
-        masked_image, features = self.encode_masked(image, draws["masked"])
-        present = draws["present"]
-        output = self.reconstruct(image, foreground, draws["masked"], masked_image, features, present)
+        masked, present = draws["masked"], draws["present"]
+        weights = (self.encoder, self.decoder, self.fill)
+        output, features = self.modelling.reconstruct(image, foreground, masked, present, *weights)
         if not self.levels:
             return output
-        visible = ~draws["masked"].all(1, keepdim=True)
+        visible = ~masked.all(1, keepdim=True)
         if original_features is None:
-            second_image, second_features = self.encode_masked(image, draws["masked_second"])
             masked_second = draws["masked_second"]
-            second = self.reconstruct(image, foreground, masked_second, second_image, second_features, present)
+            second, second_features = self.modelling.reconstruct(image, foreground, masked_second, present, *weights)
             output = output._replace(loss=0.5 * (output.loss + second.loss))
             visible = visible & ~masked_second.all(1, keepdim=True)
         else:
