@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, run
 from emim_nnunet.errors import UserError
 
 EPILOG = """
@@ -23,7 +23,7 @@ Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for t
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments; nnU-Net's letters keep their meaning."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_plan_and_preprocess",
         description="Extract the fingerprint, plan both stages and preprocess.",
         epilog=EPILOG,
