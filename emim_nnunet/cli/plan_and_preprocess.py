@@ -15,7 +15,7 @@ Example:
   emim_plan_and_preprocess -d 137
   emim_plan_and_preprocess -d 137 -c 3d_fullres -gpu_memory_target 11 -np 4
 
-Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration (documentation/reference/plans.md).
+Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration.
 Where several cases are of one patient and were not converted by emim_convert, --patients keeps them in one fold.
 Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for the SSL stage.
 """
