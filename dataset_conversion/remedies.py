@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from emim_nnunet.dataset_conversion.converter import Options
     from emim_nnunet.dataset_conversion.source_cases import SourceCase
 
-PAGE = "documentation/reference/data-sets.md"
-
 
 class Remedied(NamedTuple):
     """An image as it is written.
@@ -92,14 +90,14 @@ def remarks(family: DatasetFamily, cases: Sequence[SourceCase], options: Options
         help_ = ["--background_to_zero sets a constant to 0"] * constant
         help_ += ["--mask of folders and bids takes a mask of the brain or body"] * (noise or not constant)
         num_images = sum(channel in case.files for case in cases for channel in family.channels)
-        lines.append(f"{background_remark(backgrounds, num_images)}: {'; '.join(help_)} ({PAGE})")
+        lines.append(f"{background_remark(backgrounds, num_images)}: {'; '.join(help_)}")
     texts = [places for case in cases for places in case.header_text.values()]
     if texts and not options.strip_header:
         fields = ", ".join(f"{n} {field}" for field, n in Counter(f for places in texts for f in places).most_common())
         remedy = "without --link, --strip_header leaves it out" if options.link else "--strip_header leaves it out"
         lines.append(
             f"{len(texts)} image files hold text in their headers ({fields}), which may say who a patient is, and goes with "
-            f"them: {remedy} ({PAGE})"
+            f"them: {remedy}"
         )
     outside = {case.identifier: case.label_outside_mask for case in cases if case.label_outside_mask}
     if outside:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from traceback import TracebackException
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: a stage wrote a checkpoint after SIGTERM or SIGINT; repeat with --c
@@ -16,6 +20,41 @@ class UserError(ValueError):
     The message is one line: it names the file or option, says what was expected and how to mend it. Console commands print
     it without a traceback and exit with code 2.
     """
+
+
+@contextmanager
+def causes_logged(log: Callable[[str], object]) -> Iterator[None]:
+    """Log where an error that became a :class:`UserError` comes from; the error itself goes on.
+
+    Args:
+        log: Takes text of several lines. A :class:`UserError` that explains no other error is not logged.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.__cause__ is not None:
+            log(chained_traceback(error))
+        raise
+
+
+def chained_traceback(error: BaseException) -> str:
+    """The traceback of an error and of those that it explains, as Python prints it.
+
+    Args:
+        error: Any.
+
+    Returns:
+        Lines; files are named from the folder on that they are imported from, because a log may be shown to others.
+    """
+    folders = sorted((os.path.join(os.path.abspath(folder), "") for folder in sys.path), key=len, reverse=True)
+    told = TracebackException.from_exception(error)
+    part: TracebackException | None = told
+    while part is not None:
+        for frame in part.stack:
+            folder = next((folder for folder in folders if frame.filename.startswith(folder)), "")
+            frame.filename = frame.filename.removeprefix(folder)
+        part = part.__cause__ or part.__context__
+    return "".join(told.format())
 
 
 def describe_memory_error(error: BaseException) -> str | None:

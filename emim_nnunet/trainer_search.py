@@ -6,9 +6,10 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 from emim_nnunet.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
@@ -44,30 +45,27 @@ def enable_search() -> None:
     os.environ[SEARCH_VARIABLE] = os.pathsep.join(dict.fromkeys([ours, *others]))
 
 
-def look_up_own_trainers_first(module: ModuleType) -> None:
-    """Let nnU-Net's training module take trainers of ours without a search, in this process.
+def own_trainers_first(trainer_name: str, nnunets_search: Callable[[str], type | None]) -> type | None:
+    """A trainer of ours without a search, any other as nnU-Net finds it.
 
-    The search imports timm and torchvision before it comes to external folders: a second, and every external trainer is lost
-    where that import fails. Processes that nnU-Net starts search as usual, see :func:`enable_search`.
+    nnU-Net's search imports timm and torchvision before it comes to external folders: a second, and every external trainer is
+    lost where that import fails.
 
     Args:
-        module: ``nnunetv2.run.run_training``.
+        trainer_name: Value of ``-tr``.
+        nnunets_search: Raises RuntimeError where it finds none.
+
+    Raises:
+        UserError: There is no such trainer.
     """
-    search = module.recursive_find_trainer_class_by_name
-
-    def look_up(trainer_name: str) -> type | None:
-        trainers = importlib.import_module("emim_nnunet.trainers")
-        if trainer_name in trainers.__all__:
-            return getattr(trainers, trainer_name)
-        try:
-            return search(trainer_name)
-        except RuntimeError as error:
-            known = ", ".join(trainers.__all__)
-            raise UserError(
-                f"-tr {trainer_name}: there is no such trainer; those of this package are {known}"
-            ) from error
-
-    module.recursive_find_trainer_class_by_name = look_up  # type: ignore[attr-defined]  # of nnU-Net, which has no types
+    trainers = importlib.import_module("emim_nnunet.trainers")
+    if trainer_name in trainers.__all__:
+        return getattr(trainers, trainer_name)
+    try:
+        return nnunets_search(trainer_name)
+    except RuntimeError as error:
+        known = ", ".join(trainers.__all__)
+        raise UserError(f"-tr {trainer_name}: there is no such trainer; those of this package are {known}") from error
 
 
 def registered_module() -> Path:

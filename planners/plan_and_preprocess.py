@@ -195,7 +195,7 @@ def _background_of_images(images: dict[str, list[str]], dataset_json: dict[str, 
         return ""
     return (
         f"{background_remark(found, len(images) * len(names))}: set it to 0; emim_convert does with --background_to_zero or a "
-        f"--mask (documentation/reference/data-sets.md)"
+        f"--mask"
     )
 
 

@@ -31,6 +31,7 @@ NOT_COPIED = shutil.ignore_patterns(
     ".*", "build", "dist", "demo", "emim_demo", "venv", "*.egg-info", "__pycache__", "tests", "benchmarks"
 )
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 NOT_OURS = ("setup", "tests", "benchmarks", "documentation", "emim_nnunet")  # of the checkout, but not of the package
 USE_EVERYTHING = """
 import importlib, importlib.util, sys
@@ -151,6 +152,26 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == expected_modules()
     assert "emim_nnunet/py.typed" in names
     assert any(name.startswith(information) and name.endswith("/LICENSE") for name in names)
+
+
+def constants_that_name_a_page(module: str, source: str) -> list[str]:
+    """Texts that may be shown to the user and name a page of ``documentation/``, which an installation lacks."""
+    shown = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    docs = [
+        ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(source)) if isinstance(node, DOCUMENTED)
+    ]
+    return [
+        f"{module}:{node.lineno}: {node.value}"
+        for node in shown
+        if isinstance(node.value, str) and "documentation/" in node.value and node.value not in docs
+    ]
+
+
+def test_no_message_sends_the_user_to_a_page_that_is_not_installed() -> None:
+    assert [line for module, source in modules() for line in constants_that_name_a_page(module, source)] == []
+    text = '"""See documentation/x.md."""\n\n\ndef f() -> str:\n    """In documentation/y.md."""\n'
+    text += '    return f"{1}: see documentation/z.md"\n'
+    assert constants_that_name_a_page("m", text) == ["m:6: : see documentation/z.md"]
 
 
 def test_sdist_holds_what_a_packager_needs(sdist: Path) -> None:

@@ -110,10 +110,11 @@ def test_our_own_commands_find_our_trainers_without_timm_and_all_others_as_nnune
     code = """
 import sys
 from nnunetv2.run import run_training
-from emim_nnunet.trainer_search import look_up_own_trainers_first
+from emim_nnunet.nnunet.commands import search_trainers_with
+from emim_nnunet.trainer_search import own_trainers_first
 from emim_nnunet.trainers import nnUNetTrainerEMIM
 
-look_up_own_trainers_first(run_training)
+search_trainers_with(own_trainers_first)
 assert run_training.recursive_find_trainer_class_by_name("nnUNetTrainerEMIM") is nnUNetTrainerEMIM
 assert "timm" not in sys.modules
 assert run_training.recursive_find_trainer_class_by_name("nnUNetTrainer_5epochs").__name__ == "nnUNetTrainer_5epochs"

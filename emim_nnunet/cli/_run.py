@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_memory_error, describe_os_error
 from emim_nnunet.storage.locks import take_over_locks
 
 EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells have it
+PLANS_NAME = "nnUNetEMIMPlans"
+TRACEBACK = "--traceback"
+TRACEBACK_HELP = "after an error, show where in the code it comes from as well"
+_tracebacks_shown = False
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
@@ -27,24 +35,37 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     program = Path(sys.argv[0]).name
     _show_log()
     take_over_locks(False)
+    show_tracebacks(False)
     try:
         main(argv)
-    except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        print(f"{program}: error: {describe_os_error(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except (MemoryError, RuntimeError) as error:
-        which = describe_memory_error(error)
-        if which is None:
-            raise
-        print(f"{program}: error: {which}: close other programs, or use a machine with more", file=sys.stderr)
-        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPT
+    except Exception as error:
+        line = _explanation(error)
+        if line is None:
+            raise
+        if _tracebacks_shown:
+            traceback.print_exception(error)
+        print(f"{program}: error: {line}", file=sys.stderr)
+        return EXIT_USER_ERROR
     return 0
+
+
+def _explanation(error: Exception) -> str | None:
+    """The line that stands for an error; None where it is nothing that the user can mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    which = describe_memory_error(error)
+    return None if which is None else f"{which}: close other programs, or use a machine with more"
+
+
+def show_tracebacks(on: bool) -> None:
+    """Whether :func:`run` shows where an error comes from, besides its line."""
+    global _tracebacks_shown
+    _tracebacks_shown = on
 
 
 def _show_log() -> None:
@@ -52,6 +73,31 @@ def _show_log() -> None:
     logging.getLogger("emim_nnunet").setLevel(logging.INFO)
     if logging.lastResort is not None:  # takes what no handler of the embedding program takes
         logging.lastResort.setLevel(logging.INFO)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose help keeps the lines of its epilog, with the option that every command has: ``--traceback``.
+
+    Args:
+        prog: Name of the command.
+        description: One sentence.
+        epilog: Examples.
+        options: Further ones of argparse.
+    """
+
+    def __init__(
+        self, prog: str | None = None, description: str | None = None, epilog: str | None = None, **options: Any
+    ) -> None:
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter} | options
+        super().__init__(prog=prog, description=description, epilog=epilog, **options)
+        self.add_argument(TRACEBACK, action=_ShowTracebacks, nargs=0, help=TRACEBACK_HELP)
+
+
+class _ShowTracebacks(argparse.Action):
+    """Holds for the whole process."""
+
+    def __call__(self, *_: object) -> None:
+        show_tracebacks(True)
 
 
 class _TakeOver(argparse.Action):
@@ -62,7 +108,11 @@ class _TakeOver(argparse.Action):
 
 
 def add_take_over(parser: argparse.ArgumentParser) -> None:
-    """``--take_over``, for commands that write under a lock."""
+    """Add ``--take_over``, for commands that write under a lock.
+
+    Args:
+        parser: The one that gets it.
+    """
     parser.add_argument(
         "--take_over",
         action=_TakeOver,
@@ -72,28 +122,57 @@ def add_take_over(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> None:
-    """What names a training, as in nnUNetv2_train: data set, configuration, fold (an int or ``all``), -tr, -p, -device.
+    """Add what names a training, as in nnUNetv2_train: data set, configuration, fold (an int or ``all``), -tr, -p, -device.
 
     Args:
-        parser: Gets them.
+        parser: The one that gets them.
         trainer: Default of -tr.
     """
     parser.add_argument("dataset", help="id or name of the data set")
-    parser.add_argument("configuration", help="for example 3d_fullres")
+    add_configuration_arguments(parser)
     parser.add_argument("fold", type=_fold, help="0 to 4, or all")
     parser.add_argument("-tr", default=trainer, help="trainer (default: %(default)s)")
-    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
     add_device_argument(parser)
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """``-device``, of which :func:`emim_nnunet.devices.choose_device` makes a device.
+def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the configuration, and the plans that it is of (-p).
 
     Args:
-        parser: Gets it.
+        parser: The one that gets them.
+    """
+    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("-p", default=PLANS_NAME, help="plans (default: %(default)s)")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``-device``, of which :func:`emim_nnunet.devices.choose_device` makes a device.
+
+    Args:
+        parser: The one that gets it.
     """
     help_text = "cuda, cpu or mps (default: cuda where there is a GPU, otherwise cpu)"
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help=help_text)
+
+
+def dataset_id(text: str) -> int:
+    """The number of a data set, for argparse.
+
+    Args:
+        text: The number, or the name of its folder in nnUNet_preprocessed or nnUNet_raw.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    name = re.fullmatch(r"Dataset(\d{3})_.+", text)
+    folders = [os.environ.get(variable) for variable in ("nnUNet_preprocessed", "nnUNet_raw")]
+    if name is None or not any(folder and Path(folder, text).is_dir() for folder in folders):
+        raise argparse.ArgumentTypeError(
+            f"must be the id of a data set, or its name in nnUNet_preprocessed or nnUNet_raw, not '{text}'"
+        )
+    return int(name[1])
 
 
 def _fold(text: str) -> int | str:

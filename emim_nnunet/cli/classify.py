@@ -7,7 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_device_argument, add_take_over, run
+from emim_nnunet.cli._run import (
+    CommandParser,
+    add_configuration_arguments,
+    add_device_argument,
+    add_take_over,
+    dataset_id,
+    run,
+)
 from emim_nnunet.errors import UserError
 from emim_nnunet.settings.plans import limit_of
 from emim_nnunet.storage.locks import acquire
@@ -25,11 +32,10 @@ Folds are those of nnU-Net's splits_final.json; no patient is in two parts. Case
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and do one of the three."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_classify",
         description="Classify whole cases with a pretrained encoder.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = parser.add_subparsers(dest="what", required=True)
     _add_train(
@@ -46,11 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=int, help="id of a preprocessed data set")
-    parser.add_argument("configuration", help="for example 3d_fullres")
+    parser.add_argument("dataset", type=dataset_id, help="id or name of a preprocessed data set")
+    add_configuration_arguments(parser)
     parser.add_argument("fold", help="0 to 4, or all")
     parser.add_argument("labels", type=Path, help="CSV file")
-    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
     encoder = parser.add_mutually_exclusive_group(required=True)
     encoder.add_argument(
@@ -73,7 +78,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="classifier.pth")
-    parser.add_argument("dataset", type=int, help="id of a data set that was preprocessed with the plans of the model")
+    parser.add_argument(
+        "dataset", type=dataset_id, help="id or name of a data set that was preprocessed with the plans of the model"
+    )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="CSV file to write")
     add_device_argument(parser)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_device_argument, add_take_over, run
+from emim_nnunet.cli._run import (
+    CommandParser,
+    add_configuration_arguments,
+    add_device_argument,
+    add_take_over,
+    dataset_id,
+    run,
+)
 
 EPILOG = """
 Example:
@@ -23,15 +29,13 @@ interrupted goes on where it was when the command is repeated. With nnUNet_n_pro
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and run the comparison."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_compare",
         description="Compare SSL methods and training from scratch under one protocol.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", type=int, help="id of a preprocessed data set")
-    parser.add_argument("configuration", help="for example 3d_fullres")
-    parser.add_argument("-p", default="nnUNetEMIMPlans", help="plans (default: %(default)s)")
+    parser.add_argument("dataset", type=dataset_id, help="id or name of a preprocessed data set")
+    add_configuration_arguments(parser)
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--json", type=Path, help="another place for the results; a .md is written beside it")
     parser.add_argument(

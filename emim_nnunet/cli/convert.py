@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, run
 from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ conversion that was interrupted goes on when the command is repeated.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and convert."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_convert",
         description="Convert a data set of multimodal MRI, with or without labels, into nnU-Net's raw format.",
         epilog=EPILOG,

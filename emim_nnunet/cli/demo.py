@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_device_argument, run
+from emim_nnunet.cli._run import CommandParser, add_device_argument, run
 
 EPILOG = """
 Example:
@@ -21,11 +20,10 @@ printed, so that you can use them on your own data.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and run the demo."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_demo",
         description="The main job from raw MRI to a predicted segmentation, on phantoms, in minutes on a CPU.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "-o", dest="output", type=Path, default=Path("emim_demo"), help="folder to write (default: emim_demo)"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_device_argument, add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_device_argument, add_take_over, dataset_id, run
 from emim_nnunet.settings.plans import limit_of
 
 EXIT_WARNING = 1
@@ -25,14 +24,15 @@ Exit code: 0, 1 with --strict and a warning or an error of the network, 2 after 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and diagnose."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_diagnose",
         description="Measure whether the encoder of a checkpoint has collapsed.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint, folder of a fold, or nnU-Net's folder of a model")
-    parser.add_argument("-d", dest="dataset_id", type=int, required=True, help="id of a preprocessed data set")
+    parser.add_argument(
+        "-d", dest="dataset_id", type=dataset_id, required=True, help="id or name of a preprocessed data set"
+    )
     parser.add_argument("-p", dest="plans", help="plans of the data (default: those of the checkpoint)")
     parser.add_argument("-c", dest="configuration", help="configuration (default: that of the checkpoint)")
     parser.add_argument("-f", dest="fold", help="fold of a model (default: the only one)")

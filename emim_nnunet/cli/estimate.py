@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_training_arguments, run
+from emim_nnunet.cli._run import CommandParser, add_training_arguments, run
 
 EPILOG = """
 Example:
@@ -22,11 +22,10 @@ Trains a few real steps on the preprocessed data in a temporary results folder, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_estimate",
         description="Hours, memory and disk of a planned run on this machine, from a few measured steps.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_training_arguments(parser, trainer="nnUNetTrainerEMIM")
     parser.add_argument("--steps", type=int, default=5, help="training steps to measure per stage (default: 5)")
@@ -47,15 +46,15 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
     from emim_nnunet.devices import choose_device
     from emim_nnunet.estimate import estimate
-    from emim_nnunet.nnunet.commands import run_training
+    from emim_nnunet.nnunet.commands import get_trainer_from_args, search_trainers_with
     from emim_nnunet.storage.files import write_json
-    from emim_nnunet.trainer_search import look_up_own_trainers_first
+    from emim_nnunet.trainer_search import own_trainers_first
     from emim_nnunet.training.request import check_request
 
     device = choose_device(arguments.device)
     check_request(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
-    look_up_own_trainers_first(run_training)
-    trainer = run_training.get_trainer_from_args(
+    search_trainers_with(own_trainers_first)
+    trainer = get_trainer_from_args(
         arguments.dataset,
         arguments.configuration,
         arguments.fold,

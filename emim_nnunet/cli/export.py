@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import PLANS_NAME, CommandParser, dataset_id, run
 
 EPILOG = """
 Example:
@@ -24,17 +23,14 @@ precision a sixth of a checkpoint (emim_export takes that file again, for any ta
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and export."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_export",
         description="Write the encoder of an SSL checkpoint as weights that any nnU-Net trainer loads.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="SSL checkpoint, the folder of its fold, or an exported encoder")
-    parser.add_argument("-d", dest="dataset_id", type=int, help="id of the target data set")
-    parser.add_argument(
-        "-p", dest="plans", default="nnUNetEMIMPlans", help="plans of the target (default: nnUNetEMIMPlans)"
-    )
+    parser.add_argument("-d", dest="dataset_id", type=dataset_id, help="id or name of the target data set")
+    parser.add_argument("-p", dest="plans", default=PLANS_NAME, help="plans of the target (default: %(default)s)")
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="configuration (default: 3d_fullres)")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="file to write")
     parser.add_argument(

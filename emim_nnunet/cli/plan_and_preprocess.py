@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, run
 from emim_nnunet.errors import UserError
 
 EPILOG = """
@@ -15,7 +15,7 @@ Example:
   emim_plan_and_preprocess -d 137
   emim_plan_and_preprocess -d 137 -c 3d_fullres -gpu_memory_target 11 -np 4
 
-Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration (documentation/reference/plans.md).
+Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration.
 Where several cases are of one patient and were not converted by emim_convert, --patients keeps them in one fold.
 Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for the SSL stage.
 """
@@ -23,7 +23,7 @@ Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for t
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments; nnU-Net's letters keep their meaning."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_plan_and_preprocess",
         description="Extract the fingerprint, plan both stages and preprocess.",
         epilog=EPILOG,

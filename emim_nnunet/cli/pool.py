@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, run
 
 EPILOG = """
 Example:
@@ -23,7 +23,7 @@ treats as masked. Labels are not used. Crops are balanced over the data sets, wh
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and pool."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_pool",
         description="Make one data set without labels out of several raw ones.",
         epilog=EPILOG,

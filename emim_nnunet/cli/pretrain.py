@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import add_take_over, add_training_arguments, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, add_training_arguments, run
 
 EPILOG = """
 Example:
@@ -23,11 +23,10 @@ together, so the result does not depend on their number, and --c may continue wi
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments, join the process group, train."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_pretrain",
         description="Run the SSL stage of a trainer alone, on as many processes as torchrun starts.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_training_arguments(parser, trainer="nnUNetTrainerEMIMPretrain")
     parser.add_argument("--c", action="store_true", help="continue")
@@ -54,19 +53,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(arguments: argparse.Namespace, device: object) -> None:
     from emim_nnunet.errors import UserError
-    from emim_nnunet.nnunet.commands import run_training
-    from emim_nnunet.trainer_search import look_up_own_trainers_first
+    from emim_nnunet.nnunet.commands import get_trainer_from_args, maybe_load_checkpoint, search_trainers_with
+    from emim_nnunet.trainer_search import own_trainers_first
     from emim_nnunet.training.request import check_request
     from emim_nnunet.training.ssl_trainer import SSLTrainer
 
     check_request(arguments.dataset, arguments.configuration, arguments.fold, arguments.p)
-    look_up_own_trainers_first(run_training)
-    trainer = run_training.get_trainer_from_args(
+    search_trainers_with(own_trainers_first)
+    trainer = get_trainer_from_args(
         arguments.dataset, arguments.configuration, arguments.fold, arguments.tr, arguments.p, arguments.c, device
     )
     if not isinstance(trainer, SSLTrainer):
         raise UserError(f"-tr {arguments.tr} is not the trainer of an SSL stage: use emim_train or nnUNetv2_train")
-    run_training.maybe_load_checkpoint(trainer, arguments.c, False)
+    maybe_load_checkpoint(trainer, arguments.c, False)
     trainer.run_training()
 
 

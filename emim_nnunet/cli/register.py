@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import CommandParser, run
 from emim_nnunet.trainer_search import register, unregister
 
 EPILOG = """
@@ -18,12 +17,11 @@ Example:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and register."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="emim_register",
         description="Write one small, guarded module into the installed nnunetv2, so that its commands find our trainers. "
         "Needed once per environment, and again after nnunetv2 was installed anew.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--remove", action="store_true", help="remove the module again")
     if parser.parse_args(argv).remove:

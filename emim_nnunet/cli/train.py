@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import TRACEBACK, TRACEBACK_HELP, run, show_tracebacks
 from emim_nnunet.storage.locks import take_over_locks
-from emim_nnunet.trainer_search import enable_search, look_up_own_trainers_first
+from emim_nnunet.trainer_search import enable_search, own_trainers_first
 
 HELP = """
 emim_train takes exactly the arguments of nnUNetv2_train (above); -device is cuda where there is a GPU, otherwise cpu.
@@ -18,30 +18,32 @@ It finds the trainers of emim_nnunet without further ado:
 Example:
   emim_train 137 3d_fullres 0 -tr nnUNetTrainerEMIM -p nnUNetEMIMPlans
 
-Besides, --take_over: go on where a process of another machine trained that is gone for certain (otherwise after minutes).
+Besides, --take_over: go on where a process of another machine trained that is gone for certain (otherwise after minutes);
+and --traceback: {traceback}.
 """
 TAKE_OVER = "--take_over"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand all arguments to nnU-Net."""
-    from emim_nnunet.nnunet.commands import run_training
-    from emim_nnunet.training.request import check_requests_of
+    from emim_nnunet.nnunet.commands import check_before_training, run_training_entry, search_trainers_with
+    from emim_nnunet.training.request import check_command
 
     given = list(sys.argv[1:] if argv is None else argv)
     enable_search()
-    look_up_own_trainers_first(run_training)
-    check_requests_of(run_training)
+    search_trainers_with(own_trainers_first)
+    check_before_training(check_command)
     take_over_locks(TAKE_OVER in given)
-    given = [argument for argument in given if argument != TAKE_OVER]
+    show_tracebacks(TRACEBACK in given)
+    given = [argument for argument in given if argument not in (TAKE_OVER, TRACEBACK)]
     sys.argv = [sys.argv[0], *given, *_device_arguments(given)]
     try:
-        run_training.run_training_entry()
+        run_training_entry()
     except SystemExit as end:
         if end.code == 0:  # nnU-Net printed its help
             from emim_nnunet.trainers import __all__ as trainers
 
-            print(HELP.format(trainers=", ".join(trainers)))
+            print(HELP.format(trainers=", ".join(trainers), traceback=TRACEBACK_HELP))
         raise
 
 

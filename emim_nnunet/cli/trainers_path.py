@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import run
+from emim_nnunet.cli._run import CommandParser, run
 from emim_nnunet.trainer_search import trainers_path
 
 EPILOG = """
@@ -17,11 +16,10 @@ Example:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the folder."""
-    argparse.ArgumentParser(
+    CommandParser(
         prog="emim_trainers_path",
         description="Print the folder that the variable nnUNet_extTrainer must name, for those who do not use emim_register.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(argv)
     print(trainers_path())
 

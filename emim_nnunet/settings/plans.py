@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
+from types import ModuleType
 from typing import Any
 
 from emim_nnunet.errors import UserError
@@ -15,7 +17,10 @@ from emim_nnunet.errors import UserError
 NETWORKS = "dynamic_network_architectures."
 IMPORTED = ("torch.nn.", NETWORKS)
 FOLDER_NAME = re.compile(r"[\w.+-]+")
-BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+READERS = ("dynamic_network_architectures", "nnunetv2")  # of plans
+CALLED = ("numpy", "pydoc", "torch")  # by them
+OF_A_CALL = ("() ", "callable")  # in messages of Python about the arguments of a call
+MADE_OF_PLANS = ("builtins", "dynamic_network_architectures", "torch")
 OF_THE_MACHINE = ("CUDA", "NVIDIA", "MPS", "DefaultCPUAllocator")  # in messages of torch that no plans are to blame for
 MAX_NUMBER = 1 << 20
 MAX_ENTRIES = 100  # of a list
@@ -91,21 +96,56 @@ def is_folder_name(value: Any) -> bool:
 
 @contextmanager
 def planned(what: str, advice: str = "plan again with emim_plan_and_preprocess") -> Iterator[None]:
-    """Turn what nnU-Net raises over plans that only look right into a :class:`UserError`.
+    """Turn what plans that only look right lead to into a :class:`UserError`; all other errors pass, with their traceback.
+
+    An error is of the plans where a value was refused, where nnU-Net stumbled over one, or where the module of the block did
+    while it read them. It is not where other code of this package or a trainer of the user's stumbled, where a call does not
+    fit what nnU-Net offers, or where something is missing in it or in torch.
 
     Args:
         what: For the message, for example ``the network that the plans describe cannot be built``.
         advice: How to mend it.
+
+    Raises:
+        UserError: With the reason.
     """
     try:
         yield
     except UserError:
         raise
-    except BROKEN as error:
-        if any(word in str(error) for word in OF_THE_MACHINE):
+    except Exception as error:
+        if not _is_of_the_plans(error):
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{what} ({type(error).__name__}: {reason}): {advice}") from error
+
+
+def _is_of_the_plans(error: Exception) -> bool:
+    """Whether values in plans caused an error that reached :func:`planned`."""
+    text = str(error)
+    if any(word in text for word in OF_THE_MACHINE):
+        return False
+    if isinstance(error, ValueError):
+        return True
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    names = [name for name in names[1:] if name.split(".")[0] not in CALLED]  # the first is this module
+    by_reader = names[-1].split(".")[0] in READERS
+    by_block = len(set(names)) == 1
+    if isinstance(error, ArithmeticError | LookupError | RuntimeError):
+        return by_reader or by_block
+    if isinstance(error, TypeError):
+        return by_reader or (by_block and not any(word in text for word in OF_A_CALL))
+    if isinstance(error, AttributeError):
+        return by_reader and _can_come_of_plans(error.obj)
+    if isinstance(error, ImportError):
+        return by_reader and error.name is None  # nnU-Net's own: there is no network of that name
+    return by_reader and isinstance(error, AssertionError)
+
+
+def _can_come_of_plans(value: Any) -> bool:
+    """Whether it is a value of a JSON file, or a layer or network of a class that plans name."""
+    kind = value if isinstance(value, type) else type(value)
+    return not isinstance(value, ModuleType) and kind.__module__.split(".")[0] in MADE_OF_PLANS
 
 
 def check_architecture(architecture: Any, where: str) -> None:
@@ -135,6 +175,10 @@ def check_architecture(architecture: Any, where: str) -> None:
     for key, value in kwargs.items():
         limit = limit_of(key)
         _require(_within(value, limit), f"{where}: '{key}' of the network is out of range, it may be {limit} at most")
+    _require(
+        "strides" not in kwargs or _are_strides(kwargs["strides"]),
+        f"'strides' of {where} must hold a positive whole number, or one per axis, for each stage",
+    )
 
 
 def _check_configuration(content: dict[str, Any], where: str) -> None:
@@ -200,6 +244,11 @@ def limit_of(name: str) -> int:
 
 def _is_count(value: Any, name: str) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit_of(name)
+
+
+def _are_strides(value: Any) -> bool:
+    stages = [stage if isinstance(stage, list) else [stage] for stage in value] if isinstance(value, list) else [[]]
+    return all(stage and all(_is_count(stride, "strides") for stride in stage) for stage in stages)
 
 
 def _is_positive(value: Any) -> bool:

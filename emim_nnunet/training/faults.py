@@ -13,7 +13,8 @@ from emim_nnunet.errors import DISK_FULL, UserError, describe_memory_error
 RETRY_SECONDS = 60.0
 GIGABYTE = 1e9
 LESS_MEMORY = (
-    "lower batch_size in a configuration of your own (documentation/reference/settings.md), or plan anew with a lower "
+    'lower batch_size in a configuration of your own in the plans, for example "smaller": {"inherits_from": "3d_fullres", '
+    '"batch_size": 2, "emim": {"batch_size": 4}} (segmentation and SSL stage), or plan anew with a lower '
     "-gpu_memory_target; --c continues after other causes, such as another program on the same GPU"
 )
 

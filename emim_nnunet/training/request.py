@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
@@ -49,33 +46,26 @@ def check_request(dataset: str, configuration: str, fold: int | str, plans_name:
         check_fold(folder, int(fold), cases)
 
 
-def check_requests_of(run_training: ModuleType) -> None:
-    """Let nnU-Net's training command look first, in this process.
+def check_command(dataset: str, configuration: str, fold: int | str, plans_name: str, weights: str | None) -> None:
+    """As :func:`check_request`, for nnU-Net's training command, which may be given weights.
 
     Args:
-        run_training: ``nnunetv2.run.run_training``.
+        dataset: Id or name of a preprocessed data set.
+        configuration: Of the plans.
+        fold: Number, or ``all``.
+        plans_name: Name of the plans.
+        weights: File of ``-pretrained_weights``.
+
+    Raises:
+        UserError: The request or the file is not as it must be; code in the file is not run.
     """
-    train: Callable[..., Any] = run_training.run_training
-
-    def checked(
-        dataset: str,
-        configuration: str,
-        fold: int | str,
-        trainer: str,
-        plans: str,
-        weights: str | None = None,
-        *more: Any,
-        **named: Any,
-    ) -> None:
-        check_request(dataset, configuration, fold, plans)
-        if weights is not None:
-            content = read_checkpoint(Path(weights))  # nnU-Net would run what code is in it
-            if isinstance(content.get("network_weights"), dict):
-                tensors = {k: v for k, v in content["network_weights"].items() if isinstance(v, Tensor)}
-                require_finite(tensors, f"-pretrained_weights {weights}")
-        train(dataset, configuration, fold, trainer, plans, weights, *more, **named)
-
-    run_training.run_training = checked  # type: ignore[attr-defined]  # of nnU-Net, which has no types
+    check_request(dataset, configuration, fold, plans_name)
+    if weights is None:
+        return
+    content = read_checkpoint(Path(weights))  # nnU-Net would run what code is in it
+    if isinstance(content.get("network_weights"), dict):
+        tensors = {k: v for k, v in content["network_weights"].items() if isinstance(v, Tensor)}
+        require_finite(tensors, f"-pretrained_weights {weights}")
 
 
 def _folder(dataset: str) -> Path:
