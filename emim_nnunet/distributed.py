@@ -1,4 +1,4 @@
-"""Reductions over ranks that keep gradients; without a process group they cost nothing.
+"""Several processes for one step: the process group, and reductions over ranks that keep gradients (free without a group).
 
 A loss over a *sharded* batch must equal the loss of one process over the whole batch. DDP averages gradients over ranks,
 so a loss is built from global sums, and the sums are reduced with an operation whose backward reduces as well.
@@ -6,10 +6,37 @@ so a loss is built from global sums, and the sums are reduced with an operation 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
+
+
+@contextmanager
+def process_group(kind: str) -> Iterator[torch.device]:
+    """The process group that torchrun has started this process for; nothing where it was not.
+
+    Args:
+        kind: ``cuda``, ``cpu`` or ``mps``.
+
+    Yields:
+        The device of this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield torch.device(kind)
+        return
+    device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:

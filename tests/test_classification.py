@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
+from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.classification.evaluate import bootstrap, evaluate, scores, write_predictions
-from emim_nnunet.classification.finetune import class_weights, cross_entropy
+from emim_nnunet.classification.finetune import UNFINISHED, UNFINISHED_FORMAT, class_weights, cross_entropy
 from emim_nnunet.classification.model import (
     CaseClassifier,
     _starts,
@@ -31,7 +34,7 @@ from emim_nnunet.classification.table import check_cases, read_table, split
 from emim_nnunet.classification.train import fit_heads
 from emim_nnunet.cli import classify
 from emim_nnunet.cli._run import run
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from tests.pipeline import DATASET, PLANS, PRETRAIN, trained
 from tests.toy import toy_unet
 
@@ -345,6 +348,51 @@ def test_an_interrupted_training_continues_bit_for_bit(
     parts = load_classifier(tmp_path / "parts" / "classifier.pth")[0].state_dict()
     assert all(torch.equal(parts[key], value) for key, value in whole.items())
     assert not (tmp_path / "parts" / "unfinished.pth").exists()
+
+
+def test_a_signal_ends_a_training_after_its_step_and_it_continues(
+    nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    command = ["train", "1", "toy", "all", str(labels_file(tmp_path)), "--scratch", "-device", "cpu", "--steps", "4"]
+    assert run(classify.main, [*command, "-o", str(tmp_path / "whole")]) == 0
+    whole = load_classifier(tmp_path / "whole" / "classifier.pth")[0].state_dict()
+    original, calls = nn.utils.clip_grad_norm_, iter(range(100))
+
+    def signalled(*args: Any) -> Any:
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.utils, "clip_grad_norm_", signalled)
+        with pytest.raises(SystemExit) as ended:
+            run(classify.main, [*command, "-o", str(tmp_path / "parts")])
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert load_checkpoint(tmp_path / "parts" / UNFINISHED, formats=(UNFINISHED_FORMAT,))["step"] == 2
+    assert run(classify.main, [*command, "--c", "-o", str(tmp_path / "parts")]) == 0
+    parts = load_classifier(tmp_path / "parts" / "classifier.pth")[0].state_dict()
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+def test_steps_that_are_not_finite_change_nothing_and_too_many_end_the_training(
+    nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    command = ["train", "1", "toy", "all", str(labels_file(tmp_path)), "--scratch", "-device", "cpu", "--steps", "8"]
+    calls = iter(range(100))
+
+    def once(*args: Any) -> Tensor:
+        return cross_entropy(*args) * (float("nan") if next(calls) == 1 else 1.0)
+
+    monkeypatch.setattr("emim_nnunet.classification.finetune.cross_entropy", once)
+    assert run(classify.main, [*command, "-o", str(tmp_path / "once")]) == 0
+    weights = load_classifier(tmp_path / "once" / "classifier.pth")[0].state_dict()
+    assert all(value.isfinite().all() for value in weights.values())
+    assert [file.name for file in (tmp_path / "once" / "non_finite").iterdir()] == ["epoch_0000_step_0001_rank_0.pth"]
+    monkeypatch.setattr(
+        "emim_nnunet.classification.finetune.cross_entropy", lambda *a: cross_entropy(*a) * float("nan")
+    )
+    assert run(classify.main, [*command, "-o", str(tmp_path / "always")]) == 2
+    assert "loss or gradient not finite in 6 of 6 steps, more than 5" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_dead_worker_ends_in_one_line(

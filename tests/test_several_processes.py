@@ -18,7 +18,8 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from emim_nnunet.checkpoints.io import load_checkpoint
-from emim_nnunet.cli import pretrain
+from emim_nnunet.classification.model import load_classifier
+from emim_nnunet.cli import classify, pretrain
 from emim_nnunet.cli._run import run
 from tests.pipeline import PRETRAIN, fold_folder, log_of, trained, trainer_of
 
@@ -144,3 +145,19 @@ def test_a_signal_to_the_launcher_stops_all_processes_at_the_same_step(nnunet: P
 def test_only_ssl_trainers_are_taken(nnunet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(pretrain.main, ["1", "toy", "0", "-tr", "nnUNetTrainer", "-device", "cpu"]) == 2
     assert "is not the trainer of an SSL stage" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_classifier_on_two_processes_is_that_of_one(nnunet: Path, tmp_path: Path) -> None:
+    cases = [f"BraTS-GLI-{number:05d}-000,{'ab'[number % 2]}" for number in range(1, 8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["case,kind", *cases]))
+    options = ["train", "1", "toy", "all", str(tmp_path / "labels.csv"), "--scratch", "-device", "cpu", "--steps", "3"]
+    assert run(classify.main, [*options, "-o", str(tmp_path / "one")]) == 0
+    launcher = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "emim_nnunet.cli.classify"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, *options, "-o", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Learning from 7 cases") == 1
+    one, two = (load_classifier(tmp_path / name / "classifier.pth")[0].state_dict() for name in ("one", "two"))
+    for key, value in one.items():
+        assert torch.allclose(two[key], value, atol=1e-4), key

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emim_nnunet.cli._run import (
     CommandParser,
@@ -19,9 +22,13 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.settings.plans import limit_of
 from emim_nnunet.storage.locks import acquire
 
+if TYPE_CHECKING:  # seconds, for which --help need not wait
+    import torch
+
 EPILOG = """
 Example:
   emim_classify train 137 3d_fullres 0 labels.csv --checkpoint RESULTS/fold_0/checkpoint_final.pth -o classifier/fold_0
+  torchrun --standalone --nproc-per-node 4 -m emim_nnunet.cli.classify train ...   # on several GPUs
   emim_classify predict classifier/fold_0/classifier.pth 138 -o predictions.csv
   emim_classify evaluate classifier/fold_*/validation_predictions.csv --labels labels.csv -o classifier/evaluation
 
@@ -47,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.what == "predict":  # one file, written as a whole
         _predict(arguments)
         return
-    with acquire(arguments.output, f"the folder {arguments.output}"):
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts; it writes for all of them
+    with acquire(arguments.output, f"the folder {arguments.output}") if is_first else nullcontext():
         {"train": _train, "evaluate": _evaluate}[arguments.what](arguments)
 
 
@@ -96,8 +104,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    import torch
+    from emim_nnunet.devices import choose_device
+    from emim_nnunet.distributed import process_group
 
+    with process_group(choose_device(arguments.device)) as device:
+        _train_on(device, arguments)
+
+
+def _train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.classification.evaluate import evaluate, write_predictions
     from emim_nnunet.classification.model import find_data
@@ -105,9 +119,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.table import check_cases, read_table, split
     from emim_nnunet.classification.train import predict, train
     from emim_nnunet.datasets.splits import read_patients
-    from emim_nnunet.devices import choose_device
+    from emim_nnunet.distributed import rank
 
-    device = torch.device(choose_device(arguments.device))
     if arguments.fold != "all" and not arguments.fold.isdecimal():
         raise UserError(f"fold {arguments.fold}: must be a number or 'all'")
     for name in ("steps", "batch_size"):
@@ -127,10 +140,11 @@ def _train(arguments: argparse.Namespace) -> None:
         initial_lr=arguments.lr,
         seed=arguments.seed,
     )
-    print(f"Learning from {len(training)} cases, validating on {len(validation)}; targets: {', '.join(table.targets)}")
+    say = print if rank() == 0 else lambda line: None
+    say(f"Learning from {len(training)} cases, validating on {len(validation)}; targets: {', '.join(table.targets)}")
     left_out = len(table.rows) - len(training) - len(validation)
     if left_out:
-        print(f"{left_out} more cases are of patients of the validation set: they are left out of the training")
+        say(f"{left_out} more cases are of patients of the validation set: they are left out of the training")
     model = train(
         data,
         table,
@@ -144,8 +158,11 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     if not validation:
         return
+    predicted = predict(model, data, validation, table.targets, device)
+    if rank() != 0:
+        return
     predictions = arguments.output / "validation_predictions.csv"
-    write_predictions(predictions, validation, table.classes, predict(model, data, validation, table.targets, device))
+    write_predictions(predictions, validation, table.classes, predicted)
     print("\n".join(evaluate(table, [predictions], arguments.output)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -33,22 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_take_over(parser)
     arguments = parser.parse_args(argv)
 
-    import torch
-    import torch.distributed as dist
-
     from emim_nnunet.devices import choose_device
+    from emim_nnunet.distributed import process_group
 
-    device = choose_device(arguments.device)
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if distributed:
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    try:
-        _train(arguments, torch.device(device))
-    finally:
-        if distributed:
-            dist.destroy_process_group()
+    with process_group(choose_device(arguments.device)) as device:
+        _train(arguments, device)
 
 
 def _train(arguments: argparse.Namespace, device: object) -> None:
