@@ -19,7 +19,6 @@ from tqdm import tqdm
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.classification.model import (
     CaseClassifier,
-    Data,
     build_encoder,
     case_vector,
     probabilities,
@@ -27,6 +26,7 @@ from emim_nnunet.classification.model import (
 )
 from emim_nnunet.classification.table import LabelTable
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.datasets.dataset import PreprocessedDataset as Data
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.training import get_allowed_n_proc_DA
 from emim_nnunet.storage.versions import versions

@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from emim_nnunet.checkpoints.source import read_source
     from emim_nnunet.devices import choose_device
     from emim_nnunet.diagnosis.diagnose import diagnose
-    from emim_nnunet.diagnosis.probe_data import find_data
+    from emim_nnunet.diagnosis.probe_data import choose_cases
     from emim_nnunet.storage.locks import acquire
 
     device = choose_device(arguments.device)
     source = read_source(find_checkpoint(arguments.checkpoint, arguments.fold))
     compare = None if arguments.compare is None else read_source(find_checkpoint(arguments.compare))
-    data = find_data(source, arguments.dataset_id, arguments.plans, arguments.configuration)
+    data = choose_cases(source, arguments.dataset_id, arguments.plans, arguments.configuration)
     held_out = {True: "held out in training", False: "NOT held out in training", None: "held out or not: unknown"}
     print(f"{source.path}: {source.kind}, {source.trainer or 'trainer unknown'}, {source.epochs} epochs")
     print(

@@ -17,8 +17,8 @@ from emim_nnunet.compare.arms import SCRATCH, Arm
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.report import collect_spectra, read_scores, write_results
 from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name, make_splits
-from emim_nnunet.datasets.folders import preprocessed_folder, read_target
-from emim_nnunet.datasets.splits import SPLITS, read_patients, read_splits
+from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.datasets.splits import SPLITS
 from emim_nnunet.errors import UserError
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.stages import TrainingConfig
@@ -79,16 +79,12 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
 
 
 def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
-    plans, dataset_json = read_target(protocol.dataset_id, protocol.plans_name)
-    if protocol.configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise UserError(f"-c {protocol.configuration}: the plans '{protocol.plans_name}' have {known}")
-    folder = preprocessed_folder(protocol.dataset_id)
-    workspace = Workspace(output.absolute(), folder, plans, protocol.configuration)
-    labelled = workspace.labelled_cases()
-    test = _test_cases(protocol, folder, labelled)
-    splits = make_splits(labelled, test, protocol.counts, protocol.seeds, read_patients(folder))
-    compute = equal_compute(protocol, plans, dataset_json)
+    data = PreprocessedDataset.find(protocol.dataset_id, protocol.plans_name, protocol.configuration)
+    data.require_cases(labelled=True)
+    workspace = Workspace(output.absolute(), data)
+    test = _test_cases(protocol, data)
+    splits = make_splits(data.labelled_ids, test, protocol.counts, protocol.seeds, data.patients)
+    compute = equal_compute(protocol, data)
     configurations = {
         configuration_name(protocol.configuration, arm, seed): _configuration(protocol, arm, seed, compute)
         for arm in protocol.arms
@@ -99,10 +95,10 @@ def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
         read_block(plans, name)  # a wrong setting is found before hours have passed
     _run(protocol, workspace)
     results = {
-        "dataset": workspace.dataset,
+        "dataset": data.name,
         "configuration": protocol.configuration,
         "cases": {
-            "unlabelled": len(workspace.unlabelled_cases()),
+            "unlabelled": len(data.unlabelled),
             "labelled_pool": len(splits[SSL_FOLD]["train"]),
             "test": len(test),
         },
@@ -116,12 +112,13 @@ def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
     return write_results(results, output, json_path)
 
 
-def _test_cases(protocol: Protocol, folder: Path, labelled: Sequence[str]) -> list[str]:
+def _test_cases(protocol: Protocol, data: PreprocessedDataset) -> list[str]:
+    labelled = data.labelled_ids
     if protocol.num_test is None:
-        splits = read_splits(folder)
+        splits = data.splits
         if not splits:
             raise UserError(
-                f"{folder / SPLITS} is missing or empty: preprocess with emim_plan_and_preprocess, or give --num_test"
+                f"{data.folder / SPLITS} is missing or empty: preprocess with emim_plan_and_preprocess, or give --num_test"
             )
         return sorted(splits[0]["val"])
     if not 1 <= protocol.num_test < len(labelled):
@@ -129,13 +126,12 @@ def _test_cases(protocol: Protocol, folder: Path, labelled: Sequence[str]) -> li
     return make_splits(labelled, [], [protocol.num_test], [0], {})[1]["train"]
 
 
-def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def equal_compute(protocol: Protocol, data: PreprocessedDataset) -> dict[str, dict[str, Any]]:
     """Steps of each arm that pretrains, so that all spend as many floating point operations as the reference.
 
     Args:
         protocol: What is done.
-        plans: Of the user.
-        dataset_json: Of the data set.
+        data: Of the user.
 
     Returns:
         Per arm ``gflops_per_step``, ``steps``, ``steps_per_epoch``, ``exaflops`` (1e18) and ``method``.
@@ -149,13 +145,13 @@ def equal_compute(protocol: Protocol, plans: dict[str, Any], dataset_json: dict[
     costs = {}
     for arm in pretraining:
         assert arm.method is not None
-        added = {arm.name: {"inherits_from": protocol.configuration, "emim": arm.settings}}
-        with_arm = plans | {"configurations": plans["configurations"] | added}
-        costs[arm.name] = step_flops(with_arm, dataset_json, arm.name, arm.method)
+        added = {arm.name: {"inherits_from": data.configuration, "emim": arm.settings}}
+        with_arm = data.plans | {"configurations": data.plans["configurations"] | added}
+        costs[arm.name] = step_flops(with_arm, data.dataset_json, arm.name, arm.method)
     reference = protocol.reference or pretraining[0].name
     if reference not in costs:
         raise UserError(f"--reference {reference}: must be one of the arms that pretrain, {', '.join(costs)}")
-    config = config_from_block(TrainingConfig, read_block(plans, protocol.configuration))
+    config = config_from_block(TrainingConfig, read_block(data.plans, data.configuration))
     budget = costs[reference] * config.num_epochs * config.num_iterations_per_epoch
     result = {}
     for arm in pretraining:
@@ -255,7 +251,7 @@ def _train(
     protocol: Protocol, workspace: Workspace, name: str, fold: int, trainer: str, options: Sequence[str], log: str
 ) -> None:
     common = ["-tr", trainer, "-p", workspace.plans_name, "-device", protocol.device]
-    _call(workspace, "train", [workspace.dataset, name, str(fold), *common, *options], log)
+    _call(workspace, "train", [workspace.data.name, name, str(fold), *common, *options], log)
 
 
 def _call(workspace: Workspace, command: str, arguments: Sequence[str], log: str) -> None:

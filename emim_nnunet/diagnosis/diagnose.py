@@ -18,11 +18,12 @@ from emim_nnunet.checkpoints.encoder import load_encoder
 from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.checkpoints.stem import explain
+from emim_nnunet.dataloading.crops import CropDataset
 from emim_nnunet.datasets.channel_names import any_known
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.diagnosis.collapse_monitor import update_probe
 from emim_nnunet.diagnosis.collapse_report import report, write_csv, write_picture, write_report
-from emim_nnunet.diagnosis.probe_data import ProbeData, crops_of
+from emim_nnunet.diagnosis.probe_data import ProbeData
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, cell_grid, dense_probe, foreground_rows, judge
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size, voxels_to_cells
@@ -140,13 +141,13 @@ class Diagnosis:
         self.num_patches = num_patches
 
     def _batches(self, cases: Sequence[Case], name: str) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-        crops = crops_of(cases, self.crop_size, self.seed)
+        crops = CropDataset(cases, self.crop_size, self.seed, with_label=True)
         numbers = range(0, self.num_patches, BATCH)
         for start in tqdm(numbers, desc=f"Measuring {name}", disable=None, leave=False):
             items = [crops[i] for i in range(start, min(start + BATCH, self.num_patches))]
             batch = default_collate(items)
             image, foreground = batch["image"].to(self.device), batch["foreground"].to(self.device)
-            clear_outside_(image, foreground, self.data.configuration.use_mask_for_norm)
+            clear_outside_(image, foreground, self.data.data.manager.use_mask_for_norm)
             yield batch, image, foreground
 
     @torch.no_grad()
@@ -161,7 +162,7 @@ class Diagnosis:
             As :meth:`CollapseProbe.measure`, with ``epoch``.
         """
         grid = grid_size(self.patch_size, self.cell_size)
-        probe = CollapseProbe(grid, self.data.channel_names, self.seed, None if epochs else self.cell_size)
+        probe = CollapseProbe(grid, self.data.data.channel_names, self.seed, None if epochs else self.cell_size)
         (subject.method or subject.encoder).to(self.device)
         for batch, image, foreground in self._batches(self.data.cases, subject.name):
             indices = batch["index"].tolist()
@@ -261,14 +262,14 @@ def diagnose(
     Raises:
         UserError: The networks do not fit the data or each other; nothing has been written then.
     """
-    trained, untrained, lines = subjects(source, data.channel_names)
+    trained, untrained, lines = subjects(source, data.data.channel_names)
     crop_size = _crop_size(trained, source.patch_size)
     diagnosis = Diagnosis(
         data, source.patch_size, crop_size, _cell_size(source), num_patches=num_patches, seed=seed, device=device
     )
     networks = {"untrained": (untrained, 0), "now": (trained, max(1, source.epochs))}
     if compare is not None:
-        other, _, adapted = subjects(compare, data.channel_names)
+        other, _, adapted = subjects(compare, data.data.channel_names)
         if _crop_size(other, compare.patch_size) != crop_size:  # then only the features are on equal patches
             other.method = None
         networks["compared"] = (other, max(1, compare.epochs))

@@ -11,7 +11,8 @@ from typing import Any
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
-from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.errors import UserError
 from emim_nnunet.settings.plans import check_plans, inheritance
 from emim_nnunet.storage.versions import versions
@@ -119,7 +120,7 @@ def finished_stage(folder: Path, now: Setup, labelled: Path) -> tuple[dict[str, 
     Args:
         folder: Output folder of the stage.
         now: What it would be trained with now.
-        labelled: Folder of the preprocessed labelled cases.
+        labelled: Folder of the preprocessed labelled cases, in the folder of the data set.
 
     Returns:
         The checkpoint on the CPU and remarks for the log, or None when the stage is not finished.
@@ -135,8 +136,8 @@ def finished_stage(folder: Path, now: Setup, labelled: Path) -> tuple[dict[str, 
     )
     _refuse_other_setup(checkpoint, now, advice)
     known = checkpoint.get("case_digests", {})
-    places = (labelled, unlabelled_folder(labelled))
-    cases = [Case(place, i) for place in places for i in case_identifiers(place) if i in known]
+    data = PreprocessedDataset(labelled.parent, now.plans, now.dataset_json, now.configuration)
+    cases = [case for case in (*data.labelled, *data.unlabelled) if case.identifier in known]
     return checkpoint, [*_refuse_other_data(checkpoint, cases, advice), *_other_versions(checkpoint)]
 
 
