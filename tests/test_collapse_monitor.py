@@ -23,8 +23,8 @@ from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
-from emim_nnunet.diagnosis.diagnose import subjects
 from emim_nnunet.diagnosis.probe_data import choose_cases
+from emim_nnunet.diagnosis.subjects import subjects
 from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes

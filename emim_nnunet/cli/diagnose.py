@@ -25,6 +25,15 @@ Exit code: 0, 1 with --strict and a warning or an error of the network, 2 after 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and diagnose."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not 1 <= arguments.patches <= limit_of("patches"):
+        parser.error(f"--patches must be at least 1 and at most {limit_of('patches')}")
+    if _diagnose(arguments) in ("warning", "error") and arguments.strict:
+        raise SystemExit(EXIT_WARNING)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="emim_diagnose",
         description="Measure whether the encoder of a checkpoint has collapsed.",
@@ -44,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", dest="output", type=Path, default=Path("emim_diagnose"), help="folder of the report")
     add_device_argument(parser)
     add_take_over(parser)
-    arguments = parser.parse_args(argv)
-    if not 1 <= arguments.patches <= limit_of("patches"):
-        parser.error(f"--patches must be at least 1 and at most {limit_of('patches')}")
+    return parser
 
+
+def _diagnose(arguments: argparse.Namespace) -> str:
+    """Measure, write the report and print it; the level of the verdict."""
     import torch
 
     from emim_nnunet.checkpoints.locate import find_checkpoint
@@ -80,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(*lines, sep="\n")
     print(f"Verdict: {verdict.line}")
     print(f"Report: {arguments.output}")
-    if arguments.strict and verdict.level in ("warning", "error"):
-        raise SystemExit(EXIT_WARNING)
+    return verdict.level
 
 
 def entry() -> None:

@@ -16,14 +16,14 @@ class ProbeData:
     """Preprocessed cases to look at.
 
     Attributes:
-        data: Where they are.
+        dataset: That they are of.
         cases: The cases.
         held_out: Whether the network has not been trained on any of them; None = unknown.
         labelled: Cases to read labels off: the labelled ones of ``cases``, or all of the data set where these are too few.
         labels: Values in the segmentations, 0 first.
     """
 
-    data: PreprocessedDataset
+    dataset: PreprocessedDataset
     cases: list[Case]
     held_out: bool | None
     labelled: list[Case]
@@ -59,7 +59,7 @@ def choose_cases(
     labelled = [case for case in chosen if case.folder == data.labelled_folder]
     labels = PlansManager(data.plans).get_label_manager(data.dataset_json).all_labels
     return ProbeData(
-        data=data,
+        dataset=data,
         cases=chosen,
         held_out=None if held_out is None else bool(validation),
         labelled=labelled if len(labelled) > 1 else data.labelled,
