@@ -15,7 +15,8 @@ from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
 from emim_nnunet.compare.compute import step_flops
-from emim_nnunet.compare.report import interval, markdown, summarise
+from emim_nnunet.compare.report import markdown
+from emim_nnunet.compare.scores import interval, summarise
 from emim_nnunet.compare.workspace import make_splits
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.errors import UserError
