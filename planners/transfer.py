@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emim_nnunet.checkpoints.source import read_source
-from emim_nnunet.datasets.folders import preprocessed_folder, read_target
-from emim_nnunet.errors import UserError
+from emim_nnunet.datasets.dataset import PreprocessedDataset, configuration_manager
 from emim_nnunet.nnunet.plans import PlansManager
 
 DEFAULT_BATCH = 2  # nnU-Net's smallest, where the source does not say
@@ -44,11 +43,11 @@ def read_like(text: str, plans_name: str, configuration: str) -> Like:
         configuration: Of the data set; for a checkpoint, the configuration to plan.
 
     Raises:
-        UserError: Neither a data set nor a checkpoint.
+        UserError: Neither a data set nor a checkpoint, or without that configuration.
     """
     if text.isdecimal():
-        plans, _ = read_target(int(text), plans_name)
-        return _of_plans(plans, configuration, preprocessed_folder(int(text)).name.split("_")[0].lower())
+        data = PreprocessedDataset.find(text, plans_name, configuration)
+        return _of_plans(data.plans, configuration, data.name.split("_")[0].lower())
     path = Path(text)
     source = read_source(path)
     if source.configuration is not None and "plans" in source.checkpoint.get("init_args", source.checkpoint):
@@ -59,19 +58,15 @@ def read_like(text: str, plans_name: str, configuration: str) -> Like:
 
 
 def _of_plans(plans: dict[str, Any], configuration: str, name: str, planned: str | None = None) -> Like:
-    manager = PlansManager(plans)
-    if configuration not in manager.available_configurations:
-        known = ", ".join(manager.available_configurations)
-        raise UserError(
-            f"--like: the plans '{manager.plans_name}' have no configuration '{configuration}', only {known}"
-        )
-    content = manager.get_configuration(configuration)
-    spacing = [content.spacing[i] for i in manager.transpose_backward] if len(content.spacing) == 3 else None
+    content = configuration_manager(plans, configuration)
+    spacing = None
+    if len(content.spacing) == 3:
+        spacing = tuple(content.spacing[i] for i in PlansManager(plans).transpose_backward)
     return Like(
         "".join(c if c.isalnum() else "_" for c in name),
         planned or configuration,
         content.configuration["architecture"],
         tuple(content.patch_size),
         content.batch_size,
-        None if spacing is None else tuple(spacing),
+        spacing,
     )

@@ -24,7 +24,6 @@ from emim_nnunet.classification.model import (
     CaseClassifier,
     _starts,
     case_vector,
-    find_data,
     load_classifier,
     probabilities,
     tiles,
@@ -34,6 +33,7 @@ from emim_nnunet.classification.table import check_cases, read_table, split
 from emim_nnunet.classification.train import fit_heads
 from emim_nnunet.cli import classify
 from emim_nnunet.cli._run import run
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from tests.pipeline import DATASET, PLANS, PRETRAIN, trained
 from tests.toy import toy_unet
@@ -174,7 +174,7 @@ def test_tiles_cover_an_axis(length: int, patch: int) -> None:
 
 @pytest.mark.parametrize("configuration", ["toy", "toy_2d"])
 def test_a_case_vector_is_the_average_over_the_body(configuration: str, nnunet: Path) -> None:
-    data = find_data(1, PLANS, configuration)
+    data = PreprocessedDataset.find(1, PLANS, configuration)
     assert sorted(data.cases) == CASES
     case = data.cases[CASES[0]]
     num_axes = 2 if configuration == "toy_2d" else 3
@@ -416,7 +416,7 @@ def test_a_dead_worker_ends_in_one_line(
     ("arguments", "message"),
     [
         (["1", "toy", "x", "LABELS", "--scratch"], "fold x: must be a number or 'all'"),
-        (["1", "nothing", "0", "LABELS", "--scratch"], "-c nothing: the plans"),
+        (["1", "nothing", "0", "LABELS", "--scratch"], "have no configuration 'nothing'"),
         (["1", "toy", "0", "missing.csv", "--scratch"], "missing.csv cannot be read"),
         (
             ["1", "toy", "all", "LABELS", "--checkpoint", "missing.pth"],

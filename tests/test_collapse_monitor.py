@@ -23,8 +23,8 @@ from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
-from emim_nnunet.diagnosis.diagnose import subjects
-from emim_nnunet.diagnosis.probe_data import find_data
+from emim_nnunet.diagnosis.probe_data import choose_cases
+from emim_nnunet.diagnosis.subjects import subjects
 from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes
@@ -341,7 +341,7 @@ def test_diagnose_refuses_what_it_cannot_use(stage_checkpoint: Path, tmp_path: P
     for rest, message in {
         ("-d", 7): "expected one folder Dataset007_NAME",
         ("-d", 1, "-p", "Nothing"): "-p Nothing",
-        ("-d", 1, "-c", "nothing"): "-c nothing",
+        ("-d", 1, "-c", "nothing"): "have no configuration 'nothing'",
         ("-d", 1, "--patches", 0): "--patches must be at least 1",
         ("-d", 1, "--probe", "--patches", 1): "all patches came from one case",
     }.items():
@@ -356,7 +356,7 @@ def test_held_out_cases_are_those_of_the_split(nnunet: Path, tmp_path: Path) -> 
 
     def found(fold: int | str, dataset_name: str = DATASET) -> tuple[bool | None, list[str]]:
         source = EncoderSource(tmp_path, "nnU-Net", {}, {}, 4, (16,) * 3, fold=fold, dataset_name=dataset_name)
-        data = find_data(source, 1, PLANS, "toy")
+        data = choose_cases(source, 1, PLANS, "toy")
         return data.held_out, [case.identifier for case in data.cases]
 
     validation = json.loads((dataset / "splits_final.json").read_text())[1]["val"]

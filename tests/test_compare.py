@@ -15,9 +15,10 @@ from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
 from emim_nnunet.compare.compute import step_flops
-from emim_nnunet.compare.report import interval, markdown, summarise
+from emim_nnunet.compare.report import markdown
+from emim_nnunet.compare.scores import interval, summarise
 from emim_nnunet.compare.workspace import make_splits
-from emim_nnunet.datasets.folders import read_target
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.errors import UserError
 from tests.pipeline import DATASET, PLANS, trainer_of
 from tests.toy import toy_batch
@@ -63,7 +64,7 @@ def test_splits_nest_and_never_touch_the_test_cases() -> None:
 
 @pytest.mark.parametrize("method", ["MIM", "EMIM", "MoCoZCA", "MaskInMask", "VICReg"])
 def test_flops_are_those_of_a_real_step(method: str, nnunet: Path) -> None:
-    plans, dataset_json = read_target(1, PLANS)
+    data = PreprocessedDataset.find(1, PLANS, "toy")
     trainer = trainer_of(f"nnUNetTrainer{method}Pretrain")
     trainer.initialize()
     network = trainer.method
@@ -72,7 +73,7 @@ def test_flops_are_those_of_a_real_step(method: str, nnunet: Path) -> None:
     image, foreground, draws = toy_batch(network, batch_size=2)
     with FlopCounterMode(display=False) as counter:
         network.train()(image, foreground, draws).loss.backward()
-    assert step_flops(plans, dataset_json, "toy", method) == counter.get_total_flops() > 0
+    assert step_flops(data.plans, data.dataset_json, data.configuration, method) == counter.get_total_flops() > 0
 
 
 def test_intervals_draw_seeds_and_cases() -> None:

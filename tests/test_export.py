@@ -186,7 +186,7 @@ def test_other_topology_is_refused_and_the_differences_are_listed(tmp_path: Path
         export(tmp_path / "ssl.pth", plans(other), "toy", dataset_json(4), tmp_path / "out.pth")
     with pytest.raises(UserError, match="network ResidualEncoderUNet -> PlainConvUNet"):
         export(tmp_path / "ssl.pth", plans(architecture("plain")), "toy", dataset_json(4), tmp_path / "out.pth")
-    with pytest.raises(UserError, match="the plans 'ToyPlans' have toy"):
+    with pytest.raises(UserError, match="plans 'ToyPlans' have no configuration 'other'; they have: toy"):
         export(tmp_path / "ssl.pth", plans(other), "other", dataset_json(4), tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 
@@ -278,7 +278,7 @@ def test_command(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"-d": "2"}, "-d 2: expected one folder Dataset002_NAME"),
         ({"-p": "nnUNetPlans"}, "-p nnUNetPlans: Dataset001_Toy has ToyPlans"),
-        ({"-c": "3d_fullres"}, "-c 3d_fullres: the plans 'ToyPlans' have toy"),
+        ({"-c": "3d_fullres"}, "plans 'ToyPlans' have no configuration '3d_fullres'; they have: toy"),
         ({"-o": "nowhere/weights.pth"}, "its folder does not exist"),
         ({"checkpoint": "no_such_folder"}, "CHECKPOINT no_such_folder: neither a file nor a folder"),
         ({"checkpoint": __file__}, "test_export.py is not a checkpoint"),

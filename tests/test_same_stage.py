@@ -14,6 +14,7 @@ from torch import nn
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.datasets.checksums import case_digests, checksums_of, record_file, write_record
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError
@@ -23,6 +24,13 @@ from emim_nnunet.training.checkpoint import FINAL, load_states
 from emim_nnunet.training.same_stage import Setup, check_continued, finished_stage
 
 IDS = [f"case{number:05d}" for number in range(3)]
+
+
+def data_of(now: Setup, folder: Path) -> PreprocessedDataset:
+    """The data set whose cases lie in a folder."""
+    return PreprocessedDataset(folder.parent, now.plans, now.dataset_json, now.configuration)
+
+
 Stage = tuple[dict[str, Any], Setup, StageCases, Path]
 
 
@@ -109,7 +117,7 @@ def test_what_decides_the_result_is_named(key: str, stage: Stage, tmp_path: Path
     save_checkpoint(checkpoint, tmp_path / FINAL)
     for check in (
         lambda: check_continued(checkpoint, now, cases, folder),
-        lambda: finished_stage(tmp_path, now, folder),  # whose encoder a segmentation takes
+        lambda: finished_stage(tmp_path, now, data_of(now, folder)),  # whose encoder a segmentation takes
     ):
         with pytest.raises(UserError, match=rf"another value of {key}( \(|: move)") as error:
             check()
@@ -132,7 +140,7 @@ def test_channels_in_another_order_are_no_continuation(stage: Stage, tmp_path: P
     with pytest.raises(UserError, match=r"made with the channels channel0, channel1, dataset.json now has channel1, "):
         check_continued(checkpoint, now, cases, folder)
     save_checkpoint(checkpoint, tmp_path / FINAL)
-    assert finished_stage(tmp_path, now, folder)[1] == []  # filters go by name then
+    assert finished_stage(tmp_path, now, data_of(now, folder))[1] == []  # filters go by name then
 
 
 def test_other_cases_and_other_content_are_named(stage: Stage, tmp_path: Path) -> None:
@@ -151,7 +159,7 @@ def test_other_cases_and_other_content_are_named(stage: Stage, tmp_path: Path) -
         with pytest.raises(UserError, match=rf"content of 1 preprocessed cases has changed .*\({IDS[2]}\): move"):
             check_continued(checkpoint, now, cases, folder)
         with pytest.raises(UserError, match=rf"\({IDS[2]}\): .* -pretrained_weights"):
-            finished_stage(tmp_path, now, folder)
+            finished_stage(tmp_path, now, data_of(now, folder))
 
 
 def test_what_cannot_be_compared_and_other_versions_are_remarks(stage: Stage) -> None:

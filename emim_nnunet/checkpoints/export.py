@@ -14,6 +14,7 @@ from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.datasets.channel_names import channel_names
+from emim_nnunet.datasets.dataset import configuration_manager
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import papers_of
 from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
@@ -64,11 +65,7 @@ def export(
         UserError: Not such a checkpoint, or the encoders differ; nothing is written then.
     """
     source = read_source(checkpoint_path)
-    manager = PlansManager(plans)
-    if configuration not in manager.available_configurations:
-        known = ", ".join(manager.available_configurations)
-        raise UserError(f"-c {configuration}: the plans '{manager.plans_name}' have {known}")
-    target = manager.get_configuration(configuration)
+    manager, target = PlansManager(plans), configuration_manager(plans, configuration)
     differences = compare_topology(source.architecture, target.configuration["architecture"])
     if differences:
         raise UserError(

@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
-from emim_nnunet.classification.model import CaseClassifier, Data
+from emim_nnunet.classification.model import CaseClassifier
 from emim_nnunet.classification.settings import Settings
 from emim_nnunet.dataloading.batch import Augmentation, prepare
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.distributed import all_reduce_sum, is_distributed, rank, world_size
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.nnunet.training import get_allowed_n_proc_DA
@@ -60,7 +61,7 @@ class Finetuning:
     def __init__(
         self,
         model: CaseClassifier,
-        data: Data,
+        data: PreprocessedDataset,
         cases: Sequence[str],
         numbers: np.ndarray,
         settings: Settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,58 +18,16 @@ from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.dataloading.batch import prepare
 from emim_nnunet.dataloading.crops import crop_box
-from emim_nnunet.datasets.channel_names import channel_names
-from emim_nnunet.datasets.folders import preprocessed_folder, read_target
-from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, case_identifiers, open_case, readable, unlabelled_folder
+from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, open_case, readable
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks import PlannedEncoder, encoder_of
 from emim_nnunet.nnunet.inference import compute_steps_for_sliding_window
-from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager, determine_num_input_channels
+from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.settings.plans import planned
 from emim_nnunet.views.boxes import adaptive_pool
 
 CLASSIFIER_FORMAT = "emim_nnunet.classifier"
-
-
-@dataclass(frozen=True)
-class Data:
-    """Preprocessed cases of a configuration.
-
-    Attributes:
-        folder: Of the data set.
-        plans: Plans JSON.
-        dataset_json: ``dataset.json``.
-        configuration: Name.
-        cases: By id, with and without segmentation.
-    """
-
-    folder: Path
-    plans: dict[str, Any]
-    dataset_json: dict[str, Any]
-    configuration: str
-    cases: dict[str, Case]
-
-    @property
-    def manager(self) -> ConfigurationManager:
-        """nnU-Net's view of the configuration."""
-        return PlansManager(self.plans).get_configuration(self.configuration)
-
-
-def find_data(dataset_id: int, plans_name: str, configuration: str) -> Data:
-    """The preprocessed cases of a data set.
-
-    Raises:
-        UserError: Data set, plans, configuration or cases are missing.
-    """
-    plans, dataset_json = read_target(dataset_id, plans_name)
-    if configuration not in plans["configurations"]:
-        raise UserError(f"-c {configuration}: the plans '{plans_name}' have {', '.join(plans['configurations'])}")
-    folder = preprocessed_folder(dataset_id)
-    labelled = folder / PlansManager(plans).get_configuration(configuration).data_identifier
-    cases = {i: Case(place, i) for place in (labelled, unlabelled_folder(labelled)) for i in case_identifiers(place)}
-    if not cases:
-        raise UserError(f"no preprocessed case in {labelled}: preprocess configuration {configuration} first")
-    return Data(folder, plans, dataset_json, configuration, cases)
 
 
 class CaseClassifier(nn.Module):
@@ -124,7 +81,7 @@ class CaseClassifier(nn.Module):
         return self.classify(totals / counts.clamp_min(1e-6))
 
 
-def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[PlannedEncoder, list[str]]:
+def build_encoder(data: PreprocessedDataset, checkpoint: Path | None, seed: int) -> tuple[PlannedEncoder, list[str]]:
     """The planned encoder with the weights of a checkpoint, or from scratch.
 
     Args:
@@ -145,12 +102,12 @@ def build_encoder(data: Data, checkpoint: Path | None, seed: int) -> tuple[Plann
     if checkpoint is None:
         return encoder_of(network), []
     source = read_source(checkpoint)
-    names = (source.channel_names, channel_names(data.dataset_json))
+    names = (source.channel_names, data.channel_names)
     state, encoder = encoder_state(source.checkpoint), network.get_submodule("encoder")
     return encoder_of(network), load_encoder(encoder, state, source=str(checkpoint), names=names)
 
 
-def tiles(data: Data, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
+def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     """Patches that cover a whole case, those without body left out.
 
     Args:
@@ -187,7 +144,7 @@ def _starts(length: int, patch: int) -> list[int]:
 
 
 @torch.no_grad()
-def case_vector(model: CaseClassifier, data: Data, case: Case, device: torch.device) -> Tensor:
+def case_vector(model: CaseClassifier, data: PreprocessedDataset, case: Case, device: torch.device) -> Tensor:
     """Features of a whole case, (width,) float32 on the CPU: all its tiles together, each voxel counting once a tile.
 
     Args:
@@ -216,7 +173,7 @@ def probabilities(model: CaseClassifier, vectors: Tensor) -> list[np.ndarray]:
     return [F.softmax(values.double(), 1).numpy() for values in logits]
 
 
-def save_classifier(model: CaseClassifier, data: Data, about: dict[str, Any], path: Path) -> None:
+def save_classifier(model: CaseClassifier, data: PreprocessedDataset, about: dict[str, Any], path: Path) -> None:
     """Write a classifier that :func:`load_classifier` reads.
 
     Args:
@@ -243,7 +200,8 @@ def load_classifier(path: Path) -> tuple[CaseClassifier, dict[str, Any]]:
         UserError: Not a classifier of ours.
     """
     checkpoint = load_checkpoint(path, formats=(CLASSIFIER_FORMAT,))
-    data = Data(path.parent, checkpoint["plans"], checkpoint["dataset_json"], checkpoint["configuration"], {})
+    described = (checkpoint[key] for key in ("plans", "dataset_json", "configuration"))
+    data = PreprocessedDataset(path.parent, *described)  # nothing is read of a folder
     encoder, _ = build_encoder(data, None, seed=0)
     with planned(f"{path} does not hold the weights of its network", "is it a whole classifier?"):
         model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from emim_nnunet.classification.finetune import UNFINISHED, Finetuning
 from emim_nnunet.classification.model import (
     CaseClassifier,
-    Data,
     build_encoder,
     case_vector,
     probabilities,
@@ -24,6 +23,7 @@ from emim_nnunet.classification.model import (
 )
 from emim_nnunet.classification.settings import Settings
 from emim_nnunet.classification.table import LabelTable
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.distributed import gather_objects, rank, world_size
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.versions import versions
@@ -34,7 +34,7 @@ ABSENT = -30.0  # bias of a class that no training case has
 
 
 def train(
-    data: Data,
+    data: PreprocessedDataset,
     table: LabelTable,
     training: Sequence[str],
     output: Path,
@@ -108,7 +108,7 @@ def _check_output(output: Path, *, resume: bool) -> bool:
 
 
 def predict(
-    model: CaseClassifier, data: Data, cases: Sequence[str], targets: Sequence[str], device: torch.device
+    model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[str], targets: Sequence[str], device: torch.device
 ) -> dict[str, np.ndarray]:
     """Probabilities of whole cases.
 
@@ -126,7 +126,7 @@ def predict(
     return dict(zip(targets, probabilities(model, vectors), strict=True))
 
 
-def _vectors(model: CaseClassifier, data: Data, cases: Sequence[str], device: torch.device) -> Tensor:
+def _vectors(model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[str], device: torch.device) -> Tensor:
     """(N, width) float32 on the CPU; in a process group each process computes its share."""
     own = cases[rank() :: world_size()]
     bar = tqdm(own, desc="Features of whole cases", disable=None if rank() == 0 else True, leave=False)

@@ -114,11 +114,10 @@ def _train(arguments: argparse.Namespace) -> None:
 def _train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.classification.evaluate import evaluate, write_predictions
-    from emim_nnunet.classification.model import find_data
     from emim_nnunet.classification.settings import Settings
     from emim_nnunet.classification.table import check_cases, read_table, split
     from emim_nnunet.classification.train import predict, train
-    from emim_nnunet.datasets.splits import read_patients
+    from emim_nnunet.datasets.dataset import PreprocessedDataset
     from emim_nnunet.distributed import rank
 
     if arguments.fold != "all" and not arguments.fold.isdecimal():
@@ -127,9 +126,10 @@ def _train_on(device: torch.device, arguments: argparse.Namespace) -> None:
         if not 1 <= getattr(arguments, name) <= limit_of(name):
             raise UserError(f"--{name} must be at least 1 and at most {limit_of(name)}")
     checkpoint = None if arguments.checkpoint is None else find_checkpoint(arguments.checkpoint)
-    data = find_data(arguments.dataset, arguments.p, arguments.configuration)
-    table = read_table(arguments.labels, arguments.column, read_patients(data.folder))
-    check_cases(table, list(data.cases), data.folder.name)
+    data = PreprocessedDataset.find(arguments.dataset, arguments.p, arguments.configuration)
+    data.require_cases()
+    table = read_table(arguments.labels, arguments.column, data.patients)
+    check_cases(table, list(data.cases), data.name)
     fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
     training, validation = split(table, data.folder, fold)
     settings = Settings(
@@ -170,13 +170,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     import torch
 
     from emim_nnunet.classification.evaluate import write_predictions
-    from emim_nnunet.classification.model import find_data, load_classifier
+    from emim_nnunet.classification.model import load_classifier
     from emim_nnunet.classification.train import predict
+    from emim_nnunet.datasets.dataset import PreprocessedDataset
     from emim_nnunet.devices import choose_device
 
     device = torch.device(choose_device(arguments.device))
     model, about = load_classifier(arguments.model)
-    data = find_data(arguments.dataset, about["plans"]["plans_name"], about["configuration"])
+    data = PreprocessedDataset.find(arguments.dataset, about["plans"]["plans_name"], about["configuration"])
+    data.require_cases()
     cases = sorted(data.cases)
     predicted = predict(model, data, cases, about["targets"], device)
     write_predictions(arguments.output, cases, about["classes"], predicted)

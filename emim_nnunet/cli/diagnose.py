@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,15 @@ Exit code: 0, 1 with --strict and a warning or an error of the network, 2 after 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and diagnose."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not 1 <= arguments.patches <= limit_of("patches"):
+        parser.error(f"--patches must be at least 1 and at most {limit_of('patches')}")
+    if _diagnose(arguments) in ("warning", "error") and arguments.strict:
+        raise SystemExit(EXIT_WARNING)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="emim_diagnose",
         description="Measure whether the encoder of a checkpoint has collapsed.",
@@ -44,23 +54,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", dest="output", type=Path, default=Path("emim_diagnose"), help="folder of the report")
     add_device_argument(parser)
     add_take_over(parser)
-    arguments = parser.parse_args(argv)
-    if not 1 <= arguments.patches <= limit_of("patches"):
-        parser.error(f"--patches must be at least 1 and at most {limit_of('patches')}")
+    return parser
 
+
+def _diagnose(arguments: argparse.Namespace) -> str:
+    """Measure, write the report and print it; the level of the verdict."""
     import torch
 
     from emim_nnunet.checkpoints.locate import find_checkpoint
     from emim_nnunet.checkpoints.source import read_source
     from emim_nnunet.devices import choose_device
     from emim_nnunet.diagnosis.diagnose import diagnose
-    from emim_nnunet.diagnosis.probe_data import find_data
+    from emim_nnunet.diagnosis.probe_data import choose_cases
     from emim_nnunet.storage.locks import acquire
 
     device = choose_device(arguments.device)
     source = read_source(find_checkpoint(arguments.checkpoint, arguments.fold))
     compare = None if arguments.compare is None else read_source(find_checkpoint(arguments.compare))
-    data = find_data(source, arguments.dataset_id, arguments.plans, arguments.configuration)
+    data = choose_cases(source, arguments.dataset_id, arguments.plans, arguments.configuration)
     held_out = {True: "held out in training", False: "NOT held out in training", None: "held out or not: unknown"}
     print(f"{source.path}: {source.kind}, {source.trainer or 'trainer unknown'}, {source.epochs} epochs")
     print(
@@ -80,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(*lines, sep="\n")
     print(f"Verdict: {verdict.line}")
     print(f"Report: {arguments.output}")
-    if arguments.strict and verdict.level in ("warning", "error"):
-        raise SystemExit(EXIT_WARNING)
+    return verdict.level
 
 
 def entry() -> None:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emim_nnunet.checkpoints.export import export, export_encoder
     from emim_nnunet.checkpoints.locate import find_checkpoint
-    from emim_nnunet.datasets.folders import read_target
+    from emim_nnunet.datasets.dataset import PreprocessedDataset
     from emim_nnunet.errors import UserError
 
     if arguments.output.exists() and not arguments.overwrite:
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.encoder_only:
         summary = export_encoder(checkpoint, arguments.output, half=arguments.half)
     else:
-        plans, dataset_json = read_target(arguments.dataset_id, arguments.plans)
-        summary = export(checkpoint, plans, arguments.configuration, dataset_json, arguments.output)
+        target = PreprocessedDataset.find(arguments.dataset_id, arguments.plans, arguments.configuration)
+        summary = export(checkpoint, target.plans, target.configuration, target.dataset_json, arguments.output)
     states = {True: " (finished)", False: " (NOT finished)", None: ""}
     cases = "" if summary.num_cases is None else f", {summary.num_cases} cases"
     print(f"{checkpoint}: {summary.method}, {summary.epochs} epochs{states[summary.finished]}{cases}")

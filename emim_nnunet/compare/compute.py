@@ -6,6 +6,9 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from emim_nnunet.compare.protocol import Protocol
+from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_class
 from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.planners.dry_run import fake_stage
@@ -38,3 +41,45 @@ def step_flops(plans: dict[str, Any], dataset_json: dict[str, Any], configuratio
     with fake, counter:
         loss().backward()
     return counter.get_total_flops()
+
+
+def equal_compute(protocol: Protocol, data: PreprocessedDataset) -> dict[str, dict[str, Any]]:
+    """Steps of each arm that pretrains, so that all spend as many floating point operations as the reference.
+
+    Args:
+        protocol: What is done.
+        data: Of the user.
+
+    Returns:
+        Per arm ``gflops_per_step``, ``steps``, ``steps_per_epoch``, ``exaflops`` (1e18) and ``method``.
+
+    Raises:
+        UserError: The reference is no arm that pretrains.
+    """
+    pretraining = [arm for arm in protocol.arms if arm.method is not None]
+    if not pretraining:
+        return {}
+    costs = {}
+    for arm in pretraining:
+        assert arm.method is not None
+        added = {arm.name: {"inherits_from": data.configuration, "emim": arm.settings}}
+        with_arm = data.plans | {"configurations": data.plans["configurations"] | added}
+        costs[arm.name] = step_flops(with_arm, data.dataset_json, arm.name, arm.method)
+    reference = protocol.reference or pretraining[0].name
+    if reference not in costs:
+        raise UserError(f"--reference {reference}: must be one of the arms that pretrain, {', '.join(costs)}")
+    config = config_from_block(TrainingConfig, read_block(data.plans, data.configuration))
+    budget = costs[reference] * config.num_epochs * config.num_iterations_per_epoch
+    result = {}
+    for arm in pretraining:
+        per_epoch = max(1, round(budget / costs[arm.name] / config.num_epochs))
+        steps = per_epoch * config.num_epochs
+        result[arm.name] = {
+            "method": arm.method,
+            "settings": arm.settings,
+            "gflops_per_step": costs[arm.name] / 1e9,
+            "steps_per_epoch": per_epoch,
+            "steps": steps,
+            "exaflops": costs[arm.name] * steps / 1e18,
+        }
+    return result

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from emim_nnunet.compare.arms import Arm
-from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.splits import SPLITS, read_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.storage.files import write_json
 
 SSL_FOLD = 0
@@ -25,29 +24,22 @@ class Workspace:
 
     Args:
         output: Folder of the comparison.
-        dataset_folder: Preprocessed data set of the user.
-        plans: Plans JSON of the user.
-        configuration: That is compared.
+        data: Of the user.
     """
 
-    def __init__(self, output: Path, dataset_folder: Path, plans: dict[str, Any], configuration: str) -> None:
+    def __init__(self, output: Path, data: PreprocessedDataset) -> None:
         self.output = output
-        self.dataset_folder = dataset_folder
-        self.dataset = dataset_folder.name
-        self.plans = plans
-        self.configuration = configuration
-        manager = PlansManager(plans).get_configuration(configuration)
-        self.labelled_folder = dataset_folder / manager.data_identifier
+        self.data = data
 
     @property
     def preprocessed(self) -> Path:
         """The linked data set."""
-        return self.output / "nnUNet_preprocessed" / self.dataset
+        return self.output / "nnUNet_preprocessed" / self.data.name
 
     @property
     def plans_name(self) -> str:
         """Name of the plans."""
-        return self.plans["plans_name"]
+        return self.data.plans["plans_name"]
 
     def environment(self) -> dict[str, str]:
         """Variables for nnU-Net's commands."""
@@ -56,18 +48,7 @@ class Workspace:
     def results(self, trainer: str, configuration: str, fold: int) -> Path:
         """Where nnU-Net writes."""
         name = f"{trainer}__{self.plans_name}__{configuration}"
-        return self.output / "nnUNet_results" / self.dataset / name / f"fold_{fold}"
-
-    def labelled_cases(self) -> list[str]:
-        """Ids of the preprocessed labelled cases."""
-        identifiers = case_identifiers(self.labelled_folder)
-        if not identifiers:
-            raise UserError(f"no preprocessed case in {self.labelled_folder}: preprocess {self.configuration} first")
-        return identifiers
-
-    def unlabelled_cases(self) -> list[str]:
-        """Ids of the preprocessed cases without label."""
-        return case_identifiers(unlabelled_folder(self.labelled_folder))
+        return self.output / "nnUNet_results" / self.data.name / name / f"fold_{fold}"
 
     def write(self, splits: list[dict[str, list[str]]], configurations: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Link the data and write plans and splits.
@@ -91,12 +72,12 @@ class Workspace:
         for name in FOLDERS:
             (self.output / name).mkdir(parents=True, exist_ok=True)
         self.preprocessed.mkdir(exist_ok=True)
-        for entry in self.dataset_folder.iterdir():
+        for entry in self.data.folder.iterdir():
             link = self.preprocessed / entry.name
             written_here = entry.name in (SPLITS, f"{self.plans_name}.json")
             if not written_here and not link.is_symlink():
                 link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
-        plans = self.plans | {"configurations": self.plans["configurations"] | configurations}
+        plans = self.data.plans | {"configurations": self.data.plans["configurations"] | configurations}
         write_json(file, splits)
         write_json(self.preprocessed / f"{self.plans_name}.json", plans)
         return plans

@@ -13,24 +13,19 @@ from emim_nnunet.storage.files import read_json
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
-def read_target(dataset_id: int, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_plans(folder: Path, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plans and dataset.json of a preprocessed data set.
 
     Args:
-        dataset_id: Number.
+        folder: Of the data set, see :func:`preprocessed_folder`.
         plans_name: Name of the plans.
 
     Returns:
         Both as dicts.
 
     Raises:
-        UserError: Folder, data set or plans are missing, or not as they must be.
+        UserError: The plans or dataset.json are missing, or not as they must be.
     """
-    return read_plans(preprocessed_folder(dataset_id), plans_name)
-
-
-def read_plans(folder: Path, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As :func:`read_target`, from the preprocessed folder of a data set."""
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*Plans*.json"))) or "no plans"
@@ -65,11 +60,11 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def preprocessed_folder(dataset_id: int) -> Path:
+def preprocessed_folder(dataset: int | str) -> Path:
     """Folder of a data set in ``nnUNet_preprocessed``.
 
     Args:
-        dataset_id: Number.
+        dataset: Id, or name of the folder.
 
     Returns:
         The folder.
@@ -79,6 +74,12 @@ def preprocessed_folder(dataset_id: int) -> Path:
     """
     if not nnUNet_preprocessed.is_set():
         raise UserError("the environment variable nnUNet_preprocessed is not set: it must name a folder")
+    if isinstance(dataset, str) and not dataset.isdecimal():
+        folder = Path(nnUNet_preprocessed) / Path(dataset).name
+        if folder.name != dataset or not folder.is_dir():
+            raise UserError(f"data set {dataset}: neither a number nor the name of a folder in {nnUNet_preprocessed}")
+        return folder
+    dataset_id = int(dataset)
     folders = sorted(Path(nnUNet_preprocessed).glob(f"Dataset{dataset_id:03d}_*"))
     if len(folders) != 1:
         raise UserError(

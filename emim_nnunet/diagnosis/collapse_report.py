@@ -1,4 +1,4 @@
-"""Collapse measurements as files: a table, a report for programs and a picture for people."""
+"""Collapse measurements as files (a table, a report for programs, a picture for people) and as lines of text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from emim_nnunet.diagnosis.collapse_plots import plot_collapse
 from emim_nnunet.diagnostics import Thresholds, Verdict
+from emim_nnunet.storage.figures import rounded
 from emim_nnunet.storage.files import plain_json, write_text
 
 SCHEMA, SCHEMA_VERSION = "emim_nnunet.collapse_report", 1
@@ -105,3 +106,28 @@ def write_picture(
         others: Measurements of other networks to draw beside it, by name.
     """
     plot_collapse(history, folder / PICTURE_NAME, title=verdict.line, others=others)
+
+
+def table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a table: a row per stage, the networks side by side.
+
+    Args:
+        measured: Measurements by name, ``untrained``, ``now`` and perhaps ``compared``.
+    """
+    names = [name for name in ("now", "untrained", "compared") if name in measured]
+    with_probe = "dense_probe_r2" in measured["now"]["stages"][0]
+    keys = {"effective_rank": "rank", "top_share": "top", "k99": "k99"}
+    keys |= {"dense_probe_r2": "probe R2"} if with_probe else {}
+    head = ["stage", "channels", "rows", "dead"] + [f"{label} {name}" for label in keys.values() for name in names]
+    rows = []
+    for number, stage in enumerate(measured["now"]["stages"]):
+        few = "" if stage["status"] == "ok" else " (few)"
+        cells = [str(number), str(stage["channels"]), f"{stage['count']}{few}", str(stage["dead_channels"])]
+        rows.append(cells + [f"{measured[name]['stages'][number][key]:.2f}" for key in keys for name in names])
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    scores = measured["now"]["reconstruction"]
+    if scores is None:
+        return [*lines, "Reconstruction: n/a, the checkpoint holds no reconstruction decoder"]
+    skill = ", ".join(f"{name} {rounded(values['foreground_skill'])}" for name, values in scores.items())
+    return [*lines, f"Skill over a constant in the body: {skill}"]

@@ -193,10 +193,10 @@ class FinetuneTrainer(StageTrainer):
         ssl_fold = "all" if self.config.finetune_ssl_fold == "all" else self.fold
         folder = self._ssl_folder(ssl_fold)
         now = Setup(self.block, self.plans_manager.plans, self.configuration_name, self.dataset_json)
-        finished = finished_stage(folder, now, Path(self.preprocessed_dataset_folder))
+        finished = finished_stage(folder, now, self.preprocessed)
         if finished is None and self.runs_ssl_stage:
             self._run_ssl_stage(ssl_fold, folder)
-            finished = finished_stage(folder, now, Path(self.preprocessed_dataset_folder))
+            finished = finished_stage(folder, now, self.preprocessed)
         if finished is None:
             raise UserError(
                 f"no finished SSL stage in {folder}: train {self.ssl_trainer_name} first, or give -pretrained_weights"

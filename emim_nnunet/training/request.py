@@ -8,12 +8,11 @@ from torch import Tensor
 
 from emim_nnunet.checkpoints.encoder import require_finite
 from emim_nnunet.checkpoints.io import read_checkpoint
-from emim_nnunet.datasets.folders import preprocessed_folder, read_plans
-from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.datasets.splits import check_fold, read_splits
+from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.datasets.splits import check_fold
 from emim_nnunet.errors import UserError
-from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_results
-from emim_nnunet.settings.plans import check_plans, inheritance
+from emim_nnunet.nnunet.paths import nnUNet_results
+from emim_nnunet.settings.plans import check_plans
 
 
 def check_request(dataset: str, configuration: str, fold: int | str, plans_name: str) -> None:
@@ -30,20 +29,15 @@ def check_request(dataset: str, configuration: str, fold: int | str, plans_name:
     """
     if not nnUNet_results.is_set():
         raise UserError("the environment variable nnUNet_results is not set: it must name the folder of results")
-    folder = _folder(dataset)
-    plans, _ = read_plans(folder, plans_name)
-    check_plans(plans, configuration)
-    content = {key: value for link in inheritance(plans, configuration) for key, value in link.items()}
-    data = folder / content["data_identifier"]
-    cases = case_identifiers(data)
-    if not cases and not case_identifiers(unlabelled_folder(data)):
-        raise UserError(f"no preprocessed case in {data}: run emim_plan_and_preprocess first")
-    if fold == "all" or not cases:
+    data = PreprocessedDataset.find(dataset, plans_name, configuration)
+    check_plans(data.plans, configuration)
+    data.require_cases()
+    if fold == "all" or not data.labelled:
         return
     if not str(fold).isdecimal():
         raise UserError(f"fold {fold}: must be a number or 'all'")
-    if read_splits(folder):
-        check_fold(folder, int(fold), cases)
+    if data.splits:
+        check_fold(data.folder, int(fold), data.labelled_ids)
 
 
 def check_command(dataset: str, configuration: str, fold: int | str, plans_name: str, weights: str | None) -> None:
@@ -66,14 +60,3 @@ def check_command(dataset: str, configuration: str, fold: int | str, plans_name:
     if isinstance(content.get("network_weights"), dict):
         tensors = {k: v for k, v in content["network_weights"].items() if isinstance(v, Tensor)}
         require_finite(tensors, f"-pretrained_weights {weights}")
-
-
-def _folder(dataset: str) -> Path:
-    if dataset.isdecimal():
-        return preprocessed_folder(int(dataset))
-    if not nnUNet_preprocessed.is_set():
-        raise UserError("the environment variable nnUNet_preprocessed is not set: it must name a folder")
-    folder = Path(nnUNet_preprocessed) / Path(dataset).name
-    if folder.name != dataset or not folder.is_dir():
-        raise UserError(f"data set {dataset}: neither a number nor the name of a folder in {nnUNet_preprocessed}")
-    return folder

@@ -11,7 +11,8 @@ from typing import Any
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
-from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError
 from emim_nnunet.settings.plans import check_plans, inheritance
@@ -112,7 +113,7 @@ def check_continued(checkpoint: dict[str, Any], now: Setup, cases: StageCases, f
     return [*_refuse_other_data(checkpoint, [*cases.training, *cases.probe], advice), *_other_versions(checkpoint)]
 
 
-def finished_stage(folder: Path, now: Setup, labelled: Path) -> tuple[dict[str, Any], list[str]] | None:
+def finished_stage(folder: Path, now: Setup, data: PreprocessedDataset) -> tuple[dict[str, Any], list[str]] | None:
     """The final checkpoint of a finished SSL stage whose encoder fits what would be trained now.
 
     Which cases it learnt from, and the names of its channels, are left to whoever takes the encoder.
@@ -120,7 +121,7 @@ def finished_stage(folder: Path, now: Setup, labelled: Path) -> tuple[dict[str, 
     Args:
         folder: Output folder of the stage.
         now: What it would be trained with now.
-        labelled: Folder of the preprocessed labelled cases.
+        data: The data that would be trained on now.
 
     Returns:
         The checkpoint on the CPU and remarks for the log, or None when the stage is not finished.
@@ -136,8 +137,7 @@ def finished_stage(folder: Path, now: Setup, labelled: Path) -> tuple[dict[str, 
     )
     _refuse_other_setup(checkpoint, now, advice)
     known = checkpoint.get("case_digests", {})
-    places = (labelled, unlabelled_folder(labelled))
-    cases = [Case(place, i) for place in places for i in case_identifiers(place) if i in known]
+    cases = [case for case in (*data.labelled, *data.unlabelled) if case.identifier in known]
     return checkpoint, [*_refuse_other_data(checkpoint, cases, advice), *_other_versions(checkpoint)]
 
 

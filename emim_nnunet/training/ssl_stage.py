@@ -19,8 +19,6 @@ from emim_nnunet.dataloading.batch import Augmentation, draw, method_inputs
 from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
-from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
-from emim_nnunet.datasets.splits import read_origins, read_patients
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.errors import UserError
@@ -179,22 +177,12 @@ class SSLStage(StageTrainer):
         Raises:
             UserError: None preprocessed, or a numbered fold of a single case.
         """
-        labelled = Path(self.preprocessed_dataset_folder)
-        unlabelled = unlabelled_folder(labelled)
-        labelled_ids, unlabelled_ids = case_identifiers(labelled), case_identifiers(unlabelled)
-        if not labelled_ids and not unlabelled_ids:
-            raise UserError(f"no preprocessed case in {labelled}: run emim_plan_and_preprocess first")
-        self.dataset_class = infer_dataset_class(str(labelled if labelled_ids else unlabelled))
-        training_ids, validation_ids = self.do_split() if labelled_ids else ([], [])
-        return stage_cases(
-            labelled,
-            training_ids,
-            validation_ids,
-            unlabelled_ids,
-            self.config.use_validation_cases,
-            read_patients(labelled.parent),
-            read_origins(labelled.parent),
-        )
+        data = self.preprocessed
+        data.require_cases()
+        folder = data.labelled_folder if data.labelled else data.unlabelled[0].folder
+        self.dataset_class = infer_dataset_class(str(folder))
+        training_ids, validation_ids = self.do_split() if data.labelled else ([], [])
+        return stage_cases(data, training_ids, validation_ids, use_validation=self.config.use_validation_cases)
 
     def get_dataloaders(self) -> tuple[CropBatches, CropBatches]:
         """Endless batches for training, from the current epoch on, and the repeating probe set."""

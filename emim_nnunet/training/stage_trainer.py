@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.stage_cases import prepare_splits
 from emim_nnunet.devices import check_device
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
@@ -72,8 +73,14 @@ class StageTrainer(nnUNetTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; leave-one-out when there are fewer than five cases."""
-        prepare_splits(Path(self.preprocessed_dataset_folder), self.fold)
+        prepare_splits(self.preprocessed, self.fold)
         return super().do_split()
+
+    @property
+    def preprocessed(self) -> PreprocessedDataset:
+        """The data as they are now."""
+        folder = Path(self.preprocessed_dataset_folder_base)
+        return PreprocessedDataset(folder, self.plans_manager.plans, self.dataset_json, self.configuration_name)
 
     def print_to_log_file(self, *args: object, **options: bool) -> None:
         """nnU-Net's log, without the paths of this machine."""

@@ -93,7 +93,7 @@ def export_into_nowhere(world: Path) -> list[str]:
     return [str(final(world)), "-d", DATASET_ID, "-c", "tiny", "-o", str(world / "no" / "where.pth")]
 
 
-@bad("export", r"-c 9d: the plans .* have tiny")
+@bad("export", r"have no configuration '9d'; they have: tiny")
 def export_for_an_unknown_configuration(world: Path) -> list[str]:
     return [str(final(world)), "-d", DATASET_ID, "-c", "9d", "-o", str(world / "weights.pth")]
 

@@ -1,0 +1,136 @@
+"""What a comparison measures: scores of all cases, their intervals and differences, and spectra of the encoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emim_nnunet.compare.arms import SCRATCH
+from emim_nnunet.diagnosis.collapse_report import REPORT_NAME
+
+RESAMPLES, LEVEL = 4000, 0.95
+
+
+def read_scores(files: Sequence[tuple[dict[str, Any], Path]]) -> list[dict[str, Any]]:
+    """Dice per test case from nnU-Net's summaries.
+
+    Args:
+        files: What each summary is of, and where it is.
+
+    Returns:
+        A row per summary and case: what it is of, ``case``, ``dice`` per label or region, ``mean`` over them (undefined ones,
+        where neither prediction nor reference has the label, left out).
+    """
+    rows = []
+    for about, file in files:
+        for entry in json.loads(file.read_text())["metric_per_case"]:
+            dice = {label: metrics["Dice"] for label, metrics in entry["metrics"].items()}
+            defined = [value for value in dice.values() if value == value]
+            case = Path(entry["reference_file"]).name.split(".")[0]
+            rows.append(
+                about | {"case": case, "dice": dice, "mean": float(np.mean(defined)) if defined else float("nan")}
+            )
+    return rows
+
+
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % bootstrap interval, seeds and cases drawn independently with replacement.
+
+    Scores of one case with several seeds, and of several cases with one seed, are not independent of each other; drawing both
+    keeps that.
+
+    Args:
+        values: (seeds, cases) float; NaN is left out.
+        seed: Of the bootstrap.
+
+    Returns:
+        Mean, lower and upper end.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, cases = values.shape
+    means = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        drawn = values[rng.integers(seeds, size=seeds)][:, rng.integers(cases, size=cases)]
+        means[number] = np.nanmean(drawn) if np.isfinite(drawn).any() else np.nan
+    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(np.nanmean(values)), float(low), float(high)
+
+
+def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and interval of each arm, and its paired difference from scratch.
+
+    Args:
+        scores: Rows of :func:`read_scores`.
+
+    Returns:
+        A row per evaluation, number of labelled cases and arm: ``mean``, ``low``, ``high``, ``num_cases``, ``num_seeds`` and,
+        where scratch was run and the arm is another one, ``difference``, ``difference_low``, ``difference_high`` and
+        ``better_in`` (cases, averaged over seeds, in which the arm is better).
+    """
+    groups = dict.fromkeys((row["evaluation"], row["labelled"], row["arm"]) for row in scores)
+    tables = {key: mean_dice(scores, *key) for key in groups}
+    rows = []
+    for (evaluation, labelled, arm), values in tables.items():
+        mean, low, high = interval(values)
+        row = {"evaluation": evaluation, "labelled": labelled, "arm": arm, "mean": mean, "low": low, "high": high}
+        row |= {"num_seeds": values.shape[0], "num_cases": values.shape[1]}
+        reference = tables.get((evaluation, labelled, SCRATCH))
+        if reference is not None and arm != SCRATCH:
+            difference = values - reference
+            mean, low, high = interval(difference)
+            better = int((np.nanmean(difference, 0) > 0).sum())
+            row |= {"difference": mean, "difference_low": low, "difference_high": high, "better_in": better}
+        rows.append(row)
+    return rows
+
+
+def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, arm: str) -> np.ndarray:
+    """(seeds, cases) Dice, the mean over the labels, of one arm.
+
+    Args:
+        scores: Rows of :func:`read_scores`.
+        evaluation: Of the row.
+        labelled: Likewise.
+        arm: Likewise.
+    """
+    chosen = [r for r in scores if (r["evaluation"], r["labelled"], r["arm"]) == (evaluation, labelled, arm)]
+    seeds, cases = (sorted({row[key] for row in chosen}) for key in ("seed", "case"))
+    table = np.full((len(seeds), len(cases)), np.nan)
+    for row in chosen:
+        table[seeds.index(row["seed"]), cases.index(row["case"])] = row["mean"]
+    return table
+
+
+def collect_spectra(folders: Sequence[tuple[str, int, Path]]) -> list[dict[str, Any]]:
+    """Spectra of the stages at the end of each SSL stage, and of the untrained network.
+
+    Args:
+        folders: Arm, seed and output folder of each SSL stage.
+
+    Returns:
+        A row per arm, seed and stage: ``share`` of the variance per direction (squared singular values of the centred features
+        of cells over their sum), ``effective_rank``, ``untrained_share``, ``untrained_effective_rank``, ``verdict``.
+    """
+    rows = []
+    for arm, seed, folder in folders:
+        content = json.loads((folder / REPORT_NAME).read_text())
+        for number, (now, before) in enumerate(
+            zip(content["now"]["stages"], content["untrained"]["stages"], strict=True)
+        ):
+            rows.append(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "stage": number,
+                    "share": now["spectrum"],
+                    "effective_rank": now["effective_rank"],
+                    "untrained_share": before["spectrum"],
+                    "untrained_effective_rank": before["effective_rank"],
+                    "verdict": content["verdict"],
+                }
+            )
+    return rows

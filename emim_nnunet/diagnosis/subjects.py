@@ -1,0 +1,102 @@
+"""The networks that a diagnosis looks at: that of a checkpoint, and its untrained twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from emim_nnunet.checkpoints.encoder import load_encoder
+from emim_nnunet.checkpoints.network import planned_method
+from emim_nnunet.checkpoints.source import EncoderSource
+from emim_nnunet.checkpoints.stem import explain
+from emim_nnunet.datasets.channel_names import any_known
+from emim_nnunet.methods import method_class
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
+from emim_nnunet.settings.block import config_from_block
+from emim_nnunet.settings.plans import planned
+
+
+@dataclass
+class Subject:
+    """A network to measure.
+
+    Attributes:
+        name: For tables.
+        epochs: Epochs done, 0 = untrained.
+        encoder: In evaluation mode.
+        patch_size: Voxels per axis that it was made for.
+        method: The whole SSL method where the checkpoint holds one: then there is a reconstruction to measure.
+    """
+
+    name: str
+    epochs: int
+    encoder: nn.Module
+    patch_size: tuple[int, ...]
+    method: SSLMethod | None = None
+
+    @property
+    def crop_size(self) -> tuple[int, ...]:
+        """Voxels per axis that it takes; the patch is their middle."""
+        if self.method is None:
+            return self.patch_size
+        return self.method.crop_size(self.method.config, self.method.patch_size)
+
+
+def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subject, Subject, list[str]]:
+    """The network of a checkpoint and its untrained twin.
+
+    Args:
+        source: The checkpoint.
+        channel_names: Of the data.
+
+    Returns:
+        Trained, untrained, and a line of text for each adaptation.
+
+    Raises:
+        UserError: The weights do not fit.
+    """
+    name, epochs = f"{source.path.parent.name}/{source.path.name}", max(1, source.epochs)
+    patch_size, names = source.patch_size, (source.channel_names, channel_names)
+    if source.kind == "SSL stage" and _same_channels(source, channel_names):
+        method, before = (_method(source) for _ in range(2))
+        method.load_state_dict(source.checkpoint["network_weights"])
+        trained = Subject(name, epochs, method.get_submodule("encoder"), patch_size, method.eval())
+        return trained, Subject("untrained", 0, before.get_submodule("encoder"), patch_size, before.eval()), []
+    encoder, adapted = source.encoder(channel_names)
+    twin = source.fresh_network(source.num_channels, seed=0).get_submodule("encoder")
+    fresh = source.fresh_network(len(channel_names), seed=0).get_submodule("encoder")
+    load_encoder(fresh, twin.state_dict(), source="the untrained twin", names=names)
+    trained = Subject(name, epochs, encoder.eval(), patch_size)
+    return trained, Subject("untrained", 0, fresh.eval(), patch_size), adapted
+
+
+def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
+    """Whether the data can go through the whole method as they are; names that nobody knows count by position."""
+    if len(channel_names) != source.num_channels:
+        return False
+    old = source.channel_names
+    return old is None or not any_known(old, channel_names) or not explain(old, channel_names)
+
+
+def _method(source: EncoderSource) -> SSLMethod:
+    """The SSL method of a checkpoint as it was before the first step, tensor by tensor."""
+    kind = method_class(source.checkpoint["method"])
+    config = config_from_block(kind.config_class, source.checkpoint["emim"])
+    with planned(f"the network that {source.path} describes cannot be built", "is it a whole checkpoint?"):
+        return planned_method(
+            kind, source.architecture, source.num_channels, source.patch_size, config, seed=source.checkpoint["seed"]
+        )
+
+
+def mask_cell_size(source: EncoderSource) -> tuple[int, ...]:
+    """Voxels of a cell of the mask, per axis: as in the checkpoint where it has a mask, otherwise as the planner would choose.
+
+    Args:
+        source: The checkpoint.
+    """
+    if source.kind == "SSL stage":
+        return tuple(source.checkpoint["emim"]["cell_size"])
+    return planned_cell_size(source.architecture["arch_kwargs"]["strides"], source.patch_size)
