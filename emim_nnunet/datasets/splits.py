@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.descriptions import generate_crossval_split
 from emim_nnunet.storage.files import copy_file, read_json, write_json
 
@@ -15,7 +15,7 @@ SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
 PARTS = ("train", "val")
 NUM_FOLDS = 5
 NNUNET_SEED = 12345  # of nnUNetTrainer.do_split
-MAX_LISTED = 5
+MAX_LISTED = 5  # of the ids that stand for all others in a message
 # a patient's id ends with a digit, a visit or slice follows: p07_2, sub-01_ses-2, TCGA_1234_slice12
 LAST_OF_SEVERAL = re.compile(r"(?P<stem>.*\d)[_-](?:(?:[a-z]+-?)?\d+|ses-[a-z0-9]+)", re.IGNORECASE)
 
@@ -94,8 +94,7 @@ def check_patients(patients: Mapping[str, str], cases: Collection[str], where: s
     """
     unknown = sorted(set(patients) - set(cases))
     if unknown:
-        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
-        raise UserError(f"--patients names cases that are not in {where}: {', '.join(unknown[:MAX_LISTED])}{more}")
+        raise UserError(f"--patients names cases that are not in {where}: {listed(unknown)}")
 
 
 def check_splits(dataset_folder: Path, patients: Mapping[str, str]) -> None:
@@ -222,5 +221,5 @@ def check_fold(dataset_folder: Path, fold: int, identifiers: Sequence[str]) -> N
     unknown = sorted({case for part in PARTS for case in splits[fold][part]} - set(identifiers))
     if unknown:
         raise UserError(
-            f"fold {fold} in {dataset_folder / SPLITS} names cases that are not preprocessed: {', '.join(unknown[:5])}"
+            f"fold {fold} in {dataset_folder / SPLITS} names cases that are not preprocessed: {', '.join(unknown[:MAX_LISTED])}"
         )
