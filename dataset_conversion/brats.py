@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, DatasetFamily, FileRule, suffix_rules
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, DatasetFamily, FileRule, suffix_rules
 
 CHANNELS = ("T1", "T1ce", "T2", "Flair")
 OLD = {"T1": ["t1"], "T1ce": ["t1ce"], "T2": ["t2"], "Flair": ["flair"], LABEL: ["seg"]}

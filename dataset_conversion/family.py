@@ -6,16 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from emim_nnunet.dataset_conversion.case import SourceCase
 from emim_nnunet.errors import UserError
 
-if TYPE_CHECKING:
-    from emim_nnunet.dataset_conversion.source_cases import SourceCase
-
 ENDING = r"\.(?:nii(?:\.gz)?|mha)"
-LABEL, STACK = "label", "stack"
-MASK = "body mask"  # no name of a channel
+STACK = "stack"
 BACKGROUND_ONLY = {"background": 0, "foreground": 1}  # nnU-Net wants a foreground class, even where nothing is labelled
 
 
@@ -76,14 +73,14 @@ class DatasetFamily:
     """The table of a family.
 
     Attributes:
-        name: As typed after ``emim_convert``.
-        title: For people.
-        default_dataset_name: NAME in DatasetXXX_NAME.
+        name: The name that is typed after ``emim_convert``.
+        title: What ``--list`` and dataset.json call it.
+        default_dataset_name: NAME in DatasetXXX_NAME where the user gives none.
         channels: nnU-Net's channel names, in their order.
         rules: Which file is what; of several that match, the one that is a special case of all others.
         label_map: Label value on disk -> value in nnU-Net; other values are refused. Empty where nothing is labelled.
-        labels: ``labels`` of dataset.json.
-        regions_class_order: Of dataset.json, for region-based labels.
+        labels: The entry ``labels`` of dataset.json.
+        regions_class_order: The entry of dataset.json of that name, for region-based labels; None where there are no regions.
         case_format: How the named groups of a rule make a case id.
         patient_format: How they make the patient; where a rule lacks the groups, the case id is the patient.
         stack: Channel -> place in the fourth axis of a :data:`STACK`.
@@ -91,9 +88,9 @@ class DatasetFamily:
         preferred: Regular expression; of two files for the same thing the one whose path matches wins.
         overlaps: Collections that hold some of the same patients, for a warning.
         advice: What a user of this family must know, printed by ``--list`` and after a conversion.
-        licence: Of the data.
-        citation: Of the data.
-        finder: Finds the cases instead of the rules.
+        licence: Under which the data may be used.
+        citation: What to cite for the data, as DOI, arXiv number or address.
+        finder: Finds the cases of a source instead of the rules, where names of files do not say enough.
         asked_label: What the user named as segmentations; a source without any is a mistake then.
     """
 
@@ -114,7 +111,7 @@ class DatasetFamily:
     advice: str = ""
     licence: str = ""
     citation: str = ""
-    finder: Callable[[DatasetFamily, Path], list[SourceCase]] | None = None
+    finder: Callable[[Path], list[SourceCase]] | None = None
     asked_label: str = ""
 
     def names(self, groups: dict[str, str]) -> tuple[str, str]:

@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from emim_nnunet.dataset_conversion.case import LABEL, MASK
 from emim_nnunet.dataset_conversion.family import (
     BACKGROUND_ONLY,
     ENDING,
-    LABEL,
-    MASK,
     DatasetFamily,
     FileRule,
 )

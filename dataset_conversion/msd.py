@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, STACK, DatasetFamily, FileRule
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, STACK, DatasetFamily, FileRule
 
 CITATION = "arXiv:1902.09063; arXiv:2106.05735"
 
