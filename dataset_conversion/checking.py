@@ -29,7 +29,7 @@ def check_case(family: DatasetFamily, case: SourceCase, options: Options) -> Sou
     """Read every file of a case and note what is wrong with it.
 
     Args:
-        family: Table of the data set.
+        family: The table that describes the data set.
         case: Gets shape, spacing, checksums, problems, and what will be changed.
         options: How the case will be converted.
 

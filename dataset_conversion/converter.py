@@ -46,7 +46,7 @@ def convert(
     folder beside it, which the same command takes up again. One process at a time writes data sets of an id.
 
     Args:
-        family: Table of the data set.
+        family: The table that describes the data set.
         source: Folder, searched with all folders below.
         dataset_id: 1 to 999, not used yet.
         dataset_name: NAME in DatasetXXX_NAME; None = the name that the family suggests.

@@ -39,7 +39,7 @@ class FileRule:
     other_reading: str | None = None
 
     def match(self, path: str) -> tuple[dict[str, str], str] | None:
-        """Named groups and meaning of a path, or None."""
+        """Named groups of a path below the source, and its meaning; None where the rule does not match."""
         found = re.fullmatch(self.pattern, path, re.IGNORECASE)
         if found is None:
             return None
@@ -50,10 +50,13 @@ class FileRule:
         return groups, self.meaning[str(what).lower()]
 
     def check_reading(self, path: str) -> None:
-        """Whether a path that matches can be read in one way only.
+        """Whether a path can be read in one way only.
+
+        Args:
+            path: A path below the source that the rule matches.
 
         Raises:
-            UserError: Naming both ways.
+            UserError: It can be read in two ways; the message names both.
         """
         ways = [re.fullmatch(p, path, re.IGNORECASE) for p in (self.pattern, self.other_reading) if p is not None]
         read = [" and ".join(f"{name} {text}" for name, text in way.groupdict().items()) for way in ways if way]
@@ -129,7 +132,7 @@ def suffix_rules(case: str, suffixes: Mapping[str, Sequence[str]], example: str)
     Args:
         case: Regular expression of a case id, without ``/``; a group ``patient`` in it says whose it is.
         suffixes: Channel or :data:`LABEL` -> suffixes that mean it.
-        example: Name of such a file.
+        example: Name of a file that the rule matches, for messages.
     """
     meaning = {suffix.lower(): channel for channel, group in suffixes.items() for suffix in group}
     longest_first = sorted(meaning, key=len, reverse=True)

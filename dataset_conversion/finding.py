@@ -24,7 +24,7 @@ def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
     """Cases by the rules of the family, wherever they lie below ``source``.
 
     Args:
-        family: Table of the data set.
+        family: The table that describes the data set.
         source: Folder that holds it; of families with a finder of their own it may be a file.
 
     Returns:

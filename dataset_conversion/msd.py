@@ -9,6 +9,7 @@ CITATION = "arXiv:1902.09063; arXiv:2106.05735"
 
 
 def _rules(case: str, example: str) -> tuple[FileRule, ...]:
+    """Images and labels of a task by the regular expression of its case ids, and an id that it matches."""
     return (
         FileRule(rf"(?:.*/)?images(?:Tr|Ts)/(?P<case>{case}){ENDING}", STACK, f"imagesTr/{example}.nii.gz"),
         FileRule(rf"(?:.*/)?labelsTr/(?P<case>{case}){ENDING}", LABEL, f"labelsTr/{example}.nii.gz"),

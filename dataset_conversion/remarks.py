@@ -17,7 +17,7 @@ def remarks(family: DatasetFamily, cases: Sequence[SourceCase], options: Options
     """What a user must know about the images of a conversion, a line each.
 
     Args:
-        family: Table of the data set.
+        family: The table that describes the data set.
         cases: The cases that are converted, all of them checked.
         options: How they are converted.
     """

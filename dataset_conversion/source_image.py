@@ -41,7 +41,7 @@ def grid_difference(first: sitk.Image, second: sitk.Image) -> str:
     """What differs between two grids, or an empty string.
 
     Args:
-        first: An image.
+        first: The image whose grid is given first.
         second: The image that it is compared with.
 
     Returns:

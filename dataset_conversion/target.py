@@ -43,7 +43,7 @@ def dataset_lock(dataset_id: int, name: str) -> Lock:
 
     Args:
         dataset_id: 1 to 999, not used yet in nnUNet_raw.
-        name: NAME in DatasetXXX_NAME.
+        name: NAME in DatasetXXX_NAME, as for :func:`target_folder`.
 
     Raises:
         UserError: As :func:`target_folder`; or another process writes this id.

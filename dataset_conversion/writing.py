@@ -39,10 +39,10 @@ def write_data_set(
     """Write images, labels and descriptions; files of cases that are there already stay.
 
     Args:
-        family: Table of the data set.
+        family: The table that describes the data set.
         all_cases: All cases of the source, without problems where they are taken.
-        folder: Work folder, which exists.
-        name: ``DatasetXXX_NAME``.
+        folder: Work folder, which exists and may hold what an interrupted run has written.
+        name: Name of the data set, ``DatasetXXX_NAME``.
         options: How the cases are converted, and which are taken.
         num_processes: Number of cases that are written at a time.
 
@@ -184,8 +184,8 @@ def keep_only_what_was_planned(folder: Path, family: DatasetFamily, cases: Seque
 
     Args:
         folder: Work folder that :func:`write_data_set` has filled.
-        family: Table of the data set.
-        cases: The cases that are taken.
+        family: The table that describes the data set.
+        cases: The cases that are taken; others have no files.
 
     Raises:
         UserError: Something that was written is gone.

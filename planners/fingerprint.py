@@ -37,12 +37,12 @@ def extract_fingerprint(dataset_id: int, raw: RawDataset, path: Path, options: O
 
     Args:
         dataset_id: Id of the data set.
-        raw: The data set.
+        raw: What is in its raw folder.
         path: ``dataset_fingerprint.json`` in its preprocessed folder.
-        options: Workers, and what else the user chooses.
+        options: ``clean``, ``num_processes_fingerprint``, ``verify_integrity`` and ``verbose`` of them are used.
 
     Raises:
-        UserError: nnU-Net stumbles over a file.
+        UserError: A file cannot be read, or nnU-Net stumbles over it.
     """
     clean = options.clean or not _is_json(path)  # nnU-Net would stumble over one that was not written to its end
     if not raw.labelled:
@@ -60,6 +60,7 @@ def extract_fingerprint(dataset_id: int, raw: RawDataset, path: Path, options: O
 
 
 def _is_json(path: Path) -> bool:
+    """Whether a file is there and can be read as JSON."""
     try:
         read_json(path)
     except UserError:

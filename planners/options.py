@@ -21,12 +21,12 @@ class Options:
         num_processes: Workers of the preprocessing, at most, see :func:`.preprocess.preprocess_cases`; at least 1.
         plans_name: Name of the plans; None = the planner's own, with ``like`` one that names the source.
         target_spacing: Voxel size of 3d_fullres, three numbers in mm; None = nnU-Net plans it.
-        like: Take architecture, patch and batch size from there; configurations of as many axes get them.
-        like_spacing: Take its spacing too.
-        verify_integrity: Run nnU-Net's integrity check on the labelled cases first.
-        clean: Extract the fingerprint anew.
-        preprocess: False = only plan.
-        verbose: nnU-Net's verbosity.
+        like: Source of architecture, patch and batch size; configurations of as many axes get them. None = all is planned.
+        like_spacing: Whether the voxel size is that of the source too.
+        verify_integrity: Whether nnU-Net's integrity check is run on the labelled cases first.
+        clean: Whether the fingerprint is extracted anew where there is one.
+        preprocess: Whether cases are preprocessed after planning.
+        verbose: Whether nnU-Net says what it does.
 
     Raises:
         UserError: A value is out of range, or two of them contradict each other.

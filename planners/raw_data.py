@@ -39,7 +39,7 @@ class RawDataset:
     """A raw data set that can be planned.
 
     Attributes:
-        folder: ``nnUNet_raw/DatasetXXX_NAME``.
+        folder: Its folder ``nnUNet_raw/DatasetXXX_NAME``.
         description: Content of its dataset.json.
         labelled: Ids of the cases in imagesTr, ascending.
         unlabelled: Id of a case in imagesUnlabelled -> its images, in the order of the channels.
@@ -88,7 +88,7 @@ def remark_on_backgrounds(raw: RawDataset, num_threads: int) -> str:
         A line that says which and what helps, or an empty string.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file cannot be read; the message names it.
     """
     dataset_json = raw.description
     train = get_filenames_of_train_images_and_targets(str(raw.folder), dataset_json) if raw.labelled else {}
@@ -160,7 +160,7 @@ def read_case(reader: Any, files: list[str]) -> tuple[np.ndarray, dict[str, Any]
         Voxels (channels, z, y, x), and nnU-Net's properties of the case.
 
     Raises:
-        UserError: They cannot be read.
+        UserError: nnU-Net's reader fails; the message names the first file.
     """
     try:
         return reader.read_images(files)

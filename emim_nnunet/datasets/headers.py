@@ -177,6 +177,7 @@ def header_text(file: Path) -> list[str]:
 
 
 def _text_fields(header: nib.Nifti1Header) -> list[str]:
+    """Names of the fields of a header that take free text."""
     return [field for field in TEXT_FIELDS if field in header.keys()]  # noqa: SIM118 - a header is no dict
 
 

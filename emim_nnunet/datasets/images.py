@@ -131,7 +131,7 @@ def _inflated(stream: BinaryIO, packed_size: int) -> Iterator[bytes]:
     """What a zlib or gzip stream holds, in pieces; its checksum is compared at its end.
 
     Args:
-        stream: Stands at its begin.
+        stream: File that stands at the begin of the compressed bytes.
         packed_size: Bytes that ITK will read of it; 0 = all.
     """
     inflate, begin = zlib.decompressobj(zlib.MAX_WBITS | 32), stream.tell()
@@ -153,7 +153,7 @@ def check_streams(files: Iterable[Path], num_threads: int) -> None:
         num_threads: Number of files that are read at a time.
 
     Raises:
-        UserError: Naming the first damaged file.
+        UserError: A file is damaged; the message names the first one.
     """
     files = list(files)
     with ThreadPoolExecutor(max(1, num_threads)) as pool:

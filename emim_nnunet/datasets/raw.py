@@ -79,7 +79,7 @@ def check_channels(folder: Path, dataset_json: dict[str, Any], num_threads: int)
         num_threads: Number of cases that are read at a time.
 
     Raises:
-        UserError: Naming the first case that has not, or that cannot be read.
+        UserError: A case has others, or cannot be read; the message names the first one.
     """
     if not _has_colours(dataset_json):
         return
@@ -110,7 +110,7 @@ def _num_channels(images: list[str]) -> int:
 
 
 def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
-    """Images of the cases without label of a raw data set; see :func:`images_of_cases`."""
+    """Images of the cases without label of a raw data set; empty where it has none. As :func:`images_of_cases`."""
     return images_of_cases(folder / UNLABELLED, dataset_json)
 
 

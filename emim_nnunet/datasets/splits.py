@@ -44,6 +44,7 @@ def read_origins(dataset_folder: Path) -> dict[str, str]:
 
 
 def _read_names(path: Path) -> dict[str, str]:
+    """A JSON object of texts; empty without the file."""
     if not path.is_file():
         return {}
     names = read_json(path)
@@ -89,8 +90,13 @@ def read_patients_csv(path: Path) -> dict[str, str]:
 def check_patients(patients: Mapping[str, str], cases: Collection[str], where: str) -> None:
     """Whether all cases whose patient is told are there.
 
+    Args:
+        patients: Case -> patient, as the user says.
+        cases: Ids of all cases that are there.
+        where: Name of the data set, for the message.
+
     Raises:
-        UserError: Naming some that are not.
+        UserError: Some are not there; the message names the first of them.
     """
     unknown = sorted(set(patients) - set(cases))
     if unknown:
@@ -102,7 +108,7 @@ def check_splits(dataset_folder: Path, patients: Mapping[str, str]) -> None:
 
     Args:
         dataset_folder: Raw or preprocessed folder; one without ``splits_final.json`` is right.
-        patients: Case -> patient.
+        patients: Case -> patient; a case that is missing is its own patient.
 
     Raises:
         UserError: A fold trains on a patient whom it validates on.
@@ -121,7 +127,7 @@ def alike(cases: Collection[str]) -> list[str]:
     """Cases that look like visits or slices of the same patients.
 
     Args:
-        cases: Ids.
+        cases: Ids of cases.
 
     Returns:
         The ids of one such patient where at least two patients seem to have several cases, otherwise none: a single stem, as in
@@ -142,7 +148,7 @@ def take_over_splits(raw: Path, preprocessed: Path) -> None:
     Args:
         raw: Raw folder of a data set; its ``splits_final.json`` does not replace one that is there, what it knows about
             patients and origins does.
-        preprocessed: Preprocessed folder.
+        preprocessed: Preprocessed folder of the same data set, which exists.
     """
     for name, replace in ((SPLITS, False), (PATIENTS, True), (ORIGINS, True)):
         source, target = raw / name, preprocessed / name
@@ -207,7 +213,7 @@ def check_fold(dataset_folder: Path, fold: int, identifiers: Sequence[str]) -> N
 
     Args:
         dataset_folder: Preprocessed folder of the data set.
-        fold: Number.
+        fold: Number of the fold, from 0.
         identifiers: All labelled cases that are preprocessed.
 
     Raises:
