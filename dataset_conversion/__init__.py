@@ -1,4 +1,10 @@
-"""Converters into nnU-Net's raw format: small tables, one file per kind of data set, and one table-driven core."""
+"""Converters into nnU-Net's raw format: small tables, one file per kind of data set, and one table-driven core.
+
+``family`` says what a table holds; the tables are in ``brats``, ``msd``, ``brain_lesions``, ``prostate``,
+``glioma_cohorts`` and ``unlabelled``, and ``generic`` makes them of the options of the command. ``converter`` runs the core:
+``finding`` the cases, ``checking`` them, ``writing`` them; a ``case`` is what these hand on. ``pool`` makes one data set of
+several converted ones.
+"""
 
 from __future__ import annotations
 

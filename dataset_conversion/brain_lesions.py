@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, DatasetFamily, FileRule, suffix_rules
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, DatasetFamily, FileRule, suffix_rules
 
 STROKE = {"DWI": ["dwi"], "ADC": ["adc"], "Flair": ["flair"], LABEL: ["msk"]}
 SCLEROSIS = {"T1": ["T1"], "T2": ["T2"], "Flair": ["FLAIR"], LABEL: ["MASK"]}

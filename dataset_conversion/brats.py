@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, DatasetFamily, FileRule, suffix_rules
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, DatasetFamily, FileRule, suffix_rules
 
 CHANNELS = ("T1", "T1ce", "T2", "Flair")
 OLD = {"T1": ["t1"], "T1ce": ["t1ce"], "T2": ["t2"], "Flair": ["flair"], LABEL: ["seg"]}
@@ -28,6 +29,14 @@ WITH_CAVITY: dict[str, Any] = {
 
 
 def _old(year: int, case: str, example: str, **more: Any) -> DatasetFamily:
+    """An edition up to 2021, with the names and label values of those years.
+
+    Args:
+        year: Year of the challenge.
+        case: Regular expression of a case id.
+        example: An id that it matches.
+        more: Fields that differ.
+    """
     return DatasetFamily(
         name=f"brats{year}",
         title=f"BraTS {year}, glioma (t1, t1ce, t2, flair)",
@@ -41,6 +50,15 @@ def _old(year: int, case: str, example: str, **more: Any) -> DatasetFamily:
 
 
 def _new(name: str, title: str, dataset: str, letters: str, **more: Any) -> DatasetFamily:
+    """A part of an edition from 2023 on, with the names and label values of those years.
+
+    Args:
+        name: Name of the family.
+        title: Its title.
+        dataset: NAME in DatasetXXX_NAME.
+        letters: Of the part, as they stand in its case ids.
+        more: Fields that differ.
+    """
     case = rf"(?P<patient>BraTS-{letters}-\d{{5}})-\d{{3}}"  # the last number is the time point
     rules = suffix_rules(case, NEW, f"BraTS-{letters}-00001-000-t1n.nii.gz")
     return DatasetFamily(

@@ -6,16 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from emim_nnunet.dataset_conversion.case import SourceCase
 from emim_nnunet.errors import UserError
 
-if TYPE_CHECKING:
-    from emim_nnunet.dataset_conversion.source_cases import SourceCase
-
 ENDING = r"\.(?:nii(?:\.gz)?|mha)"
-LABEL, STACK = "label", "stack"
-MASK = "body mask"  # no name of a channel
+STACK = "stack"
 BACKGROUND_ONLY = {"background": 0, "foreground": 1}  # nnU-Net wants a foreground class, even where nothing is labelled
 
 
@@ -42,7 +39,7 @@ class FileRule:
     other_reading: str | None = None
 
     def match(self, path: str) -> tuple[dict[str, str], str] | None:
-        """Named groups and meaning of a path, or None."""
+        """Named groups of a path below the source, and its meaning; None where the rule does not match."""
         found = re.fullmatch(self.pattern, path, re.IGNORECASE)
         if found is None:
             return None
@@ -53,10 +50,13 @@ class FileRule:
         return groups, self.meaning[str(what).lower()]
 
     def check_reading(self, path: str) -> None:
-        """Whether a path that matches can be read in one way only.
+        """Whether a path can be read in one way only.
+
+        Args:
+            path: A path below the source that the rule matches.
 
         Raises:
-            UserError: Naming both ways.
+            UserError: It can be read in two ways; the message names both.
         """
         ways = [re.fullmatch(p, path, re.IGNORECASE) for p in (self.pattern, self.other_reading) if p is not None]
         read = [" and ".join(f"{name} {text}" for name, text in way.groupdict().items()) for way in ways if way]
@@ -76,14 +76,14 @@ class DatasetFamily:
     """The table of a family.
 
     Attributes:
-        name: As typed after ``emim_convert``.
-        title: For people.
-        default_dataset_name: NAME in DatasetXXX_NAME.
+        name: The name that is typed after ``emim_convert``.
+        title: What ``--list`` and dataset.json call it.
+        default_dataset_name: NAME in DatasetXXX_NAME where the user gives none.
         channels: nnU-Net's channel names, in their order.
         rules: Which file is what; of several that match, the one that is a special case of all others.
         label_map: Label value on disk -> value in nnU-Net; other values are refused. Empty where nothing is labelled.
-        labels: ``labels`` of dataset.json.
-        regions_class_order: Of dataset.json, for region-based labels.
+        labels: The entry ``labels`` of dataset.json.
+        regions_class_order: The entry of dataset.json of that name, for region-based labels; None where there are no regions.
         case_format: How the named groups of a rule make a case id.
         patient_format: How they make the patient; where a rule lacks the groups, the case id is the patient.
         stack: Channel -> place in the fourth axis of a :data:`STACK`.
@@ -91,9 +91,9 @@ class DatasetFamily:
         preferred: Regular expression; of two files for the same thing the one whose path matches wins.
         overlaps: Collections that hold some of the same patients, for a warning.
         advice: What a user of this family must know, printed by ``--list`` and after a conversion.
-        licence: Of the data.
-        citation: Of the data.
-        finder: Finds the cases instead of the rules.
+        licence: Under which the data may be used.
+        citation: What to cite for the data, as DOI, arXiv number or address.
+        finder: Finds the cases of a source instead of the rules, where names of files do not say enough.
         asked_label: What the user named as segmentations; a source without any is a mistake then.
     """
 
@@ -114,7 +114,7 @@ class DatasetFamily:
     advice: str = ""
     licence: str = ""
     citation: str = ""
-    finder: Callable[[DatasetFamily, Path], list[SourceCase]] | None = None
+    finder: Callable[[Path], list[SourceCase]] | None = None
     asked_label: str = ""
 
     def names(self, groups: dict[str, str]) -> tuple[str, str]:
@@ -132,7 +132,7 @@ def suffix_rules(case: str, suffixes: Mapping[str, Sequence[str]], example: str)
     Args:
         case: Regular expression of a case id, without ``/``; a group ``patient`` in it says whose it is.
         suffixes: Channel or :data:`LABEL` -> suffixes that mean it.
-        example: Name of such a file.
+        example: Name of a file that the rule matches, for messages.
     """
     meaning = {suffix.lower(): channel for channel, group in suffixes.items() for suffix in group}
     longest_first = sorted(meaning, key=len, reverse=True)

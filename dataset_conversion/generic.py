@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from emim_nnunet.dataset_conversion.case import LABEL, MASK
 from emim_nnunet.dataset_conversion.family import (
     BACKGROUND_ONLY,
     ENDING,
-    LABEL,
-    MASK,
     DatasetFamily,
     FileRule,
 )
@@ -37,8 +36,11 @@ def bids_family(
     Args:
         channels: Channel -> BIDS suffix, for example ``{"T1": "T1w", "Flair": "FLAIR"}``.
         label: Suffix of the segmentations, wherever they lie (derivatives too); None = there are none.
-        classes: Name -> value on disk.
-        mask: Suffix of the masks of brain or body, likewise.
+        classes: Name of a class -> its value in the segmentations, 1 to 255.
+        mask: Suffix of the masks of brain or body, wherever they lie; None = there are none.
+
+    Raises:
+        UserError: A suffix is given twice, or the classes are not as they must be.
     """
     wanted = channels | ({LABEL: label} if label else {}) | ({MASK: mask} if mask else {})
     meaning: dict[str, str] = {}
@@ -72,9 +74,12 @@ def folders_family(
             example ``{case}/T1.nii.gz`` or ``images/{case}_t1.nii.gz``; or ``{patient}`` and ``{visit}``, for example
             ``{patient}/{visit}_t1.nii.gz``, which make the case id ``patient_visit``. A patient of ``{patient}/{case}`` has
             several cases with ids of their own.
-        label: Likewise for the segmentations; None = there are none.
-        classes: Name -> value on disk.
-        mask: Likewise for the masks of brain or body.
+        label: Such a path of the segmentations; None = there are none.
+        classes: Name of a class -> its value in the segmentations, 1 to 255.
+        mask: Such a path of the masks of brain or body; None = there are none.
+
+    Raises:
+        UserError: A pattern does not say what the case is, or the classes are not as they must be.
     """
     wanted = channels | ({LABEL: label} if label else {}) | ({MASK: mask} if mask else {})
     names = {pattern: frozenset(PLACE.findall(pattern)) - {"*"} for pattern in wanted.values()}
@@ -101,6 +106,7 @@ def _folders_rule(pattern: str, what: str) -> FileRule:
 
 
 def _path_pattern(pattern: str, repetition: str) -> str:
+    """The regular expression of a pattern; ``repetition`` makes its groups as short or as long as possible."""
     seen: set[str] = set()
     result = ""
     for part in PLACE.split(pattern.strip("/")):
@@ -121,6 +127,7 @@ def _own(
     classes: dict[str, int],
     **more: Any,
 ) -> DatasetFamily:
+    """The table of a data set of the user's own; label values become consecutive."""
     if label and not classes:
         raise UserError("--label needs --classes NAME=VALUE ...: what the values of the segmentation mean")
     values = sorted(set(classes.values()))
@@ -149,16 +156,16 @@ def made_of_options(
 
     Args:
         name: ``bids``, ``folders``, ``fomo60k`` or ``nnssl``.
-        channels: Of ``--channel``; empty where it was not given.
-        label: Of ``--label``.
-        classes: Of ``--classes``.
-        mask: Of ``--mask``.
+        channels: What ``--channel`` says; empty where it was not given.
+        label: What ``--label`` says: a suffix or a pattern.
+        classes: What ``--classes`` says: name of a class -> its value in the segmentations.
+        mask: What ``--mask`` says: a suffix or a pattern.
 
     Returns:
         None for other names.
 
     Raises:
-        UserError: Options are missing.
+        UserError: Options are missing, or not as the family needs them.
     """
     own: dict[str, Callable[..., DatasetFamily]] = {"bids": bids_family, "folders": folders_family}
     if name in own:

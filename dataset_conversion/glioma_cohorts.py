@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from emim_nnunet.dataset_conversion.brats import CHANNELS, FOUR_TO_THREE, GLIOMA
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, DatasetFamily, FileRule, suffix_rules
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, DatasetFamily, FileRule, suffix_rules
 
 UPENN = {"T1": ["T1"], "T1ce": ["T1GD"], "T2": ["T2"], "Flair": ["FLAIR"], LABEL: ["segm"]}
 UCSF = {"t1": "T1", "t1c": "T1ce", "t2": "T2", "flair": "Flair", "tumor_segmentation": LABEL}

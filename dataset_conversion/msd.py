@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, STACK, DatasetFamily, FileRule
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, STACK, DatasetFamily, FileRule
 
 CITATION = "arXiv:1902.09063; arXiv:2106.05735"
 
 
 def _rules(case: str, example: str) -> tuple[FileRule, ...]:
+    """Images and labels of a task by the regular expression of its case ids, and an id that it matches."""
     return (
         FileRule(rf"(?:.*/)?images(?:Tr|Ts)/(?P<case>{case}){ENDING}", STACK, f"imagesTr/{example}.nii.gz"),
         FileRule(rf"(?:.*/)?labelsTr/(?P<case>{case}){ENDING}", LABEL, f"labelsTr/{example}.nii.gz"),

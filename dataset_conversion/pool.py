@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
-from emim_nnunet.dataset_conversion.converter import dataset_lock, target_folder, zeros_like
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY
+from emim_nnunet.dataset_conversion.source_image import zeros_like
+from emim_nnunet.dataset_conversion.target import dataset_lock, target_folder
 from emim_nnunet.datasets.channel_names import channel_names, standard_name
 from emim_nnunet.datasets.folders import read_dataset_json
 from emim_nnunet.datasets.images import save_image
-from emim_nnunet.datasets.raw import UNLABELLED, cases_without_orientation, dataset_name, images_of_cases
+from emim_nnunet.datasets.raw import (
+    FOLDERS,
+    MISSING,
+    PROVENANCE,
+    UNLABELLED,
+    cases_without_orientation,
+    dataset_name,
+    images_of_cases,
+)
 from emim_nnunet.datasets.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import generate_dataset_json
@@ -25,10 +34,18 @@ from emim_nnunet.storage.files import left_work_folders, new_work_folder, read_j
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.versions import versions
 
-MISSING = "missing_channels.json"
 RARE = 0.25  # of the cases: a channel that fewer have is mostly zeros
 EXTENT_CASES = 5  # read per data set to learn how large what they show is
 SHORT_SIDES, LONG_SIDES = 1.6, 2.0  # factors; prostates are slabs, trunks are long
+
+
+class _PooledCase(NamedTuple):
+    """A case of a data set, as it stands in the pool: id and patient, the file of each channel, names of those it lacks."""
+
+    identifier: str
+    patient: str
+    files: list[str | None]
+    lacks: list[str]
 
 
 def pool(
@@ -37,11 +54,11 @@ def pool(
     """Write a data set whose unlabelled cases are links to the images of others.
 
     Args:
-        dataset_ids: Raw data sets, at least two.
-        target_id: Id of the new one.
-        name: NAME in DatasetXXX_NAME.
-        channels: Of the new one; None = all that occur, in the order of the first data set that has them. A case that lacks one
-            gets zeros in its place; a case that has none of them is left out.
+        dataset_ids: Ids of raw data sets, at least two.
+        target_id: Id of the new one, 1 to 999, not used yet.
+        name: NAME in DatasetXXX_NAME of the new one.
+        channels: Names of the channels of the new one; None = all that occur, in the order of the first data set that has them.
+            A case that lacks one gets zeros in its place; a case that has none of them is left out.
 
     Returns:
         The new folder; and lines for the user: a table of what is in it, and warnings.
@@ -59,6 +76,7 @@ def pool(
 def _pool(
     dataset_ids: Sequence[int], target: Path, channels: Sequence[str] | None, lock: Lock
 ) -> tuple[Path, list[str]]:
+    """As :func:`pool`, while the lock is held: a work folder is filled, and renamed when it is complete."""
     folders = [Path(nnUNet_raw) / dataset_name(i) for i in dataset_ids]
     descriptions = [read_dataset_json(folder) for folder in folders]
     endings = sorted({d["file_ending"] for d in descriptions})
@@ -147,6 +165,7 @@ def _extent(file: Path) -> np.ndarray | None:
 
 
 def _read(file: str | Path) -> sitk.Image:
+    """An image; a file that cannot be read is a mistake of the user's."""
     try:
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
@@ -163,35 +182,21 @@ def _write(
     wanted: list[str],
     ending: str,
 ) -> None:
-    for sub in ("imagesTr", "labelsTr", UNLABELLED):
+    """Link the images of all cases, and write what is known about them."""
+    for sub in FOLDERS:
         (folder / sub).mkdir(parents=True)
-    origins, patients, missing, counts, unsaid = {}, {}, {}, {}, set()
+    counts: dict[str, int] = {}
+    origins, patients, missing, unsaid = {}, {}, {}, set()
     for source, description in zip(sources, descriptions, strict=True):
-        number = source.name.split("_")[0].removeprefix("Dataset")
-        places = {standard_name(n): place for place, n in enumerate(channel_names(description))}
-        whose = read_patients(source) or read_patients(Path(nnUNet_preprocessed) / source.name)
-        zeros = _filled_with_zeros(source)
-        unsaid |= {f"{number}_{case}" for case in cases_without_orientation(source)}
-        cases = {
-            case: images
-            for sub in ("imagesTr", UNLABELLED)
-            for case, images in images_of_cases(source / sub, description).items()
-        }
-        for case, images in sorted(cases.items()):
-            identifier = f"{number}_{case}"
-            if len(images) < len(places):
-                raise UserError(f"{images[0]} holds several channels: such pictures cannot be pooled, split them first")
-            files = [images[places[key]] if (key := standard_name(n)) in places else None for n in wanted]
-            filled = {standard_name(n) for n in zeros.get(case, [])}
-            lacks = [n for n, file in zip(wanted, files, strict=True) if file is None or standard_name(n) in filled]
-            if len(lacks) == len(wanted):
-                continue
-            _link(folder / UNLABELLED / identifier, files, ending)
-            origins[identifier] = source.name
-            patients[identifier] = f"{number}_{whose.get(case, case)}"
-            if lacks:
-                missing[identifier] = lacks
-        counts[source.name] = sum(origin == source.name for origin in origins.values())
+        cases = [case for case in _cases(source, description, wanted) if len(case.lacks) < len(wanted)]
+        for case in cases:
+            _link(folder / UNLABELLED / case.identifier, case.files, ending)
+            origins[case.identifier] = source.name
+            patients[case.identifier] = case.patient
+            if case.lacks:
+                missing[case.identifier] = case.lacks
+        counts[source.name] = len(cases)
+        unsaid |= {f"{_number(source)}_{case}" for case in cases_without_orientation(source)}
     empty = [name for name, count in counts.items() if not count]
     if empty:
         raise UserError(f"{', '.join(empty)} has no case with one of the channels {', '.join(wanted)}")
@@ -208,10 +213,31 @@ def _write(
         converted_by=f"emim_nnunet {versions()['emim_nnunet']}",
     )
     facts: dict[str, Any] = {ORIGINS: origins, PATIENTS: patients, MISSING: missing}
-    facts["provenance.json"] = {"pool_of": counts, "channels": wanted, "versions": versions()}
-    facts["provenance.json"]["cases"] = {case: {"orientation_known": False} for case in sorted(unsaid)}
+    facts[PROVENANCE] = {"pool_of": counts, "channels": wanted, "versions": versions()}
+    facts[PROVENANCE]["cases"] = {case: {"orientation_known": False} for case in sorted(unsaid)}
     for file, content in facts.items():
         write_json(folder / file, content)
+
+
+def _number(source: Path) -> str:
+    """``004`` of ``Dataset004_NAME``."""
+    return source.name.split("_")[0].removeprefix("Dataset")
+
+
+def _cases(source: Path, description: dict[str, Any], wanted: Sequence[str]) -> Iterator[_PooledCase]:
+    """The cases of a data set, labelled or not, in the order of their ids."""
+    number = _number(source)
+    places = {standard_name(n): place for place, n in enumerate(channel_names(description))}
+    whose = read_patients(source) or read_patients(Path(nnUNet_preprocessed) / source.name)
+    zeros = _filled_with_zeros(source)
+    folders = [images_of_cases(source / sub, description) for sub in ("imagesTr", UNLABELLED)]
+    for case, images in sorted((folders[0] | folders[1]).items()):
+        if len(images) < len(places):
+            raise UserError(f"{images[0]} holds several channels: such pictures cannot be pooled, split them first")
+        files = [images[places[key]] if (key := standard_name(n)) in places else None for n in wanted]
+        filled = {standard_name(n) for n in zeros.get(case, [])}
+        lacks = [n for n, file in zip(wanted, files, strict=True) if file is None or standard_name(n) in filled]
+        yield _PooledCase(f"{number}_{case}", f"{number}_{whose.get(case, case)}", files, lacks)
 
 
 def _filled_with_zeros(source: Path) -> dict[str, list[str]]:

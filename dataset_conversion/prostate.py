@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emim_nnunet.dataset_conversion.family import ENDING, LABEL, DatasetFamily, FileRule
+from emim_nnunet.dataset_conversion.case import LABEL
+from emim_nnunet.dataset_conversion.family import ENDING, DatasetFamily, FileRule
 
 # PATIENT_STUDY: 10000_1000000 in the collection itself, ProstateX-0000_07-07-2011 where picai_prep made it of ProstateX
 CASE = r"(?P<case>(?P<patient>[^/_]+)_[^/_]+)"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emim_nnunet.dataset_conversion.case import SourceCase, SourceFile
 from emim_nnunet.dataset_conversion.family import BACKGROUND_ONLY, ENDING, DatasetFamily, FileRule, suffix_rules
-from emim_nnunet.dataset_conversion.source_cases import SourceCase, SourceFile
 from emim_nnunet.errors import UserError
 
 DESCRIPTION = "pretrain_data.json"
@@ -19,7 +20,7 @@ def fomo_family(channels: dict[str, str]) -> DatasetFamily:
     """FOMO60K: ``SITE/sub_X/ses_Y/SEQUENCE.nii.gz``, co-registered within a session.
 
     Args:
-        channels: Channel -> name of the sequence.
+        channels: Channel -> name of its sequence, as the files are called.
     """
     meaning = {sequence.lower(): channel for channel, sequence in channels.items()}
     folders = r"(?:.*/)?(?P<site>[^/]+)/(?P<subject>sub_[^/]+)/(?P<session>ses_[^/]+)"
@@ -50,28 +51,28 @@ def nnssl_family(channels: dict[str, str]) -> DatasetFamily:
     """OpenMind, or any collection with nnssl's ``pretrain_data.json``; a session is a case.
 
     Args:
-        channels: Channel -> modality in the file.
+        channels: Channel -> its modality in ``pretrain_data.json``, in upper or lower case.
     """
     return DatasetFamily(
         name="nnssl",
         title="OpenMind / nnssl pretrain_data.json (--channel NAME=MODALITY, default T1=T1w T2=T2w Flair=FLAIR)",
         default_dataset_name="OpenMind",
         channels=tuple(channels),
-        rules=tuple(FileRule(modality, channel) for channel, modality in channels.items()),
+        rules=(),
         label_map={},
         labels=BACKGROUND_ONLY,
         advice="images of a session are not registered to each other: --resample-to puts them on one grid, no more",
         licence="OpenMind: CC BY 4.0; see the collection",
         citation="arXiv:2412.17041",
-        finder=find_nnssl_cases,
+        finder=partial(find_nnssl_cases, channels),
     )
 
 
-def find_nnssl_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
+def find_nnssl_cases(channels: Mapping[str, str], source: Path) -> list[SourceCase]:
     """The sessions that ``pretrain_data.json`` lists; of several images of one modality the first.
 
     Args:
-        family: Of :func:`nnssl_family`.
+        channels: Channel -> modality in the file, in upper or lower case.
         source: Folder with the file, or the file.
 
     Returns:
@@ -82,7 +83,7 @@ def find_nnssl_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
     """
     file = source / DESCRIPTION if source.is_dir() else source
     root = file.parent.resolve()
-    channel_of = {rule.pattern.lower(): str(rule.meaning) for rule in family.rules}
+    channel_of = {modality.lower(): channel for channel, modality in channels.items()}
     try:
         text = file.read_text()
     except OSError as error:
@@ -94,7 +95,7 @@ def find_nnssl_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is not as nnssl writes it ({type(error).__name__}: {error})") from error
     if not cases:
-        raise UserError(f"{file} lists no image of {', '.join(r.pattern for r in family.rules)}")
+        raise UserError(f"{file} lists no image of {', '.join(channels.values())}")
     for case in cases:
         for image in case.files.values():
             if not image.path.is_relative_to(root):

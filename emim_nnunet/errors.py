@@ -1,11 +1,13 @@
-"""The one exception that means: the user can mend this. And words for what the file system refuses."""
+"""The one exception that means: the user can mend this. And words for what the file system refuses, and for
+long lists in a message.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import TracebackException
 
@@ -85,3 +87,16 @@ def _missing_folder(filename: str | bytes) -> str | None:
     while not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)
     return missing
+
+
+def listed(names: Sequence[str], most: int = 5, *, separator: str = ", ", where: str = "") -> str:
+    """The first names of a list, and how many more there are: ``a, b and 3 more``.
+
+    Args:
+        names: All of them.
+        most: So many are named.
+        separator: Between two names.
+        where: Said after the number of those that are not named: where they can be found.
+    """
+    more = f" and {len(names) - most} more{where}" if len(names) > most else ""
+    return separator.join(names[:most]) + more

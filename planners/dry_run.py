@@ -27,11 +27,11 @@ def fake_stage(
     """An SSL method on fake weights, and its loss of a batch.
 
     Args:
-        counter: Of memory or operations; active while the method is made.
-        method_class: The method.
-        plan: A configuration: ``architecture``, ``patch_size``.
-        block: Its ``emim`` block; its ``batch_size`` is that of the batch.
-        channels: Of the image.
+        counter: Counts memory or operations; it is active while the method is made.
+        method_class: The SSL method to make.
+        plan: A configuration of the plans; ``architecture`` and ``patch_size`` of it are used.
+        block: Its ``emim`` block, whose ``batch_size`` is that of the batch.
+        channels: Number of channels of an image.
 
     Returns:
         The mode, the method, and a function that makes a batch and returns its loss. Use method and function under the

@@ -36,8 +36,8 @@ class LiveStorages(TorchDispatchMode):
     """While it is active, counts the bytes of the storages that operations make and that are still alive.
 
     Attributes:
-        bytes: Alive now.
-        peak: Most that were alive at once.
+        bytes: Bytes that are alive now.
+        peak: Most bytes that were alive at once since the counter was made or set back.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,7 @@ class LiveStorages(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        """Add a storage that is new, until it is freed."""
         key = storage._cdata
         if key in self._alive:  # a view, or changed in place
             return
@@ -64,6 +65,7 @@ class LiveStorages(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
+        """Take off a storage that is freed."""
         self._alive.discard(key)
         self.bytes -= size
 
@@ -74,13 +76,13 @@ def _step_gigabytes(
     """Peak of the second training step, when the optimiser has its state.
 
     Args:
-        live: The active counter.
-        network: Made while it counted.
-        optimizer: Of the network.
-        loss: Makes the batch, runs the network, returns the loss.
+        live: The counter, which is active.
+        network: The network, made while the counter was active.
+        optimizer: The optimiser of its parameters.
+        loss: Makes a batch, runs the network, and returns the loss, a scalar.
 
     Returns:
-        1e9 bytes.
+        Peak in units of 1e9 bytes.
     """
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -99,12 +101,12 @@ def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelMan
     """Peak of a step of nnU-Net's segmentation training, with its optimiser, its loss and deep supervision.
 
     Args:
-        plan: A configuration: ``architecture``, ``patch_size``, ``batch_size``.
-        channels: Of the image.
-        labels: nnU-Net's label manager.
+        plan: A configuration of the plans; ``architecture``, ``patch_size`` and ``batch_size`` of it are used.
+        channels: Number of channels of an image.
+        labels: nnU-Net's label manager of the data set.
 
     Returns:
-        1e9 bytes, see above.
+        Peak in units of 1e9 bytes, of what the head of this file names.
     """
     heads, batch_size = labels.num_segmentation_heads, int(plan["batch_size"])
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": labels.has_regions, "ddp": False}
@@ -129,13 +131,13 @@ def ssl_gigabytes(method_class: type[SSLMethod], plan: dict[str, Any], block: di
     """Peak of a step of an SSL stage.
 
     Args:
-        method_class: The method.
-        plan: A configuration: ``architecture``, ``patch_size``.
-        block: Its ``emim`` block.
-        channels: Of the image.
+        method_class: The SSL method of the stage.
+        plan: A configuration of the plans; ``architecture`` and ``patch_size`` of it are used.
+        block: Its ``emim`` block, with the batch size of the stage.
+        channels: Number of channels of an image.
 
     Returns:
-        1e9 bytes, see above.
+        Peak in units of 1e9 bytes, of what the head of this file names.
     """
     live = LiveStorages()
     fake, method, loss = fake_stage(live, method_class, plan, block, channels)

@@ -41,12 +41,20 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     without label (``imagesUnlabelled``) count for the schedule and suffice for planning.
 
     Args:
-        dataset_name_or_id: Data set.
-        gpu_memory_target_in_gb: Both stages are planned to fit it.
-        preprocessor_name: Stays nnU-Net's own.
-        plans_name: Name of the plans.
-        overwrite_target_spacing: As in nnU-Net.
-        suppress_transpose: As in nnU-Net.
+        dataset_name_or_id: Name or id of the data set, which has a fingerprint.
+        gpu_memory_target_in_gb: GB that a step of either stage is planned to fit.
+        preprocessor_name: Name of nnU-Net's preprocessor, which stays its own.
+        plans_name: Name of the plans, and of their file without ``.json``.
+        overwrite_target_spacing: Voxel size of 3d_fullres, three numbers in mm; None = nnU-Net plans it.
+        suppress_transpose: Keep the order of the axes, as nnU-Net's argument of that name.
+
+    Attributes:
+        like: What is taken over from another data set; None = nothing.
+        unlabelled: Case without label -> its images.
+        num_cases: Number of cases, labelled and unlabelled.
+
+    Raises:
+        UserError: The data set holds no case.
     """
 
     like: ClassVar[Like | None] = None  # set in a subclass, because nnU-Net makes the planner
@@ -131,6 +139,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         return self._complete_plan(*request)
 
     def _stock_plan(self, *request: Any) -> dict[str, Any]:
+        """nnU-Net's configuration for the target that is set now, or what :class:`Like` puts into its place."""
         plan = super().get_plans_for_configuration(*request)
         like = self.like
         if like is None or not self._is_like(plan):
@@ -142,9 +151,11 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         }
 
     def _is_like(self, plan: dict[str, Any]) -> bool:
+        """Whether a configuration takes architecture, patch and batch size from elsewhere: one of as many axes does."""
         return self.like is not None and len(self.like.patch_size) == len(plan["patch_size"])
 
     def _complete_plan(self, *request: Any) -> dict[str, Any]:
+        """A configuration whose steps fit the memory target, with its ``emim`` block."""
         _, _, name, num_voxels, _ = request
         plan, peak = self._plan_within_target(*request)
 
@@ -188,13 +199,16 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     @property
     def _num_channels(self) -> int:
+        """Number of channels of an image."""
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
 
     def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
+        """Peak memory of a step of the segmentation, in GB."""
         labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
         return segmentation_gigabytes(plan, self._num_channels, labels)
 
     def _emim_block(self, plan: dict[str, Any], batch_size: int) -> dict[str, Any]:
+        """The settings of the SSL stage for a configuration, by the rules of :mod:`.ssl_plan`."""
         arch = plan["architecture"]["arch_kwargs"]
         patch_size = [int(p) for p in plan["patch_size"]]
         strides, features = arch["strides"], arch["features_per_stage"]

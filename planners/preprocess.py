@@ -70,16 +70,16 @@ def preprocess_cases(
     slower.
 
     Args:
-        name: ``DatasetXXX_NAME``.
-        plans_name: Of the plans.
-        configurations: Those that the plans have are preprocessed.
-        unlabelled: Images of the cases without label.
+        name: ``DatasetXXX_NAME`` of a data set that is planned.
+        plans_name: Name of its plans.
+        configurations: Names of configurations; those that the plans have are preprocessed.
+        unlabelled: Case without label -> its images, in the order of the channels.
         num_processes: Workers, at most; never more than cores or cases.
-        lock: Of the preprocessed data set.
-        verbose: nnU-Net's verbosity.
+        lock: The lock of the preprocessed data set, which this process holds.
+        verbose: Whether nnU-Net says what it does.
 
     Raises:
-        UserError: A case cannot be preprocessed.
+        UserError: A case cannot be preprocessed; the folder of its configuration stays as it was.
     """
     folder, raw = Path(nnUNet_preprocessed) / name, Path(nnUNet_raw) / name
     plans = PlansManager(str(folder / f"{plans_name}.json"))
@@ -184,6 +184,7 @@ def _run_jobs(
 
 
 def _run_case(preprocessor: DefaultPreprocessor, job: Job, plans: tuple) -> Checksums:
+    """Preprocess and save a case; its checksums."""
     preprocessor.run_case_save(*job, *plans)
     return checksums_of(Path(job[0]).parent, Path(job[0]).name)
 
@@ -192,12 +193,12 @@ def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
     """How many workers make the remaining cases fastest.
 
     Args:
-        num_cases: Remaining.
-        seconds_per_case: As measured; 0 = not known.
-        limit: The most that are allowed.
+        num_cases: Number of cases that remain.
+        seconds_per_case: Seconds that a case takes in this process; 0 = not known.
+        limit: The most workers that are allowed.
 
     Returns:
-        1 = go on in this process.
+        Number of workers to start; 1 = go on in this process.
     """
     allowed = min(limit, num_cases, num_cores())
     alone = num_cases * seconds_per_case
@@ -207,6 +208,7 @@ def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
 def _run_pool(
     preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_workers: int, bar: tqdm
 ) -> list[Checksums]:
+    """As :func:`_run_jobs`, with workers."""
     checksums = []
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(_run_case, preprocessor, job, plans): job for job in jobs}
@@ -224,6 +226,7 @@ def _run_pool(
 
 
 def _failed(job: Job, error: Exception) -> UserError:
+    """What nnU-Net stumbles over is mostly the case."""
     return UserError(f"case {Path(job[0]).name} cannot be preprocessed: {' '.join(str(error).split())}")
 
 

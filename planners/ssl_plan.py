@@ -36,11 +36,11 @@ def cell_size(strides: Strides, patch_size: Sequence[int]) -> tuple[int, ...]:
     """The stride of the deepest encoder stage that is at most 16 voxels and leaves at least 4 cells, on every axis.
 
     Args:
-        strides: Stride of each encoder stage.
-        patch_size: Voxels per axis.
+        strides: Stride of each encoder stage in voxels of the stage before: one number, or one per axis.
+        patch_size: Voxels of a training patch per axis.
 
     Returns:
-        Voxels of a cell per axis.
+        Voxels of a mask cell per axis, 1 to 16.
 
     Raises:
         UserError: The patch is smaller than 4 voxels on an axis.
@@ -64,10 +64,10 @@ def pyramid_levels(
     the deepest of those that offer most is taken.
 
     Args:
-        strides: Stride of each encoder stage.
-        patch_size: Voxels per axis.
-        cell: Voxels of a cell per axis.
-        batch_size: Of the SSL stage.
+        strides: Stride of each encoder stage in voxels of the stage before: one number, or one per axis.
+        patch_size: Voxels of a training patch per axis.
+        cell: Voxels of a mask cell per axis, see :func:`cell_size`.
+        batch_size: Samples in a batch of the SSL stage.
 
     Returns:
         Stage numbers from 0, ascending.
@@ -84,11 +84,11 @@ def projector_widths(features_per_stage: Sequence[int], levels: Sequence[int]) -
     """Four times the channels of the level's stage, within 512 to 2048.
 
     Args:
-        features_per_stage: Channels of each encoder stage.
-        levels: Pyramid levels.
+        features_per_stage: Number of channels of each encoder stage.
+        levels: Numbers of the encoder stages that are pyramid levels, from 0.
 
     Returns:
-        One width per level.
+        One width per level, 512 to 2048.
     """
     return tuple(min(max(WIDTH_FACTOR * features_per_stage[level], MIN_WIDTH), MAX_WIDTH) for level in levels)
 
@@ -100,10 +100,10 @@ def parent_factor(patch_size: Sequence[int]) -> tuple[int, ...]:
     number of voxels has thick slices: their number suffices for the whole volume as it is.
 
     Args:
-        patch_size: Voxels per axis.
+        patch_size: Voxels of a training patch per axis.
 
     Returns:
-        Size of MiM's wide crop in patches, per axis.
+        Size of MiM's wide crop in patches, per axis: 1 or 2.
     """
     return tuple(1 if p % 2 or max(patch_size) / p > ANISO_THRESHOLD else 2 for p in patch_size)
 
@@ -112,11 +112,11 @@ def num_epochs(num_cases: int, batch_size: int) -> int:
     """As many epochs of 250 steps as show 400 crops of each case, within 100 to 1000.
 
     Args:
-        num_cases: Labelled and unlabelled.
-        batch_size: Of the SSL stage.
+        num_cases: Number of cases, labelled and unlabelled, at least 1.
+        batch_size: Samples in a batch of the SSL stage.
 
     Returns:
-        Epochs.
+        Number of epochs, 100 to 1000.
     """
     epochs = ceil(num_cases * CROPS_PER_CASE / (ITERATIONS_PER_EPOCH * batch_size))
     return min(max(epochs, MIN_EPOCHS), MAX_EPOCHS)
@@ -129,12 +129,12 @@ def ssl_batch_size(gigabytes: Callable[[int], float], target: float, first_guess
 
     Args:
         gigabytes: Peak memory of a step with that many samples; it grows, about linearly.
-        target: GB.
-        first_guess: Where the search begins.
-        limit: The largest that the data set allows.
+        target: GB that the step may take.
+        first_guess: Batch size where the search begins, at least 1.
+        limit: The largest batch size that the data set allows, at least 1.
 
     Returns:
-        Batch size of the SSL stage.
+        Batch size of the SSL stage, 1 to ``limit``.
     """
     fits, taken, too_many = 0, 0.0, limit + 1
     batch = min(first_guess, limit)

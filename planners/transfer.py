@@ -18,11 +18,11 @@ class Like:
     """What a plan takes over.
 
     Attributes:
-        name: Of the source, for the name of the plans.
+        name: What the source is called in the name of the plans; letters, digits and _.
         configuration: The configuration that is planned like it.
-        architecture: As in a configuration of nnU-Net's plans.
-        patch_size: Voxels per axis.
-        batch_size: Of the segmentation stage.
+        architecture: The entry ``architecture`` of a configuration of nnU-Net's plans.
+        patch_size: Voxels of a training patch per axis.
+        batch_size: Samples in a batch of the segmentation stage.
         spacing: mm per axis in the order of the images, None where unknown; used only where asked for.
     """
 
@@ -38,12 +38,12 @@ def read_like(text: str, plans_name: str, configuration: str) -> Like:
     """The source of a plan.
 
     Args:
-        text: Id of a preprocessed data set, or a checkpoint of ours, of nnU-Net or of nnssl.
-        plans_name: Plans of the data set.
-        configuration: Of the data set; for a checkpoint, the configuration to plan.
+        text: Id of a preprocessed data set, or path of a checkpoint of ours, of nnU-Net or of nnssl.
+        plans_name: Name of the plans of the data set; not used for a checkpoint.
+        configuration: Configuration of the data set to take over; for a checkpoint, the configuration to plan.
 
     Raises:
-        UserError: Neither a data set nor a checkpoint, or without that configuration.
+        UserError: The text is neither, the file cannot be read, or the plans have no such configuration.
     """
     if text.isdecimal():
         data = PreprocessedDataset.find(text, plans_name, configuration)

@@ -16,7 +16,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli._run import run
-from emim_nnunet.dataset_conversion import converter
+from emim_nnunet.dataset_conversion import writing
 from emim_nnunet.datasets.splits import ensure_splits, read_splits
 from emim_nnunet.phantom import write_brats2023
 from tests.conftest import shared_data
@@ -292,14 +292,14 @@ def test_an_interrupted_conversion_is_taken_up_again(
     raw = nnunet_dirs / "nnUNet_raw"
     with monkeypatch.context() as patch:
         calls = iter(range(10))
-        original = converter._write_label
+        original = writing._write_label
 
         def interrupted(*args: Any) -> None:
             if next(calls) == 1:
                 raise KeyboardInterrupt
             original(*args)
 
-        patch.setattr(converter, "_write_label", interrupted)
+        patch.setattr(writing, "_write_label", interrupted)
         assert convert(source, "-np", "1") == 130
     (partial,) = raw.iterdir()
     assert partial.match(f".{NAME}.*.partial")  # nnU-Net does not see it

@@ -564,6 +564,8 @@ def test_the_list_and_the_page_name_all(capsys: Any) -> None:
     for name in (*FAMILIES, "bids", "folders"):
         assert name in printed
         assert f"`{name}`" in page
+    for family in FAMILIES.values():
+        assert family.advice in printed
 
 
 def test_real_open_ms(nnunet_dirs: Path) -> None:
@@ -676,7 +678,7 @@ def test_the_example_of_every_rule_is_matched_by_it() -> None:
         for name, what in (("bids", "T1w"), ("folders", "{patient}/{visit}/*{visit}_T1.nii.gz"), ("fomo60k", "t1"))
     ]
     for family in (*FAMILIES.values(), *made):
-        for rule in family.rules if family.finder is None else ():
+        for rule in family.rules:
             assert rule.match(rule.example) is not None, rule
 
 

@@ -13,7 +13,7 @@ import pytest
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.cli import _run
 from emim_nnunet.cli._run import CommandParser, dataset_id, run
-from emim_nnunet.errors import UserError, causes_logged
+from emim_nnunet.errors import UserError, causes_logged, listed
 from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.settings.plans import check_architecture, planned
 
@@ -196,3 +196,12 @@ def test_data_sets_go_by_number_or_name(tmp_path: Path, monkeypatch: pytest.Monk
     for wrong in ("Dataset137_Y", "Dataset1_X", "X", "-1", ""):
         with pytest.raises(Exception, match="must be the id of a data set, or its name"):
             dataset_id(wrong)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0, ""), (1, "a"), (3, "a; b; c"), (4, "a; b; c and 1 more (there)"), (1000, "a; b; c and 997 more (there)")],
+)
+def test_a_long_list_is_cut_and_says_so(number: int, expected: str) -> None:
+    names = ["a", "b", "c", *("x" * (number - 3))][:number]
+    assert listed(names, 3, separator="; ", where=" (there)") == expected

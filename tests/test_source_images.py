@@ -16,7 +16,7 @@ from emim_nnunet.cli import convert as command
 from emim_nnunet.cli import plan_and_preprocess
 from emim_nnunet.cli._run import run
 from emim_nnunet.datasets.background import Background, outside_value, wrong_background
-from emim_nnunet.datasets.images import copy_without_text, header_text
+from emim_nnunet.datasets.headers import copy_without_text, header_text
 from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners.preprocess import orientation_of

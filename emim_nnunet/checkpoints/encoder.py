@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.stem import adapt_stem, explain, stem_by_name
 from emim_nnunet.datasets.channel_names import any_known, standard_name
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, listed
 
 WRAPPERS = ("_orig_mod.", "module.")
 ENCODER_SETTINGS = (
@@ -117,7 +117,8 @@ def load_encoder(
         if k in state and state[k].shape != target[k].shape
     ]
     if differences:
-        raise UserError(f"the encoder in {source} does not fit the planned one: {_listed(differences)}")
+        found = listed(differences, MAX_LISTED, separator="; ")
+        raise UserError(f"the encoder in {source} does not fit the planned one: {found}")
     if finite:
         require_finite(state, f"the encoder in {source}")
     encoder.load_state_dict(state)
@@ -168,8 +169,3 @@ def _normal(value: Any, architecture: dict[str, Any]) -> Any:
         items = [_normal(v, architecture) for v in value]
         return items[0] if items and all(i == items[0] and not isinstance(i, list) for i in items) else items
     return value
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = f" and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-    return "; ".join(lines[:MAX_LISTED]) + more

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emim_nnunet.datasets.splits import NNUNET_SEED, NUM_FOLDS, read_splits
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.descriptions import generate_crossval_split
 from emim_nnunet.settings.plans import limit_of
 
 CASE, PATIENT = "case", "patient"
-MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,7 @@ def check_cases(table: LabelTable, present: Sequence[str], where: str) -> None:
     """
     unknown = sorted(set(table.rows) - set(present))
     if unknown:
-        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
-        raise UserError(
-            f"{table.path} names cases that are not preprocessed in {where}: {', '.join(unknown[:MAX_LISTED])}{more}"
-        )
+        raise UserError(f"{table.path} names cases that are not preprocessed in {where}: {listed(unknown)}")
 
 
 def split(table: LabelTable, dataset_folder: Path, fold: int | str) -> tuple[list[str], list[str]]:

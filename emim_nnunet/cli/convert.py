@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ from emim_nnunet.cli._run import CommandParser, add_take_over, run
 from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from emim_nnunet.dataset_conversion.source_cases import SourceCase
+    from emim_nnunet.dataset_conversion.case import SourceCase
+    from emim_nnunet.dataset_conversion.family import DatasetFamily
+    from emim_nnunet.dataset_conversion.options import Options
 
 EPILOG = """
 Example:
@@ -28,10 +31,48 @@ Example:
 Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
 conversion that was interrupted goes on when the command is repeated.
 """
+OWN = {  # data sets of one's own, whose table is made of options
+    "bids": "any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)",
+    "folders": "any folders (--channel NAME=PATTERN with {case} or {patient} ..., --label PATTERN, --classes ...)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and convert."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+
+    from emim_nnunet.dataset_conversion import FAMILIES
+    from emim_nnunet.dataset_conversion.converter import convert
+    from emim_nnunet.dataset_conversion.options import Options
+
+    if arguments.list:
+        _print_list(FAMILIES)
+        return
+    known = [*FAMILIES, *OWN]
+    if arguments.family not in known:
+        parser.error(f"unknown data set {arguments.family!r}: choose from {', '.join(known)}")
+    if arguments.source is None or arguments.dataset_id is None:
+        parser.error("SOURCE and -d are needed")
+    family = _chosen_family(arguments, FAMILIES)
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+    target, cases = convert(
+        family,
+        arguments.source,
+        arguments.dataset_id,
+        arguments.name,
+        options=options,
+        num_processes=max(1, arguments.num_processes),
+        dry_run=arguments.dry_run,
+    )
+    problems = _print_summary(target, cases, options)
+    _print_remarks(family, cases, options)
+    if problems:
+        raise UserError(f"{problems} problems, listed above; nothing was written (--dry_run)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """What the command understands; options of a conversion are called like the fields of ``Options``."""
     parser = CommandParser(
         prog="emim_convert",
         description="Convert a data set of multimodal MRI, with or without labels, into nnU-Net's raw format.",
@@ -81,27 +122,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry_run", action="store_true", help="only check, and list cases and problems")
     parser.add_argument("--list", action="store_true", help="list the known data sets")
     add_take_over(parser)
-    arguments = parser.parse_args(argv)
+    return parser
 
-    from emim_nnunet.dataset_conversion import FAMILIES
-    from emim_nnunet.dataset_conversion.converter import Options, convert
+
+def _print_list(families: Mapping[str, DatasetFamily]) -> None:
+    """Names and titles of all data sets; what a user of them must know stands below, indented."""
+    for family in families.values():
+        print(f"{family.name:18s} {family.title}")
+        if family.advice:
+            print(f"{'':18s}   {family.advice}")
+    for name, title in OWN.items():
+        print(f"{name:18s} {title}")
+
+
+def _chosen_family(arguments: argparse.Namespace, families: Mapping[str, DatasetFamily]) -> DatasetFamily:
+    """The table that the name and the options of a conversion stand for."""
     from emim_nnunet.dataset_conversion.generic import made_of_options
-    from emim_nnunet.dataset_conversion.remedies import remarks
 
-    if arguments.list:
-        for family in FAMILIES.values():
-            print(f"{family.name:18s} {family.title}")
-        print(f"{'bids':18s} any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)")
-        print(
-            f"{'folders':18s} any folders (--channel NAME=PATTERN with {{case}} or {{patient}} ..., --label PATTERN, "
-            "--classes ...)"
-        )
-        return
-    known = [*FAMILIES, "bids", "folders"]
-    if arguments.family not in known:
-        parser.error(f"unknown data set {arguments.family!r}: choose from {', '.join(known)}")
-    if arguments.source is None or arguments.dataset_id is None:
-        parser.error("SOURCE and -d are needed")
     channels = dict(_pair("--channel", text) for text in arguments.channel)
     classes = {name: _value(name, value) for name, value in (_pair("--classes", text) for text in arguments.classes)}
     made = made_of_options(arguments.family, channels, arguments.label, classes, arguments.mask)
@@ -109,42 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{arguments.family} has fixed channels and labels: --channel, --label and --classes do not go with it"
         )
-    family = made or FAMILIES[arguments.family]
+    family = made or families[arguments.family]
     if arguments.mask and not family.masked:
         raise UserError(f"--mask goes with folders and bids only, not with {family.name}")
-    options = Options(
-        resample_to=arguments.resample_to,
-        skip_incomplete=arguments.skip_incomplete,
-        allow_missing=arguments.allow_missing,
-        link=arguments.link,
-        background_to_zero=arguments.background_to_zero,
-        allow_lost_labels=arguments.allow_lost_labels,
-        strip_header=arguments.strip_header,
-    )
-    target, cases = convert(
-        family,
-        arguments.source,
-        arguments.dataset_id,
-        arguments.name,
-        options=options,
-        num_processes=max(1, arguments.num_processes),
-        dry_run=arguments.dry_run,
-    )
-    problems = _print_summary(target, cases, arguments.skip_incomplete)
-    taken = [case for case in cases if not (case.missing and arguments.skip_incomplete)]
-    for remark in remarks(family, taken, options):
-        print(f"WARNING: {remark}")
-    if family.advice:
-        print(f"Note: {family.advice}")
-    if family.overlaps:
-        print(
-            f"WARNING: the same patients may be in {family.overlaps}: do not test on one what was trained on the other"
-        )
-    if problems:
-        raise UserError(f"{problems} problems, listed above; nothing was written (--dry_run)")
+    return family
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
+    """Name and value of ``NAME=VALUE``."""
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
         raise UserError(f"{option} {text}: expected NAME=VALUE")
@@ -152,28 +161,22 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 
 
 def _value(name: str, text: str) -> int:
+    """The label value that stands for a class on disk."""
     if not text.isdecimal() or not 1 <= int(text) <= 255:
         raise UserError(f"--classes {name}={text}: the value must be a number from 1 to 255")
     return int(text)
 
 
-def _print_summary(target: Path | None, cases: Sequence[SourceCase], skip_incomplete: bool) -> int:
+def _print_summary(target: Path | None, cases: Sequence[SourceCase], options: Options) -> int:
     """Print what was written, or for a dry run what would be; returns the number of problems."""
-    taken = [case for case in cases if not (case.missing and skip_incomplete)]
+    taken = options.taken(cases)
     labelled, left_out = sum(case.labelled for case in taken), len(cases) - len(taken)
     skipped = f"; {left_out} left out because they lack a channel" if left_out else ""
     if target is not None:
         print(f"{target}: {labelled} labelled and {len(taken) - labelled} unlabelled cases{skipped}")
         return 0
     for case in cases:
-        size, spacing = "x".join(map(str, case.shape)), "x".join(f"{s:g}" for s in case.spacing)
-        label = "labelled" if case.labelled else "unlabelled"
-        lacks = f"  without {', '.join(case.missing)}" if case.missing else ""
-        resampled = f"  to resample: {', '.join(case.on_other_grid)}" if case.on_other_grid else ""
-        whose = f"  of patient {case.patient}" if case.patient != case.identifier else ""
-        print(f"{case.identifier:28s} {label:10s} {size:12s} {spacing} mm{whose}{lacks}{resampled}")
-        for problem in case.problems:
-            print(f"    PROBLEM {problem}")
+        _print_case(case)
     if not taken:
         print("    PROBLEM no complete case: every one lacks a channel")
     problems = sum(len(case.problems) for case in taken) + (not taken)
@@ -183,6 +186,32 @@ def _print_summary(target: Path | None, cases: Sequence[SourceCase], skip_incomp
         "nothing was written (--dry_run)"
     )
     return problems
+
+
+def _print_case(case: SourceCase) -> None:
+    """A line about a case of a dry run, and one for each of its problems."""
+    size, spacing = "x".join(map(str, case.shape)), "x".join(f"{s:g}" for s in case.spacing)
+    label = "labelled" if case.labelled else "unlabelled"
+    lacks = f"  without {', '.join(case.missing)}" if case.missing else ""
+    resampled = f"  to resample: {', '.join(case.on_other_grid)}" if case.on_other_grid else ""
+    whose = f"  of patient {case.patient}" if case.patient != case.identifier else ""
+    print(f"{case.identifier:28s} {label:10s} {size:12s} {spacing} mm{whose}{lacks}{resampled}")
+    for problem in case.problems:
+        print(f"    PROBLEM {problem}")
+
+
+def _print_remarks(family: DatasetFamily, cases: Sequence[SourceCase], options: Options) -> None:
+    """What a user must know about the images that were converted, and about the family."""
+    from emim_nnunet.dataset_conversion.remarks import remarks
+
+    for remark in remarks(family, options.taken(cases), options):
+        print(f"WARNING: {remark}")
+    if family.advice:
+        print(f"Note: {family.advice}")
+    if family.overlaps:
+        print(
+            f"WARNING: the same patients may be in {family.overlaps}: do not test on one what was trained on the other"
+        )
 
 
 def entry() -> None:

@@ -22,7 +22,38 @@ Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for t
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse arguments; nnU-Net's letters keep their meaning."""
+    """Parse arguments, then plan and preprocess one data set after the other."""
+    arguments = _parser().parse_args(argv)
+
+    from emim_nnunet.datasets.splits import read_patients_csv
+    from emim_nnunet.planners.options import Options
+    from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
+    from emim_nnunet.planners.transfer import read_like
+
+    if arguments.patients and len(arguments.d) > 1:
+        raise UserError("--patients goes with one data set: the same ids in another one are other patients")
+    patients = read_patients_csv(arguments.patients) if arguments.patients else None
+    like = read_like(arguments.like, arguments.like_plans, arguments.like_configuration) if arguments.like else None
+    options = Options(
+        configurations=arguments.c,
+        gpu_memory_target=arguments.gpu_memory_target,
+        num_processes_fingerprint=arguments.npfp,
+        num_processes=arguments.np,
+        plans_name=arguments.overwrite_plans_name,
+        target_spacing=arguments.overwrite_target_spacing,
+        like=like,
+        like_spacing=arguments.like_spacing,
+        verify_integrity=arguments.verify_dataset_integrity,
+        clean=arguments.clean,
+        preprocess=not arguments.no_pp,
+        verbose=arguments.verbose,
+    )
+    for dataset_id in arguments.d:
+        plan_and_preprocess(dataset_id, options, patients)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """What the command understands; nnU-Net's letters keep their meaning."""
     parser = CommandParser(
         prog="emim_plan_and_preprocess",
         description="Extract the fingerprint, plan both stages and preprocess.",
@@ -57,33 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no_pp", action="store_true", help="only plan")
     parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
     add_take_over(parser)
-    arguments = parser.parse_args(argv)
-
-    from emim_nnunet.datasets.splits import read_patients_csv
-    from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
-    from emim_nnunet.planners.transfer import read_like
-
-    if arguments.patients and len(arguments.d) > 1:
-        raise UserError("--patients goes with one data set: the same ids in another one are other patients")
-    patients = read_patients_csv(arguments.patients) if arguments.patients else None
-    like = read_like(arguments.like, arguments.like_plans, arguments.like_configuration) if arguments.like else None
-    for dataset_id in arguments.d:
-        plan_and_preprocess(
-            dataset_id,
-            configurations=arguments.c,
-            gpu_memory_target=arguments.gpu_memory_target,
-            num_processes_fingerprint=arguments.npfp,
-            num_processes=arguments.np,
-            plans_name=arguments.overwrite_plans_name,
-            target_spacing=arguments.overwrite_target_spacing,
-            like=like,
-            like_spacing=arguments.like_spacing,
-            verify_integrity=arguments.verify_dataset_integrity,
-            clean=arguments.clean,
-            preprocess=not arguments.no_pp,
-            patients=patients,
-            verbose=arguments.verbose,
-        )
+    return parser
 
 
 def entry() -> None:

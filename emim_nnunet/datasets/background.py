@@ -52,7 +52,10 @@ def dominating_value(voxels: np.ndarray) -> float | None:
     """The value that more than a third of the voxels have.
 
     Args:
-        voxels: Any array.
+        voxels: Array of any shape, not empty.
+
+    Returns:
+        The value; None where no value is so frequent.
     """
     sample = _sample(voxels)
     values, counts = np.unique(sample, return_counts=True)
@@ -64,7 +67,10 @@ def outside_value(voxels: np.ndarray) -> float:
     """What belongs where an image ends: the value that dominates it, or its border; otherwise its darkest.
 
     Args:
-        voxels: Image.
+        voxels: Image of two or three axes.
+
+    Returns:
+        A value that occurs in the image.
     """
     for part in (voxels, _border(voxels)):
         value = dominating_value(part)
@@ -78,7 +84,7 @@ def background_remark(found: Mapping[str, Background], num_images: int) -> str:
 
     Args:
         found: Name of an image -> its background; at least one.
-        num_images: That were looked at.
+        num_images: Number of images that were looked at, at least as many.
     """
     worst = max(found, key=lambda name: found[name].share)
     return (

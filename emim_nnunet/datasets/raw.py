@@ -13,10 +13,16 @@ from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.storage.files import read_json
 
 UNLABELLED = "imagesUnlabelled"
+FOLDERS = ("imagesTr", "labelsTr", UNLABELLED)
+MISSING = "missing_channels.json"  # case -> names of the channels that are zeros; where there is such a case
+PROVENANCE = "provenance.json"  # what a conversion made the data set of
 
 
 def dataset_name(dataset_id: int) -> str:
     """``DatasetXXX_NAME`` of an id.
+
+    Args:
+        dataset_id: Number XXX, without leading zeros.
 
     Raises:
         UserError: nnU-Net's folders are not set, or there is not exactly one data set of that id.
@@ -37,10 +43,10 @@ def images_of_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, lis
 
     Args:
         folder: Holds CASE_0000, CASE_0001, ... per case. A colour image holds several channels: there are fewer files then.
-        dataset_json: Of the data set.
+        dataset_json: Description of the data set, with ``file_ending`` and ``channel_names``.
 
     Returns:
-        Paths per case in the order of the channels; empty when the folder is missing.
+        Case id -> paths of its images in the order of the channels; empty when the folder is missing.
 
     Raises:
         UserError: A case lacks a file, or has too many.
@@ -69,11 +75,11 @@ def check_channels(folder: Path, dataset_json: dict[str, Any], num_threads: int)
 
     Args:
         folder: Raw data set. Other formats have one channel per file, which :func:`images_of_cases` counts.
-        dataset_json: Its description.
-        num_threads: Cases read at a time.
+        dataset_json: Description of the data set.
+        num_threads: Number of cases that are read at a time.
 
     Raises:
-        UserError: Naming the first case that has not, or that cannot be read.
+        UserError: A case has others, or cannot be read; the message names the first one.
     """
     if not _has_colours(dataset_json):
         return
@@ -91,6 +97,7 @@ def check_channels(folder: Path, dataset_json: dict[str, Any], num_threads: int)
 
 
 def _num_channels(images: list[str]) -> int:
+    """Channels that nnU-Net reads from the pictures of a case."""
     try:
         return len(NaturalImage2DIO().read_images(images)[0])
     except AssertionError as error:
@@ -103,7 +110,7 @@ def _num_channels(images: list[str]) -> int:
 
 
 def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
-    """Images of the cases without label of a raw data set; see :func:`images_of_cases`."""
+    """Images of the cases without label of a raw data set; empty where it has none. As :func:`images_of_cases`."""
     return images_of_cases(folder / UNLABELLED, dataset_json)
 
 
@@ -111,9 +118,12 @@ def cases_without_orientation(folder: Path) -> set[str]:
     """Cases whose sources did not say how the patient lay, although converted images do; none where nothing is known.
 
     Args:
-        folder: Raw data set.
+        folder: Raw data set; only one that ``emim_convert`` or ``emim_pool`` wrote says it.
+
+    Returns:
+        Ids of these cases.
     """
-    file = folder / "provenance.json"
+    file = folder / PROVENANCE
     content = read_json(file) if file.is_file() else {}
     cases = content.get("cases", {}) if isinstance(content, dict) else {}
     return {
@@ -123,5 +133,4 @@ def cases_without_orientation(folder: Path) -> set[str]:
 
 def raw_files(folder: Path, dataset_json: dict[str, Any]) -> list[Path]:
     """All images and labels that planning and preprocessing read, in the three folders of a raw data set."""
-    folders = ("imagesTr", "labelsTr", UNLABELLED)
-    return [file for sub in folders for file in sorted((folder / sub).glob(f"*{dataset_json['file_ending']}"))]
+    return [file for sub in FOLDERS for file in sorted((folder / sub).glob(f"*{dataset_json['file_ending']}"))]

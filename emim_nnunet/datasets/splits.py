@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.descriptions import generate_crossval_split
 from emim_nnunet.storage.files import copy_file, read_json, write_json
 
@@ -15,7 +15,7 @@ SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
 PARTS = ("train", "val")
 NUM_FOLDS = 5
 NNUNET_SEED = 12345  # of nnUNetTrainer.do_split
-MAX_LISTED = 5
+MAX_LISTED = 5  # of the ids that stand for all others in a message
 # a patient's id ends with a digit, a visit or slice follows: p07_2, sub-01_ses-2, TCGA_1234_slice12
 LAST_OF_SEVERAL = re.compile(r"(?P<stem>.*\d)[_-](?:(?:[a-z]+-?)?\d+|ses-[a-z0-9]+)", re.IGNORECASE)
 
@@ -44,6 +44,7 @@ def read_origins(dataset_folder: Path) -> dict[str, str]:
 
 
 def _read_names(path: Path) -> dict[str, str]:
+    """A JSON object of texts; empty without the file."""
     if not path.is_file():
         return {}
     names = read_json(path)
@@ -89,13 +90,17 @@ def read_patients_csv(path: Path) -> dict[str, str]:
 def check_patients(patients: Mapping[str, str], cases: Collection[str], where: str) -> None:
     """Whether all cases whose patient is told are there.
 
+    Args:
+        patients: Case -> patient, as the user says.
+        cases: Ids of all cases that are there.
+        where: Name of the data set, for the message.
+
     Raises:
-        UserError: Naming some that are not.
+        UserError: Some are not there; the message names the first of them.
     """
     unknown = sorted(set(patients) - set(cases))
     if unknown:
-        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
-        raise UserError(f"--patients names cases that are not in {where}: {', '.join(unknown[:MAX_LISTED])}{more}")
+        raise UserError(f"--patients names cases that are not in {where}: {listed(unknown)}")
 
 
 def check_splits(dataset_folder: Path, patients: Mapping[str, str]) -> None:
@@ -103,7 +108,7 @@ def check_splits(dataset_folder: Path, patients: Mapping[str, str]) -> None:
 
     Args:
         dataset_folder: Raw or preprocessed folder; one without ``splits_final.json`` is right.
-        patients: Case -> patient.
+        patients: Case -> patient; a case that is missing is its own patient.
 
     Raises:
         UserError: A fold trains on a patient whom it validates on.
@@ -122,7 +127,7 @@ def alike(cases: Collection[str]) -> list[str]:
     """Cases that look like visits or slices of the same patients.
 
     Args:
-        cases: Ids.
+        cases: Ids of cases.
 
     Returns:
         The ids of one such patient where at least two patients seem to have several cases, otherwise none: a single stem, as in
@@ -143,7 +148,7 @@ def take_over_splits(raw: Path, preprocessed: Path) -> None:
     Args:
         raw: Raw folder of a data set; its ``splits_final.json`` does not replace one that is there, what it knows about
             patients and origins does.
-        preprocessed: Preprocessed folder.
+        preprocessed: Preprocessed folder of the same data set, which exists.
     """
     for name, replace in ((SPLITS, False), (PATIENTS, True), (ORIGINS, True)):
         source, target = raw / name, preprocessed / name
@@ -208,7 +213,7 @@ def check_fold(dataset_folder: Path, fold: int, identifiers: Sequence[str]) -> N
 
     Args:
         dataset_folder: Preprocessed folder of the data set.
-        fold: Number.
+        fold: Number of the fold, from 0.
         identifiers: All labelled cases that are preprocessed.
 
     Raises:
@@ -222,5 +227,5 @@ def check_fold(dataset_folder: Path, fold: int, identifiers: Sequence[str]) -> N
     unknown = sorted({case for part in PARTS for case in splits[fold][part]} - set(identifiers))
     if unknown:
         raise UserError(
-            f"fold {fold} in {dataset_folder / SPLITS} names cases that are not preprocessed: {', '.join(unknown[:5])}"
+            f"fold {fold} in {dataset_folder / SPLITS} names cases that are not preprocessed: {', '.join(unknown[:MAX_LISTED])}"
         )

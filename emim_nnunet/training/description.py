@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from emim_nnunet.datasets.stage_cases import StageCases
+from emim_nnunet.errors import listed
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks.decoder import forward_flops
 
@@ -32,8 +33,7 @@ def describe_unused(keys: Sequence[str]) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more (all are in the checkpoint)" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
+    return listed(names, MAX_LISTED, where=" (all are in the checkpoint)")
 
 
 def describe_cost(method: SSLMethod, image_shape: Sequence[int]) -> str:

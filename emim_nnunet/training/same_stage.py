@@ -14,7 +14,7 @@ from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.datasets.stage_cases import StageCases
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, listed
 from emim_nnunet.settings.plans import check_plans, inheritance
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import FINAL
@@ -34,7 +34,7 @@ CONFIGURATION = (  # the rest of a configuration is for the segmentation alone
 )
 DECODER = ("n_conv_per_stage_decoder", "deep_supervision")  # of the segmentation network
 PACKAGES = ("emim_nnunet", "nnunetv2", "torch")
-MAX_SHOWN, MAX_LISTED = 60, 5
+MAX_SHOWN = 60
 NO_CHECKSUMS = (
     "The preprocessed cases have no checksums (they are of an older version, or nnU-Net's own), so --c will not notice when "
     "their content changes; emim_plan_and_preprocess writes some"
@@ -178,5 +178,4 @@ def _other_versions(checkpoint: dict[str, Any]) -> list[str]:
 
 
 def _listed(identifiers: Sequence[str] | set[str]) -> str:
-    names = sorted(identifiers)
-    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+    return listed(sorted(identifiers))

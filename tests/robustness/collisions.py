@@ -139,10 +139,10 @@ def _work(name: str, arguments: list[str]) -> Callable[[], int]:
     """A command; a planner without what only takes long: nnU-Net's many intensities, and the memory of a step."""
 
     def work() -> int:
-        from emim_nnunet.planners import plan_and_preprocess
+        from emim_nnunet.planners import fingerprint
 
         planner = import_module("emim_nnunet.planners.nnUNetPlannerEMIM")
-        plan_and_preprocess.NUM_INTENSITY_SAMPLES = 1000
+        fingerprint.NUM_INTENSITY_SAMPLES = 1000
         planner.segmentation_gigabytes = planner.ssl_gigabytes = lambda *_: 0.05
         return command(name, arguments)()
 

@@ -1,0 +1,75 @@
+"""What the user of ``emim_plan_and_preprocess`` may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emim_nnunet.errors import UserError
+from emim_nnunet.planners.transfer import Like
+from emim_nnunet.settings.plans import is_folder_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a data set is planned and preprocessed.
+
+    Attributes:
+        configurations: Names of the configurations to preprocess, where the plans have them.
+        gpu_memory_target: GB that both stages must fit; None = the planner's default.
+        num_processes_fingerprint: Workers of the fingerprint extraction, at most one per case and core; at least 1.
+        num_processes: Workers of the preprocessing, at most, see :func:`.preprocess.preprocess_cases`; at least 1.
+        plans_name: Name of the plans; None = the planner's own, with ``like`` one that names the source.
+        target_spacing: Voxel size of 3d_fullres, three numbers in mm; None = nnU-Net plans it.
+        like: Source of architecture, patch and batch size; configurations of as many axes get them. None = all is planned.
+        like_spacing: Whether the voxel size is that of the source too.
+        verify_integrity: Whether nnU-Net's integrity check is run on the labelled cases first.
+        clean: Whether the fingerprint is extracted anew where there is one.
+        preprocess: Whether cases are preprocessed after planning.
+        verbose: Whether nnU-Net says what it does.
+
+    Raises:
+        UserError: A value is out of range, or two of them contradict each other.
+    """
+
+    configurations: Sequence[str] = ("2d", "3d_fullres", "3d_lowres")
+    gpu_memory_target: float | None = None
+    num_processes_fingerprint: int = 8
+    num_processes: int = 4
+    plans_name: str | None = None
+    target_spacing: Sequence[float] | None = None
+    like: Like | None = None
+    like_spacing: bool = False
+    verify_integrity: bool = False
+    clean: bool = False
+    preprocess: bool = True
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gpu_memory_target is not None and self.gpu_memory_target <= 0:
+            raise UserError(f"-gpu_memory_target must be a positive number of GB, not {self.gpu_memory_target}")
+        like = self.like
+        if like is not None and self.like_spacing and (like.spacing is None or self.target_spacing is not None):
+            raise UserError(
+                "--like_spacing: the source does not say its spacing, or -overwrite_target_spacing is given too"
+            )
+        for option, value in (("-np", self.num_processes), ("-npfp", self.num_processes_fingerprint)):
+            if value < 1:
+                raise UserError(f"{option} {value}: at least 1 worker is needed")
+        name = self.plans_name_or_default
+        if name is not None and not is_folder_name(name):
+            raise UserError(f"-overwrite_plans_name {name!r}: use letters, digits, _ . + and - only")
+
+    @property
+    def plans_name_or_default(self) -> str | None:
+        """The name of the plans; None = the planner's own."""
+        if self.like is None:
+            return self.plans_name
+        return self.plans_name or f"nnUNetEMIMPlans_like_{self.like.name}"
+
+    @property
+    def spacing(self) -> Sequence[float] | None:
+        """The voxel size of 3d_fullres in mm, of the user or of the source; None = nnU-Net plans it."""
+        if self.like is not None and self.like_spacing:
+            return self.like.spacing
+        return self.target_spacing
