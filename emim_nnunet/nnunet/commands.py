@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from nnunetv2.run import run_training
@@ -28,7 +29,12 @@ def search_trainers_with(search: Callable[[str, TrainerSearch], type | None]) ->
         search: Takes the name of a trainer, and nnU-Net's own search, which raises RuntimeError for an unknown name.
     """
     nnunets: TrainerSearch = run_training.recursive_find_trainer_class_by_name
-    run_training.recursive_find_trainer_class_by_name = lambda name: search(name, nnunets)
+
+    @wraps(nnunets)
+    def find(trainer_name: str) -> type | None:
+        return search(trainer_name, nnunets)
+
+    run_training.recursive_find_trainer_class_by_name = find
 
 
 def check_before_training(check: Callable[[str, str, int | str, str, str | None], None]) -> None:
@@ -40,6 +46,7 @@ def check_before_training(check: Callable[[str, str, int | str, str, str | None]
     """
     train: Callable[..., Any] = run_training.run_training
 
+    @wraps(train)
     def checked(
         dataset: str,
         configuration: str,
