@@ -13,7 +13,7 @@ import pytest
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.cli import _run
 from emim_nnunet.cli._run import CommandParser, dataset_id, run
-from emim_nnunet.errors import UserError, causes_logged
+from emim_nnunet.errors import UserError, causes_logged, chained_traceback
 from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.settings.plans import check_architecture, planned
 
@@ -172,7 +172,17 @@ def test_every_command_has_the_option() -> None:
         assert "ArgumentParser(\n" not in source, file.name
 
 
-def test_the_cause_of_an_explained_error_is_logged_without_folders_of_this_machine() -> None:
+def error_of(fail: Callable[[], object]) -> Exception:
+    try:
+        fail()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_the_cause_of_an_explained_error_is_logged_without_folders_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     logged: list[str] = []
     with pytest.raises(UserError, match="plan again"), causes_logged(logged.append):
         explain(None)
@@ -182,6 +192,8 @@ def test_the_cause_of_an_explained_error_is_logged_without_folders_of_this_machi
     assert "KeyError: 'patch_size'" in text
     assert text.endswith("UserError: plans.json: plan again\n")
     assert str(Path(__file__).parent) not in text
+    monkeypatch.setattr(sys, "path", [])  # as for an editable installation
+    assert 'File "emim_nnunet/cli/_run.py", line' in chained_traceback(error_of(lambda: _run.dataset_id("x")))
     for error in (UserError("explains nothing"), ValueError("a mistake in the code")):  # has its traceback already
         with pytest.raises(ValueError, match=str(error)), causes_logged(logged.append):
             raise error

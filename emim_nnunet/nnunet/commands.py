@@ -26,7 +26,7 @@ def search_trainers_with(search: Callable[[str, TrainerSearch], type | None]) ->
     Processes that nnU-Net starts search as usual.
 
     Args:
-        search: Takes the name of a trainer, and nnU-Net's own search, which raises RuntimeError for an unknown name.
+        search: It is given the name of a trainer, and nnU-Net's own search, which raises RuntimeError for an unknown name.
     """
     nnunets: TrainerSearch = run_training.recursive_find_trainer_class_by_name
 
@@ -41,8 +41,8 @@ def check_before_training(check: Callable[[str, str, int | str, str, str | None]
     """Let nnU-Net's command look first at what it is asked for.
 
     Args:
-        check: Takes data set, configuration, fold, name of the plans, and the file of ``-pretrained_weights`` or None; what it
-            raises ends the command before anything is written.
+        check: It is given data set, configuration, fold, name of the plans, and the file of ``-pretrained_weights`` or None;
+            what it raises ends the command before anything is written.
     """
     train: Callable[..., Any] = run_training.run_training
 
