@@ -85,14 +85,16 @@ def test_a_network_that_does_not_exist_and_keys_that_are_missing_end_in_one_line
         )
 
 
-@pytest.mark.parametrize("strides", [2, [], [[1, 1], []], [[1, 1], [2, 0]], [[1, 1], 2.5], [[1, 1], ["2", "2"]]])
+@pytest.mark.parametrize("strides", [2, None, [[1, 1], []], [[1, 1], [2, 0]], [[1, 1], 2.5], [[1, 1], ["2", "2"]]])
 def test_strides_are_numbers_of_each_stage(strides: Any) -> None:
     architecture = UNET | {"arch_kwargs": UNET["arch_kwargs"] | {"strides": strides}}
-    if strides == []:  # the number of stages is for nnU-Net to check
-        check_architecture(architecture, "configuration 'x'")
-        return
     with pytest.raises(UserError, match="'strides' of configuration 'x' must hold a positive whole number"):
         check_architecture(architecture, "configuration 'x'")
+
+
+@pytest.mark.parametrize("strides", [[1, 2], ((1, 1), (2, 2)), [[1, 1], (2, 2)]])
+def test_strides_may_be_tuples_or_the_same_for_all_axes(strides: Any) -> None:
+    check_architecture(UNET | {"arch_kwargs": UNET["arch_kwargs"] | {"strides": strides}}, "configuration 'x'")
 
 
 PASSES: dict[str, tuple[type[Exception], Callable[[], object]]] = {

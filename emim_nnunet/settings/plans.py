@@ -247,7 +247,10 @@ def _is_count(value: Any, name: str) -> bool:
 
 
 def _are_strides(value: Any) -> bool:
-    stages = [stage if isinstance(stage, list) else [stage] for stage in value] if isinstance(value, list) else [[]]
+    """Whether it is a number, or one per axis, for each stage; checkpoints hold tuples too."""
+    if not isinstance(value, list | tuple):
+        return False
+    stages = [stage if isinstance(stage, list | tuple) else [stage] for stage in value]
     return all(stage and all(_is_count(stride, "strides") for stride in stage) for stage in stages)
 
 
