@@ -1,5 +1,5 @@
-"""The one exception that means: the user can mend this. And words for what the file system refuses, and for
-long lists in a message.
+"""The one exception that means: the user can mend this. Words for what the file system refuses, and for long lists; tracebacks
+for a log.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def causes_logged(log: Callable[[str], object]) -> Iterator[None]:
     """Log where an error that became a :class:`UserError` comes from; the error itself goes on.
 
     Args:
-        log: Takes text of several lines. A :class:`UserError` that explains no other error is not logged.
+        log: It is given a text of several lines. A :class:`UserError` that explains no other error is not logged.
     """
     try:
         yield
@@ -43,12 +43,13 @@ def chained_traceback(error: BaseException) -> str:
     """The traceback of an error and of those that it explains, as Python prints it.
 
     Args:
-        error: Any.
+        error: The error.
 
     Returns:
-        Lines; files are named from the folder on that they are imported from, because a log may be shown to others.
+        Several lines; files are named from the folder on that they are imported from, because a log may be shown to others.
     """
-    folders = sorted((os.path.join(os.path.abspath(folder), "") for folder in sys.path), key=len, reverse=True)
+    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # an editable installation is not on the path
+    folders = sorted((os.path.join(os.path.abspath(folder), "") for folder in [own, *sys.path]), key=len, reverse=True)
     told = TracebackException.from_exception(error)
     part: TracebackException | None = told
     while part is not None:

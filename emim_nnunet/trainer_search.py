@@ -52,8 +52,8 @@ def own_trainers_first(trainer_name: str, nnunets_search: Callable[[str], type |
     lost where that import fails.
 
     Args:
-        trainer_name: Value of ``-tr``.
-        nnunets_search: Raises RuntimeError where it finds none.
+        trainer_name: The value of ``-tr``.
+        nnunets_search: nnU-Net's own search, which raises RuntimeError for an unknown name.
 
     Raises:
         UserError: There is no such trainer.

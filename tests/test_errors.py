@@ -13,7 +13,7 @@ import pytest
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.cli import _run
 from emim_nnunet.cli._run import CommandParser, dataset_id, run
-from emim_nnunet.errors import UserError, causes_logged, listed
+from emim_nnunet.errors import UserError, causes_logged, chained_traceback, listed
 from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.settings.plans import check_architecture, planned
 
@@ -85,14 +85,16 @@ def test_a_network_that_does_not_exist_and_keys_that_are_missing_end_in_one_line
         )
 
 
-@pytest.mark.parametrize("strides", [2, [], [[1, 1], []], [[1, 1], [2, 0]], [[1, 1], 2.5], [[1, 1], ["2", "2"]]])
+@pytest.mark.parametrize("strides", [2, None, [[1, 1], []], [[1, 1], [2, 0]], [[1, 1], 2.5], [[1, 1], ["2", "2"]]])
 def test_strides_are_numbers_of_each_stage(strides: Any) -> None:
     architecture = UNET | {"arch_kwargs": UNET["arch_kwargs"] | {"strides": strides}}
-    if strides == []:  # the number of stages is for nnU-Net to check
-        check_architecture(architecture, "configuration 'x'")
-        return
     with pytest.raises(UserError, match="'strides' of configuration 'x' must hold a positive whole number"):
         check_architecture(architecture, "configuration 'x'")
+
+
+@pytest.mark.parametrize("strides", [[1, 2], ((1, 1), (2, 2)), [[1, 1], (2, 2)]])
+def test_strides_may_be_tuples_or_the_same_for_all_axes(strides: Any) -> None:
+    check_architecture(UNET | {"arch_kwargs": UNET["arch_kwargs"] | {"strides": strides}}, "configuration 'x'")
 
 
 PASSES: dict[str, tuple[type[Exception], Callable[[], object]]] = {
@@ -172,7 +174,17 @@ def test_every_command_has_the_option() -> None:
         assert "ArgumentParser(\n" not in source, file.name
 
 
-def test_the_cause_of_an_explained_error_is_logged_without_folders_of_this_machine() -> None:
+def error_of(fail: Callable[[], object]) -> Exception:
+    try:
+        fail()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_the_cause_of_an_explained_error_is_logged_without_folders_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     logged: list[str] = []
     with pytest.raises(UserError, match="plan again"), causes_logged(logged.append):
         explain(None)
@@ -182,6 +194,8 @@ def test_the_cause_of_an_explained_error_is_logged_without_folders_of_this_machi
     assert "KeyError: 'patch_size'" in text
     assert text.endswith("UserError: plans.json: plan again\n")
     assert str(Path(__file__).parent) not in text
+    monkeypatch.setattr(sys, "path", [])  # as for an editable installation
+    assert 'File "emim_nnunet/cli/_run.py", line' in chained_traceback(error_of(lambda: _run.dataset_id("x")))
     for error in (UserError("explains nothing"), ValueError("a mistake in the code")):  # has its traceback already
         with pytest.raises(ValueError, match=str(error)), causes_logged(logged.append):
             raise error

@@ -26,8 +26,8 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     """Call ``main``; a mistake of the user's, what the file system refuses, and too little memory become one line on stderr.
 
     Args:
-        main: The command; takes the arguments (``None``: those of the process).
-        argv: Arguments without the program name.
+        main: The command, which takes the arguments (``None``: those of the process).
+        argv: The arguments without the program name.
 
     Returns:
         The exit code: 0, 2 after an error (argparse itself also exits with 2), 130 after Ctrl-C.
@@ -63,7 +63,11 @@ def _explanation(error: Exception) -> str | None:
 
 
 def show_tracebacks(on: bool) -> None:
-    """Whether :func:`run` shows where an error comes from, besides its line."""
+    """Say whether :func:`run` shows where an error comes from, besides its line.
+
+    Args:
+        on: True for showing it.
+    """
     global _tracebacks_shown
     _tracebacks_shown = on
 
@@ -79,10 +83,10 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose help keeps the lines of its epilog, with the option that every command has: ``--traceback``.
 
     Args:
-        prog: Name of the command.
-        description: One sentence.
-        epilog: Examples.
-        options: Further ones of argparse.
+        prog: The name of the command.
+        description: What it does, in a sentence.
+        epilog: Examples and remarks, in lines as they shall be shown.
+        options: Further options of argparse.
     """
 
     def __init__(
@@ -94,14 +98,14 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _ShowTracebacks(argparse.Action):
-    """Holds for the whole process."""
+    """An option without value that holds for the whole process."""
 
     def __call__(self, *_: object) -> None:
         show_tracebacks(True)
 
 
 class _TakeOver(argparse.Action):
-    """Holds for the whole process."""
+    """An option without value that holds for the whole process."""
 
     def __call__(self, *_: object) -> None:
         take_over_locks(True)
@@ -126,7 +130,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> 
 
     Args:
         parser: The one that gets them.
-        trainer: Default of -tr.
+        trainer: The default of -tr.
     """
     parser.add_argument("dataset", help="id or name of the data set")
     add_configuration_arguments(parser)

@@ -194,7 +194,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command and end the process with its exit code."""
     sys.exit(run(main))
 
 

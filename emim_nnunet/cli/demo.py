@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command and end the process with its exit code."""
     sys.exit(run(main))
 
 

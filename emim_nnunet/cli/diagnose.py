@@ -95,7 +95,7 @@ def _diagnose(arguments: argparse.Namespace) -> str:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command and end the process with its exit code."""
     sys.exit(run(main))
 
 

@@ -74,7 +74,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command and end the process with its exit code."""
     sys.exit(run(main))
 
 

@@ -58,7 +58,7 @@ def _train(arguments: argparse.Namespace, device: object) -> None:
 
 
 def entry() -> None:
-    """Module script."""
+    """Run the command and end the process with its exit code."""
     sys.exit(run(main))
 
 

@@ -61,7 +61,7 @@ def _device_arguments(given: Sequence[str]) -> list[str]:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command and end the process with its exit code."""
     sys.exit(run(main))
 
 

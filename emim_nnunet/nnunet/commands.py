@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from nnunetv2.run import run_training
@@ -25,21 +26,27 @@ def search_trainers_with(search: Callable[[str, TrainerSearch], type | None]) ->
     Processes that nnU-Net starts search as usual.
 
     Args:
-        search: Takes the name of a trainer, and nnU-Net's own search, which raises RuntimeError for an unknown name.
+        search: It is given the name of a trainer, and nnU-Net's own search, which raises RuntimeError for an unknown name.
     """
     nnunets: TrainerSearch = run_training.recursive_find_trainer_class_by_name
-    run_training.recursive_find_trainer_class_by_name = lambda name: search(name, nnunets)
+
+    @wraps(nnunets)
+    def find(trainer_name: str) -> type | None:
+        return search(trainer_name, nnunets)
+
+    run_training.recursive_find_trainer_class_by_name = find
 
 
 def check_before_training(check: Callable[[str, str, int | str, str, str | None], None]) -> None:
     """Let nnU-Net's command look first at what it is asked for.
 
     Args:
-        check: Takes data set, configuration, fold, name of the plans, and the file of ``-pretrained_weights`` or None; what it
-            raises ends the command before anything is written.
+        check: It is given data set, configuration, fold, name of the plans, and the file of ``-pretrained_weights`` or None;
+            what it raises ends the command before anything is written.
     """
     train: Callable[..., Any] = run_training.run_training
 
+    @wraps(train)
     def checked(
         dataset: str,
         configuration: str,

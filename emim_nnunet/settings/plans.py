@@ -17,10 +17,10 @@ from emim_nnunet.errors import UserError
 NETWORKS = "dynamic_network_architectures."
 IMPORTED = ("torch.nn.", NETWORKS)
 FOLDER_NAME = re.compile(r"[\w.+-]+")
-READERS = ("dynamic_network_architectures", "nnunetv2")  # of plans
-CALLED = ("numpy", "pydoc", "torch")  # by them
+READERS = ("dynamic_network_architectures", "nnunetv2")  # packages that read plans
+CALLED = ("numpy", "pydoc", "torch")  # packages that they call
 OF_A_CALL = ("() ", "callable")  # in messages of Python about the arguments of a call
-MADE_OF_PLANS = ("builtins", "dynamic_network_architectures", "torch")
+MADE_OF_PLANS = ("builtins", "dynamic_network_architectures", "torch")  # packages of the classes that plans name
 OF_THE_MACHINE = ("CUDA", "NVIDIA", "MPS", "DefaultCPUAllocator")  # in messages of torch that no plans are to blame for
 MAX_NUMBER = 1 << 20
 MAX_ENTRIES = 100  # of a list
@@ -67,7 +67,7 @@ def check_plans(plans: Any, configuration: str | None = None) -> None:
     """Whether plans are as nnU-Net and this package need them.
 
     Args:
-        plans: Content of a plans JSON.
+        plans: The content of a plans JSON.
         configuration: The one that will be used; None = check what holds for all.
 
     Raises:
@@ -103,8 +103,8 @@ def planned(what: str, advice: str = "plan again with emim_plan_and_preprocess")
     fit what nnU-Net offers, or where something is missing in it or in torch.
 
     Args:
-        what: For the message, for example ``the network that the plans describe cannot be built``.
-        advice: How to mend it.
+        what: The beginning of the message, for example ``the network that the plans describe cannot be built``.
+        advice: This says how the user can mend it.
 
     Raises:
         UserError: With the reason.
@@ -152,8 +152,8 @@ def check_architecture(architecture: Any, where: str) -> None:
     """Whether an architecture is one of nnU-Net's and names nothing else to import.
 
     Args:
-        architecture: As in a configuration of the plans.
-        where: For the message.
+        architecture: The architecture of a configuration of the plans.
+        where: The configuration or file, for the message.
 
     Raises:
         UserError: It is not.
@@ -208,11 +208,11 @@ def inheritance(plans: dict[str, Any], configuration: str) -> list[dict[str, Any
     """A configuration and those that it inherits from.
 
     Args:
-        plans: Content of a plans JSON.
-        configuration: Name.
+        plans: The content of a plans JSON.
+        configuration: The name of the configuration.
 
     Returns:
-        Contents, the most general one first.
+        Their contents, the most general one first.
 
     Raises:
         UserError: Unknown configuration, or circular inheritance.
@@ -247,7 +247,10 @@ def _is_count(value: Any, name: str) -> bool:
 
 
 def _are_strides(value: Any) -> bool:
-    stages = [stage if isinstance(stage, list) else [stage] for stage in value] if isinstance(value, list) else [[]]
+    """Whether it is a number, or one per axis, for each stage; checkpoints hold tuples too."""
+    if not isinstance(value, list | tuple):
+        return False
+    stages = [stage if isinstance(stage, list | tuple) else [stage] for stage in value]
     return all(stage and all(_is_count(stride, "strides") for stride in stage) for stage in stages)
 
 

@@ -19,10 +19,10 @@ def check_request(dataset: str, configuration: str, fold: int | str, plans_name:
     """Look at what nnU-Net would stumble over without a word that helps.
 
     Args:
-        dataset: Id or name of a preprocessed data set.
-        configuration: Of the plans.
-        fold: Number, or ``all``.
-        plans_name: Name of the plans.
+        dataset: The id or name of a preprocessed data set.
+        configuration: The name of a configuration of the plans.
+        fold: The number of a fold, or ``all``.
+        plans_name: The name of the plans.
 
     Raises:
         UserError: Variables, data set, plans, configuration, preprocessed cases or fold are missing or not as they must be.
@@ -44,11 +44,11 @@ def check_command(dataset: str, configuration: str, fold: int | str, plans_name:
     """As :func:`check_request`, for nnU-Net's training command, which may be given weights.
 
     Args:
-        dataset: Id or name of a preprocessed data set.
-        configuration: Of the plans.
-        fold: Number, or ``all``.
-        plans_name: Name of the plans.
-        weights: File of ``-pretrained_weights``.
+        dataset: The id or name of a preprocessed data set.
+        configuration: The name of a configuration of the plans.
+        fold: The number of a fold, or ``all``.
+        plans_name: The name of the plans.
+        weights: The file of ``-pretrained_weights``; None = not given.
 
     Raises:
         UserError: The request or the file is not as it must be; code in the file is not run.
