@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import structure
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("emim_nnunet", "trainers", "planners", "dataset_conversion")
 
@@ -146,6 +148,19 @@ def test_imports_go_one_way() -> None:
 def test_no_star_imports_prints_or_machine_paths() -> None:
     found = [violation for module, source in modules() for violation in other_violations(module, source)]
     assert not found, "\n".join(found)
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    found = structure.measure(*structure.PACKAGE, "benchmarks")
+    long = {name: n for name, n in found.files.items() if n > structure.MAX_FILE_LINES}
+    long |= {name: n for name, n in found.functions.items() if n > structure.MAX_FUNCTION_LINES}
+    assert not long
+
+
+def test_everything_public_is_documented_and_everything_annotated() -> None:
+    found = structure.measure(*structure.PACKAGE)
+    assert found.public - found.documented == set()
+    assert found.signatures - found.annotated == set()
 
 
 def test_every_module_is_looked_at() -> None:

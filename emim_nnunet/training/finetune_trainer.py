@@ -18,7 +18,7 @@ from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require
 from emim_nnunet.checkpoints.io import read_checkpoint
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.preprocessed import without_code
-from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
+from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.settings.block import config_from_block, require
@@ -118,7 +118,7 @@ class FinetuneTrainer(StageTrainer):
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
         self._trained = True
-        with explained(), self._folder:
+        with causes_logged(self.print_to_log_file), explained(), self._folder:
             if not self.was_initialized:
                 self.initialize()
             self._prepare_encoder()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, describe_os_error
+from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged, describe_os_error
 from emim_nnunet.nnunet.training import empty_cache
 from emim_nnunet.storage.files import remove_leftovers, write_json
 from emim_nnunet.training.checkpoint import FINAL, LATEST, LOG, PREVIOUS, check_beginning, unfinished_checkpoint
@@ -43,7 +43,7 @@ class SSLTrainer(SSLStage):
             UserError: What the user can mend.
             SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a checkpoint has been written then.
         """
-        with explained(), self._folder, self._interruption:
+        with causes_logged(self.print_to_log_file), explained(), self._folder, self._interruption:
             if self._finished:
                 self.print_to_log_file(f"This SSL stage is finished: {Path(self.output_folder) / FINAL}")
                 return
