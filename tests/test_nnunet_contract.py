@@ -293,7 +293,7 @@ def test_a_changed_signature_is_reported_in_one_sentence(monkeypatch: pytest.Mon
     assert sentence.startswith(
         "PlansManager.get_configuration was (self, configuration_name), and is (self, name, fold) in nnunetv2 2."
     )
-    assert "emim_nnunet/training/ssl_trainer.py" in sentence
+    assert "emim_nnunet/training/stage_trainer.py" in sentence
     monkeypatch.undo()
     monkeypatch.delattr(symbols["PlansManager"], "plans_name")
     (sentence,) = mismatches(rows, symbols)

@@ -329,8 +329,7 @@ def _rank(
     made.config = replace(made.config, batch_size=batch_size // ranks)  # the share of this rank
     batches = synthetic_batches(made)
     seconds = []
-    for _ in range(steps + 1):
-        batch = next(batches)
+    for batch in islice(batches, steps + 1):
         torch.distributed.barrier()
         start = perf_counter()
         made.train_step(batch)
@@ -346,7 +345,6 @@ def report(result: dict[str, Any]) -> None:
 
 
 TASKS = {t.__name__: t for t in (step, convolutions, parts, loader, start, epoch, growth, scaling)}
-
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
     report(TASKS[sys.argv[1]](**json.loads(sys.argv[2])))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from emim_nnunet.errors import UserError
+
 # names of the same contrast; everything else is compared as it is, without case and punctuation
 ALIASES = {
     "t1": ("t1w", "t1n", "t1pre", "t1native"),
@@ -19,8 +21,17 @@ STANDARD = {alias: name for name, aliases in ALIASES.items() for alias in aliase
 
 
 def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """Names of the channels in nnU-Net's order (``modality`` is the name of the key in old data sets)."""
+    """Names of the channels in nnU-Net's order.
+
+    Args:
+        dataset_json: ``dataset.json``; ``modality`` is the name of the key in old data sets.
+
+    Raises:
+        UserError: The names are no JSON object.
+    """
     names: Any = dataset_json.get("channel_names", dataset_json.get("modality"))
+    if not isinstance(names, dict):
+        raise UserError(f"'channel_names' of dataset.json must be a JSON object, not {type(names).__name__}")
     return [names[key] for key in sorted(names, key=int)]
 
 

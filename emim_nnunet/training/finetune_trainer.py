@@ -118,7 +118,7 @@ class FinetuneTrainer(StageTrainer):
     def run_training(self) -> None:
         """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
         self._trained = True
-        with causes_logged(self.print_to_log_file), explained(), self._folder:
+        with causes_logged(self._log_quietly), explained(), self._folder:
             if not self.was_initialized:
                 self.initialize()
             self._prepare_encoder()

@@ -43,7 +43,7 @@ class SSLTrainer(SSLStage):
             UserError: What the user can mend.
             SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a checkpoint has been written then.
         """
-        with causes_logged(self.print_to_log_file), explained(), self._folder, self._interruption:
+        with causes_logged(self._log_quietly), explained(), self._folder, self._interruption:
             if self._finished:
                 self.print_to_log_file(f"This SSL stage is finished: {Path(self.output_folder) / FINAL}")
                 return

@@ -85,3 +85,7 @@ class StageTrainer(nnUNetTrainer):
     def print_to_log_file(self, *args: object, **options: bool) -> None:
         """nnU-Net's log, without the paths of this machine."""
         super().print_to_log_file(*map(without_paths, args), **options)
+
+    def _log_quietly(self, text: str) -> None:
+        """Into the log, and not on the terminal."""
+        self.print_to_log_file(text, also_print_to_console=False)
