@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from emim_nnunet.dataloading.batch import method_inputs, prepare
 from emim_nnunet.dataloading.crops import CropDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.diagnosis.collapse_monitor import update_probe
@@ -21,7 +22,6 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size, voxels_to_cells
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.randomness import Stream, seeded_generator
-from emim_nnunet.views.augmentation import clear_outside_
 from emim_nnunet.views.boxes import centre_box
 
 BATCH = 2
@@ -125,16 +125,10 @@ class Measurement:
     def _prepare(self, items: list[dict[str, Any]], method: SSLMethod | None) -> Batch:
         """Crops as a batch, its image and foreground on the device, and there what the method draws for them."""
         batch = default_collate(items)
-        image, foreground = batch["image"].to(self.device), batch["foreground"].to(self.device)
-        clear_outside_(image, foreground, self.data.dataset.manager.use_mask_for_norm)
+        zero_outside = self.data.dataset.manager.use_mask_for_norm
         if method is None:
-            return batch, image, foreground, {}
-        samples = [
-            method.draw(seeded_generator(self.seed, Stream.MASK, index), present)
-            for index, present in zip(batch["index"].tolist(), batch["present"], strict=True)
-        ]
-        draws = {k: torch.cat([s[k] for s in samples]) for k in samples[0]} | {"subject": batch["subject"]}
-        return batch, image, foreground, {k: v.to(self.device) for k, v in draws.items()}
+            return batch, *prepare(batch, self.device, zero_outside), {}
+        return batch, *method_inputs(method, batch, self.device, zero_outside, self.seed)
 
     def _probe_rows(
         self, features: Tensor, fractions: Tensor, foreground: Tensor, number: int
