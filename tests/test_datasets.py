@@ -99,7 +99,10 @@ def test_a_configuration_without_a_folder_is_refused(small: PreprocessedDataset)
 
 
 def test_nothing_is_read_before_it_is_asked_for(small: PreprocessedDataset, tmp_path: Path) -> None:
-    replace(small, folder=tmp_path / "nowhere")
+    gone = replace(small, folder=tmp_path / "nowhere")
+    assert gone.channel_names == ["channel0", "channel1"]
+    assert gone.manager.patch_size == small.manager.patch_size
+    assert gone.cases == {}
 
 
 @pytest.mark.parametrize("name", ["7", 7, "Dataset007_None", "../Dataset001_Toy"])
