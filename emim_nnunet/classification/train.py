@@ -26,7 +26,8 @@ from emim_nnunet.classification.model import (
     save_classifier,
 )
 from emim_nnunet.classification.table import LabelTable
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.dataloading.loader import BatchNumbers, CropBatches
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.training import get_allowed_n_proc_DA
 from emim_nnunet.storage.versions import versions

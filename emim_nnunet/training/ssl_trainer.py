@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_method
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.dataloading.loader import BatchNumbers, CropBatches
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.preprocessed import case_folders, case_identifiers, read_orientations, unlabelled_folder
