@@ -72,7 +72,7 @@ class CropDataset(Dataset):
     sequence would be of two data sets.
 
     Args:
-        cases: At least one.
+        cases: The cases to take crops of, at least one.
         patch_size: Voxels per axis, 2 or 3 axes; 2D patches are slices along the first axis.
         seed: Seed of the whole sequence.
         with_label: Give the labels as well.
@@ -103,10 +103,10 @@ class CropDataset(Dataset):
         """Look at the first case of each folder.
 
         Args:
-            number: Channels that the images must have.
+            number: Number of channels that the images must have.
 
         Raises:
-            UserError: They have others, or cannot be read.
+            UserError: Images have another number of channels, or cannot be read.
         """
         for folder in case_folders(self.cases):
             case = next(case for case in self.cases if case.folder == folder)

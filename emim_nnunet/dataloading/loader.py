@@ -31,8 +31,8 @@ class BatchNumbers:
     Attributes:
         batch_size: Samples per batch over all ranks.
         first_step: Number of the first batch; a resumed run continues where it was.
-        num_steps: Batches before the sequence repeats; None = never.
-        rank: This rank.
+        num_steps: Number of batches before the sequence repeats; None = never.
+        rank: Number of this rank.
         world_size: Number of ranks; rank r takes its contiguous share of each batch.
     """
 
@@ -61,10 +61,10 @@ class CropBatches:
     ``case`` list of ids. The workers start with the first batch, or with :meth:`start`.
 
     Args:
-        dataset: Crops.
-        numbers: Which crops make which batch.
-        num_workers: Processes; 0 loads in this one.
-        pin_memory: For faster copies to a GPU.
+        dataset: The crops.
+        numbers: Numbers of the crops of each batch.
+        num_workers: Number of processes that read; 0 reads in this one.
+        pin_memory: Lock batches in memory, which makes copies to a GPU faster.
         start_worker: Called in each worker with its number.
     """
 
