@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset, present_channels
+import emim_nnunet.dataloading.crops as crops_module
+from emim_nnunet.dataloading.crops import CropDataset, present_channels
+from emim_nnunet.dataloading.loader import BatchNumbers, CropBatches
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
@@ -120,6 +122,67 @@ def test_a_death_shows_where_a_batch_is_waited_for_and_nowhere_else(cases: list[
             for _ in range(10):
                 next(batches)
         batches.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "workers"),
+    [(AttributeError("gone"), 0), (AttributeError("gone"), 1), (TypeError("odd"), 0), (RuntimeError("of torch"), 0)],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_an_error_that_is_not_of_the_files_stays_what_it_is(
+    error: Exception, workers: int, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    # a RuntimeError is blosc2's where files are read, and ours where a box is drawn
+    where = (CropDataset, "_random_box") if isinstance(error, RuntimeError) else (crops_module, "crop_box")
+    monkeypatch.setattr(*where, fail)
+    loader = CropBatches(crops(cases), BatchNumbers(batch_size=1), num_workers=workers, pin_memory=False)
+    with pytest.raises(type(error), match=str(error)):
+        next(loader)
+    loader.close()
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    """Ways in which a file can be damaged."""
+    return {
+        "empty": b"",
+        "cut in the header": content[:50],
+        "cut in the voxels": content[: len(content) * 2 // 3],
+        "zeros at the beginning": bytes(60) + content[60:],
+        "text": b"version https://git-lfs.github.com/spec/v1\n" * 9,
+        "ones": b"\xff" * len(content),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["b2nd", "npz", "npy"])
+def test_damaged_files_are_named_whatever_their_format(suffix: str, tmp_path: Path) -> None:
+    data, seg = np.random.default_rng(0).random((2, *SHAPE), dtype=np.float32), np.zeros((1, *SHAPE), np.int16)
+    if suffix == "b2nd":
+        whole = {"chunks": (1, *SHAPE), "blocks": (1, *SHAPE)}
+        nnUNetDatasetBlosc2.save_case(data, seg, {"class_locations": {}}, str(tmp_path / "a"), **whole)
+    else:
+        nnUNetDatasetNumpy.save_case(data, seg, {"class_locations": {}}, str(tmp_path / "a"))
+    if suffix == "npy":
+        np.save(tmp_path / "a.npy", data)
+        np.save(tmp_path / "a_seg.npy", seg)
+    file = tmp_path / f"a.{suffix}"
+    content = file.read_bytes()
+    for how, spoilt in damaged(content).items():
+        file.write_bytes(spoilt)
+        with pytest.raises(UserError, match=r"^the preprocessed case a cannot be read \(.*\): preprocess it anew$"):
+            pytest.fail(f"{how}: {crops([Case(tmp_path, 'a')])[0]['case']}")
+
+
+def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    for shape, seg_shape in (((2, 8, 8, 8), (1, 8, 8, 9)), ((2, 8, 8), (1, 8, 8)), ((2, 8, 8, 8), (0, 8, 8, 8))):
+        np.savez(tmp_path / "a.npz", data=np.zeros(shape, np.float32), seg=np.zeros(seg_shape, np.int16))
+        with pytest.raises(UserError, match=r"^the preprocessed case a cannot be read \(ValueError: an image of shape"):
+            crops([Case(tmp_path, "a")])[0]
+    np.savez(tmp_path / "a.npz", data=np.zeros((2, 8, 8, 8), np.float32))
+    with pytest.raises(UserError, match=r"^the preprocessed case a cannot be read \(KeyError: "):
+        crops([Case(tmp_path, "a")])[0]
 
 
 def test_a_resumed_loader_continues_the_sequence(cases: list[Case]) -> None:

@@ -71,6 +71,30 @@ def test_every_method_has_a_trainer() -> None:
 
 
 @each_method
+def test_methods_have_parts_and_do_not_inherit_each_other(method_class: type[SSLMethod]) -> None:
+    assert [base for base in method_class.__mro__ if base in found_methods()] == [method_class]
+
+
+@pytest.mark.parametrize(
+    ("method_class", "settings", "parts"),
+    [
+        (MIM, {}, ["encoder", "decoder"]),
+        (MIM, {"fill": "learned"}, ["fill", "encoder", "decoder"]),
+        (EMIM, {}, ["fill", "encoder", "decoder", "projectors"]),
+        (MaskInMask, {}, ["encoder", "decoder", "parent_heads", "child_heads"]),
+    ],
+)
+def test_weights_keep_the_names_and_the_order_that_checkpoints_hold(
+    method_class: type[SSLMethod], settings: dict[str, Any], parts: list[str]
+) -> None:
+    """The optimiser's state is stored by the number of a parameter."""
+    method = make(method_class, **settings)
+    for names in (method.state_dict(), dict(method.named_parameters())):
+        assert list(dict.fromkeys(name.split(".")[0] for name in names)) == parts
+        assert [name for name in names if name.startswith("fill")] == [part for part in parts if part == "fill"]
+
+
+@each_method
 @pytest.mark.parametrize("num_axes", [2, 3])
 @pytest.mark.parametrize("num_channels", [1, 2, 4, 8])
 def test_loss_is_finite_and_reaches_every_parameter(

@@ -20,7 +20,8 @@ from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_che
 from emim_nnunet.classification.model import CaseClassifier
 from emim_nnunet.classification.settings import Settings
 from emim_nnunet.dataloading.batch import Augmentation, prepare
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.dataloading.loader import BatchNumbers, CropBatches
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.distributed import all_reduce_sum, is_distributed, rank, world_size
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError

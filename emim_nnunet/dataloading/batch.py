@@ -96,7 +96,7 @@ def method_inputs(
 
     Args:
         method: Draws the random inputs.
-        batch: Of :class:`~emim_nnunet.dataloading.crops.CropBatches`.
+        batch: Of :class:`~emim_nnunet.dataloading.loader.CropBatches`.
         device: Where they are wanted.
         use_mask_for_norm: See :func:`prepare`.
         seed: Of the random inputs.

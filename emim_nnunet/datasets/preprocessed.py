@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import blosc2
 import numpy as np
@@ -20,6 +23,18 @@ from emim_nnunet.nnunet.cases import infer_dataset_class, nnUNetDatasetBlosc2, n
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
+UNREADABLE = (  # what comes of files that are missing, damaged or not what they should be
+    OSError,  # missing, not permitted, a disk that fails
+    EOFError,  # numpy: an empty file
+    RuntimeError,  # blosc2: whatever its library reports
+    ValueError,  # numpy: no header, or fewer voxels than it states; both: a header that is no text; ours
+    SyntaxError,  # both: a header, which is text of Python, that is none
+    TokenError,  # numpy: the same
+    OverflowError,  # blosc2: impossible numbers in the header
+    KeyError,  # numpy: an archive without the array
+    BadZipFile,
+    zlib.error,
+)
 PLAIN: tuple[str, ...] = ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "int", "float", "bool")
 PLAIN += ("str", "list", "tuple", "dict")
 NUMPY = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}  # the last one: bytes in old protocols
@@ -113,9 +128,12 @@ def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
         (C, *shape) float and (1, *shape) int: arrays, or open files that read what is asked for.
 
     Raises:
-        Exception: Whatever blosc2 and numpy raise on files that are missing or damaged.
+        Exception: One of :data:`UNREADABLE`: files are missing, damaged or do not belong together.
     """
-    return _open(folder / identifier, "", "data"), _open(folder / identifier, "_seg", "seg")
+    image, seg = _open(folder / identifier, "", "data"), _open(folder / identifier, "_seg", "seg")
+    if image.ndim != 4 or image.shape[1:] != seg.shape[1:] or 0 in (*image.shape, *seg.shape):
+        raise ValueError(f"an image of shape {image.shape} and a segmentation of shape {seg.shape}")
+    return image, seg
 
 
 def _open(case: Path, suffix: str, key: str) -> Any:
@@ -124,7 +142,7 @@ def _open(case: Path, suffix: str, key: str) -> Any:
     if file.is_file():
         array = blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **MMAP)
         if not isinstance(array, blosc2.NDArray):  # a stored expression would be computed, with code from the file
-            raise TypeError(f"{file.name} holds a {type(array).__name__} instead of an array")
+            raise ValueError(f"{file.name} holds a {type(array).__name__} instead of an array")
         return array
     if (file := case.with_name(f"{name}.npy")).is_file():  # unpacked by nnU-Net
         return np.load(file, mmap_mode="r", allow_pickle=False)
@@ -134,14 +152,17 @@ def _open(case: Path, suffix: str, key: str) -> Any:
 
 @contextmanager
 def readable(identifier: str) -> Iterator[None]:
-    """Name the case whose files cannot be read.
+    """Name the case whose files cannot be read. Around reading only: the errors of anything else must not be taken for these.
+
+    Args:
+        identifier: Case id.
 
     Raises:
-        UserError: Instead of whatever blosc2 and numpy raise on files that are missing or damaged.
+        UserError: Instead of :data:`UNREADABLE`; all other errors stay what they are.
     """
     try:
         yield
-    except Exception as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or "no reason given"
         raise UserError(
             f"the preprocessed case {identifier} cannot be read ({type(error).__name__}: {reason}): preprocess it anew"

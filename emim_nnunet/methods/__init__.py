@@ -34,10 +34,10 @@ def method_class(name: str) -> type[SSLMethod[Any]]:
     """The method of that class name, as a checkpoint records it.
 
     Args:
-        name: For example ``EMIM``.
+        name: Name of a class, as ``EMIM``.
 
     Raises:
-        UserError: There is none.
+        UserError: No method has that name.
     """
     found = {item.__name__: item for item in method_classes()}
     if name not in found:
@@ -49,6 +49,6 @@ def papers_of(name: str) -> list[str]:
     """What to cite for a method; nothing for an encoder that is not of one of ours.
 
     Args:
-        name: Class name, or what else an encoder says about its origin.
+        name: Name of a class, or what else an encoder says about its origin.
     """
     return [method.paper for method in method_classes() if method.__name__ == name]

@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
         image: (B, C, *P), the patch as it is.
         foreground: (B, 1, *P) bool, True inside the body.
         masked_image: (B, C, *P), the network's input.
-        prediction: (B, C, *P).
+        prediction: (B, C, *P), the network's output.
         target: (B, C, *P), what the prediction is compared with.
         hidden: (B, C, *P) bool, True = masked.
         counted: (B, C, *P) bool, what the loss counts: masked, and inside the body if asked.
@@ -61,7 +61,7 @@ class MethodOutput(NamedTuple):
             covers the same voxels.
         original_features: Detached stage outputs for the patch as it is, of all stages; in evaluation mode only, and where the
             method computes them anyway.
-        reconstruction: Of the first view; None for a method that reconstructs nothing.
+        reconstruction: What was reconstructed of the first view; None for a method that reconstructs nothing.
         state: Detached tensors for :meth:`SSLMethod.after_step`, with the samples of this rank along the first axis.
     """
 
@@ -87,7 +87,7 @@ class SSLMethod(nn.Module, Generic[Config]):
     Attributes:
         encoder: The part that is transferred; its keys in the state dict start with ``encoder.``.
         config_class: The frozen dataclass of the method's settings.
-        paper: What to cite; stands in every export.
+        paper: The publication to cite; it stands in every export.
     """
 
     config_class: ClassVar[type[SSLConfig]]
@@ -111,7 +111,7 @@ class SSLMethod(nn.Module, Generic[Config]):
             strides: Stride of each encoder stage.
 
         Raises:
-            UserError: They do not; names the key of the ``emim`` block.
+            UserError: They do not fit; the message names the key of the ``emim`` block.
         """
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ class SSLMethod(nn.Module, Generic[Config]):
         """Change what the method remembers, after each step of the optimiser; by default nothing.
 
         Args:
-            state: That of the step's :class:`MethodOutput`, on this rank; the result must be the same on all ranks.
+            state: ``state`` of the step's :class:`MethodOutput`, on this rank; the result must be the same on all ranks.
         """
 
     def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:

@@ -86,7 +86,7 @@ def geometry(config: LevelsConfig, patch_size: Sequence[int]) -> Geometry:
         patch_size: Voxels per axis.
 
     Raises:
-        UserError: It does not come out even; names the key.
+        UserError: The patch cannot be divided like that; the message names the key.
     """
     octants = config.parent_factor or (2,) * len(patch_size)
     require(

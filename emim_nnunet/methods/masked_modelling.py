@@ -193,9 +193,9 @@ class MaskedModelling:
             foreground: (N, 1, *P) bool.
             masked: (N, C, *G) bool, True = the cell is masked.
             present: (N, C) bool, the modalities that count.
-            encoder: That of the method.
-            decoder: That of the method.
-            fill: That of the method.
+            encoder: The encoder of the method.
+            decoder: The decoder of the method, see :meth:`new_weights`.
+            fill: The fill value of the method, see :meth:`new_weights`.
 
         Returns:
             The complete output of a method whose loss is the reconstruction, and the stage outputs for the masked image.

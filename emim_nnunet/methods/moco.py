@@ -34,18 +34,18 @@ class MoCoZCAConfig(SSLConfig):
     """Settings of MoCo v2 with local features and ZCA whitening.
 
     Attributes:
-        temperature: Of both InfoNCE losses.
-        key_momentum: Of the momentum encoder, per step. 0.999 belongs to runs of many thousand steps.
-        queue_size: Keys that are remembered; fewer than the different crops of the data set.
+        temperature: Divides the similarities of both InfoNCE losses.
+        key_momentum: Share of the momentum encoder that each step keeps. 0.999 belongs to runs of many thousand steps.
+        queue_size: Number of keys that are remembered; fewer than the different crops of the data set.
         projection_width: Columns of the embedding.
         local_weight: Weight of the local loss; 0 leaves it out.
         local_mode: ``region``: every region of the first view's overlap with the second one is to find its own place there;
             ``gap``: the whole first-stage output, averaged, against a queue of such averages.
-        local_regions: Regions per axis.
+        local_regions: Number of regions per axis.
         zca: Whiten the feature vector before the projector.
         zca_group: Most channels that are whitened together.
         zca_eps: Shrinkage of the covariance towards a multiple of the identity.
-        zca_rows: Newest feature vectors that the covariance is taken of.
+        zca_rows: Number of newest feature vectors that the covariance is taken of.
         view_overlap: Least share of a view that the other one covers too.
         p_drop_modality: Probability that a view lacks one of its modalities (never the only one).
     """
@@ -204,7 +204,7 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         return _embed(head, regions.flatten(2).transpose(1, 2).flatten(0, 1))
 
     def _shared_box(self, view: str, grid: Sequence[int], draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Where, in positions of a stage's output for a view, the part begins and ends that both views show."""
+        """Begin and end of the part that both views show, in positions of a stage's output for one of them."""
         lowers = [draws[f"{v}_lower"] for v in VIEWS]
         patch, scale = (lowers[0].new_tensor(s).float() for s in (self.patch_size, grid))
         lower, upper = torch.maximum(*lowers), torch.minimum(*lowers) + patch

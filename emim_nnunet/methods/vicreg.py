@@ -32,9 +32,9 @@ class VICRegConfig(SSLConfig):
         vicreg_stage: Encoder stage that it acts on; -1 = the deepest that has at least as many positions as the patch has cells
             of ``cell_size``.
         vicreg_width: Columns of the projector.
-        invariance_weight: Of the squared distance of the two views.
-        variance_weight: Of the hinge on the standard deviation of each column.
-        covariance_weight: Of the squared covariances of different columns.
+        invariance_weight: Weight of the squared distance of the two views.
+        variance_weight: Weight of the hinge on the standard deviation of each column.
+        covariance_weight: Weight of the squared covariances of different columns.
         cells_per_sample: At most this many foreground cells of each sample are rows.
         patches_at_once: At most this many patches (a sample has two views) are in memory at once; the others are computed again
             in the backward pass.

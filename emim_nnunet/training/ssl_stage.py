@@ -16,7 +16,8 @@ from tqdm import tqdm
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.dataloading.batch import Augmentation, draw, method_inputs
-from emim_nnunet.dataloading.crops import BatchNumbers, CropBatches, CropDataset
+from emim_nnunet.dataloading.crops import CropDataset
+from emim_nnunet.dataloading.loader import BatchNumbers, CropBatches
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases

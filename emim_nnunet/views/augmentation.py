@@ -110,7 +110,7 @@ def _resample(tensor: Tensor, matrix: Tensor) -> Tensor:
 def _draw_matrix(
     patch_size: Sequence[int], generator: torch.Generator, p_rotation: float, p_scaling: float
 ) -> Tensor | None:
-    """Where, in voxels from the centre, the content of a voxel comes from: (axes, axes), or None for where it is."""
+    """The matrix (axes, axes) from a voxel to where its content comes from, in voxels from the centre; None = nothing moves."""
     rotates, scales = (torch.rand(2, generator=generator) < torch.tensor([p_rotation, p_scaling])).tolist()
     if not rotates and not scales:
         return None

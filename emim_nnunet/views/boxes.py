@@ -90,8 +90,8 @@ def pool_boxes(image: Tensor, lower: Tensor, upper: Tensor, regions: int) -> Ten
     Args:
         image: (B, C, *P) float.
         lower: (B, axes), where the box begins, in voxels.
-        upper: (B, axes), where it ends.
-        regions: Per axis, r.
+        upper: (B, axes), where the box ends, in voxels.
+        regions: Number of parts per axis, r.
 
     Returns:
         (B, C, r, ..., r) float32.

@@ -20,7 +20,7 @@ BLUR_RADIUS = 3
 
 
 def draw_intensity(num_modalities: int, generator: torch.Generator, present: Tensor | None = None) -> Tensor:
-    """How the modalities of one view change.
+    """Draw how the modalities of one view change.
 
     Args:
         num_modalities: C.
@@ -60,7 +60,7 @@ def draw_noise(shape: tuple[int, ...], parameters: Tensor, generator: torch.Gene
         shape: (1, C, *P).
         parameters: (1, C, 5) of :func:`draw_intensity`, on the CPU.
         generator: CPU generator; decides the seed.
-        device: Where to draw; the numbers differ between kinds of devices.
+        device: Device to draw on; the numbers differ between kinds of devices.
 
     Returns:
         (1, C, *P) float32 on ``device``.
