@@ -19,6 +19,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.phantom import write_brats2023
 from emim_nnunet.storage.files import read_json, write_json
 from emim_nnunet.storage.locks import acquire
+from emim_nnunet.storage.tables import markdown_table
 from emim_nnunet.training.plots import plot_overlay
 
 TRAIN_ID, TEST_ID = 991, 992
@@ -255,9 +256,9 @@ def dice_table(dice: dict[str, Any]) -> str:
         Text.
     """
     regions = list(dice["scratch"])
-    lines = ["| Dice | " + " | ".join(regions) + " |", "|---" * (len(regions) + 1) + "|"]
-    for name in ("scratch", "pretrained"):
-        lines.append(f"| {name} | " + " | ".join(f"{np.nanmean(dice[name][r]):.3f}" for r in regions) + " |")
+    arms = ("scratch", "pretrained")
+    rows = [[name, *(f"{np.nanmean(dice[name][region]):.3f}" for region in regions)] for name in arms]
+    lines = markdown_table(["Dice", *regions], rows)
     pairs = zip(_by_case(dice, "pretrained"), _by_case(dice, "scratch"), strict=True)
     better = sum(np.nanmean(pretrained) > np.nanmean(scratch) for pretrained, scratch in pairs)
     note = (

@@ -17,6 +17,7 @@ from typing import Any
 
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.diagnostics import Thresholds, judge
+from emim_nnunet.storage.tables import markdown_table
 
 SHORT_RUNS = Thresholds(patience_steps=0)  # whatever lasts for three evaluations, of however few steps
 COLUMNS = (
@@ -39,11 +40,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders")
     arguments = parser.parse_args()
     print(f"Thresholds: {asdict(SHORT_RUNS)}\n")
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|---" * len(COLUMNS) + "|")
-    for folder in arguments.runs:
-        for name, history, warmup, norm_pix in runs_in(folder):
-            print("| " + " | ".join(row(name, history, warmup, norm_pix)) + " |")
+    print("\n".join(markdown_table(COLUMNS, [row(*run) for folder in arguments.runs for run in runs_in(folder)])))
 
 
 def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool]]:

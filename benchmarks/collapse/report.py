@@ -16,6 +16,7 @@ from scipy import stats
 
 from emim_nnunet.diagnostics import Thresholds, judge
 from emim_nnunet.storage.figures import TITLE, save_figure
+from emim_nnunet.storage.tables import markdown_table
 
 DEEP = (2, 3)  # stages shown in the table; all are in the JSON
 REFERENCE, HMP = "scratch", "HMP"
@@ -139,11 +140,11 @@ def write_table(report: dict[str, Any], path: Path) -> str:
         f"{report['budget']['finetune_steps']} of fine-tuning. Mean over seeds [95 % interval]; differences are "
         f"paired by seed; **bold**: the interval excludes 0.",
         "",
-        "| arm | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        *markdown_table(
+            ["arm", *columns],
+            [[name, *(cell(arm) for cell in columns.values())] for name, arm in report["arms"].items()],
+        ),
     ]
-    for name, arm in report["arms"].items():
-        lines.append(f"| {name} | " + " | ".join(cell(arm) for cell in columns.values()) + " |")
     text = "\n".join(lines) + "\n"
     path.write_text(text)
     return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,12 +14,14 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
+from emim_nnunet.bootstrap import bootstrap_interval
 from emim_nnunet.classification.table import CASE, LabelTable
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.figures import TITLE, save_figure
 from emim_nnunet.storage.files import plain_json, write_text
+from emim_nnunet.storage.tables import markdown_table, write_csv
 
-RESAMPLES, LEVEL = 2000, 0.95
+RESAMPLES = 2000
 MIN_PATIENTS = 10  # of fewer, a bootstrap says little: with five right cases every sample has an AUROC of 1
 TOO_FEW = f"too few patients for an interval, at least {MIN_PATIENTS} are needed"
 
@@ -41,19 +42,15 @@ def write_predictions(
         classes: Per target.
         predicted: (N, classes) per target.
     """
-    text = io.StringIO()
-    head = [CASE]
-    for target, names in classes.items():
-        head += [target, *(probability_column(target, name) for name in names)]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
+    rows: list[dict[str, str]] = []
     for number, case in enumerate(cases):
-        row: list[Any] = [case]
+        row = {CASE: case}
         for target, names in classes.items():
             values = predicted[target][number]
-            row += [names[int(values.argmax())], *(f"{value:.6g}" for value in values)]
-        writer.writerow(row)
-    write_text(path, text.getvalue())
+            row[target] = names[int(values.argmax())]
+            row |= {probability_column(target, n): f"{v:.6g}" for n, v in zip(names, values, strict=True)}
+        rows.append(row)
+    write_csv(path, rows)
 
 
 def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -133,19 +130,19 @@ def bootstrap(
     Returns:
         Lower and upper end per score; undefined samples (a single class) are left out.
     """
-    rng = np.random.default_rng(seed)
     names = np.array(patients)
     groups = [np.flatnonzero(names == name) for name in np.unique(names)]
-    samples = []
-    for _ in range(RESAMPLES):
+    keys = list(score(true, predicted))
+
+    def statistic(rng: np.random.Generator) -> np.ndarray:
         rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        if len(np.unique(true[rows])) > 1:
-            samples.append(score(true[rows], predicted[rows]))
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    if not samples:
-        return {key: (float("nan"), float("nan")) for key in score(true, predicted)}
-    ends = {key: np.nanquantile([s[key] for s in samples], tails) for key in samples[0]}
-    return {key: (float(lower), float(upper)) for key, (lower, upper) in ends.items()}
+        if len(np.unique(true[rows])) < 2:
+            return np.full(len(keys), np.nan)
+        found = score(true[rows], predicted[rows])
+        return np.array([found[key] for key in keys])
+
+    ends = bootstrap_interval(statistic, RESAMPLES, seed)
+    return {key: (float(lower), float(upper)) for key, lower, upper in zip(keys, *ends, strict=True)}
 
 
 def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> list[str]:
@@ -210,16 +207,15 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
 
 
 def _table(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "| target | AUROC (95 %) | balanced accuracy (95 %) | F1 (95 %) | cases | patients |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for target, result in results.items():
         cells = [
             f"{s['value']:.3f} " + ("(too few)" if result["remark"] else f"({s['low']:.3f} to {s['high']:.3f})")
             for s in result["scores"].values()
         ]
-        lines.append(f"| {target} | {' | '.join(cells)} | {result['num_cases']} | {result['num_patients']} |")
+        rows.append([target, *cells, result["num_cases"], result["num_patients"]])
+    scored = [f"{name} (95 %)" for name in ("AUROC", "balanced accuracy", "F1")]
+    lines = markdown_table(["target", *scored, "cases", "patients"], rows)
     few = [f"{target} ({r['num_patients']})" for target, r in results.items() if r["remark"]]
     return lines + (
         [f"{', '.join(few)}: {TOO_FEW}. Evaluate the predictions of several folds together."] if few else []
@@ -227,17 +223,22 @@ def _table(results: dict[str, Any]) -> list[str]:
 
 
 def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predicted: dict[str, np.ndarray]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([CASE, "patient", "target", "true", "predicted", "probability_of_true", "right"])
+    rows = []
     for number, case in enumerate(cases):
         for target in table.targets:
             names, values = table.classes[target], predicted[target][number]
             true, chosen = table.rows[case][target], names[int(values.argmax())]
-            share = "" if true is None else f"{values[names.index(true)]:.6g}"
-            right = "" if true is None else str(true == chosen)
-            writer.writerow([case, table.patients[case], target, true or "", chosen, share, right])
-    write_text(path, text.getvalue())
+            row = {
+                CASE: case,
+                "patient": table.patients[case],
+                "target": target,
+                "true": true or "",
+                "predicted": chosen,
+            }
+            row["probability_of_true"] = "" if true is None else f"{values[names.index(true)]:.6g}"
+            row["right"] = "" if true is None else str(true == chosen)
+            rows.append(row)
+    write_csv(path, rows)
 
 
 @style.context("default")

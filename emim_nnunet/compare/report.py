@@ -13,6 +13,7 @@ from emim_nnunet.compare.plots import plot_scores, plot_spectra
 from emim_nnunet.compare.protocol import TITLES
 from emim_nnunet.compare.scores import summarise
 from emim_nnunet.storage.files import plain_json, write_text
+from emim_nnunet.storage.tables import markdown_table
 from emim_nnunet.storage.versions import versions
 
 RESULTS, TABLE, PICTURE, SPECTRA = "results.json", "results.md", "scores.png", "spectra.png"
@@ -70,10 +71,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| arm | Dice | 95 % | minus scratch | 95 % | better than scratch in | test cases x seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         cells = [row["arm"], f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
         if "difference" in row:
@@ -81,16 +79,17 @@ def _score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells += [f"{row['difference']:+.3f}", span, f"{row['better_in']} of {row['num_cases']}"]
         else:
             cells += ["", "", ""]
-        lines.append("| " + " | ".join([*cells, f"{row['num_cases']} x {row['num_seeds']}"]) + " |")
-    return lines
+        lines.append([*cells, f"{row['num_cases']} x {row['num_seeds']}"])
+    better = "better than scratch in"
+    return markdown_table(["arm", "Dice", "95 %", "minus scratch", "95 %", better, "test cases x seeds"], lines)
 
 
 def _compute_table(compute: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["| arm | method | GFLOPs a step | steps | 1e12 FLOPs in all |", "|---|---|---|---|---|"]
-    for arm, cost in compute.items():
-        total = 1e6 * cost["exaflops"]
-        lines.append(f"| {arm} | {cost['method']} | {cost['gflops_per_step']:.1f} | {cost['steps']} | {total:.3g} |")
-    return lines
+    rows = [
+        [arm, cost["method"], f"{cost['gflops_per_step']:.1f}", cost["steps"], f"{1e6 * cost['exaflops']:.3g}"]
+        for arm, cost in compute.items()
+    ]
+    return markdown_table(["arm", "method", "GFLOPs a step", "steps", "1e12 FLOPs in all"], rows)
 
 
 def _rank_table(spectra: Sequence[dict[str, Any]]) -> list[str]:
@@ -100,13 +99,8 @@ def _rank_table(spectra: Sequence[dict[str, Any]]) -> list[str]:
         values = [row[key] for row in spectra if (row["arm"], row["stage"]) == (arm, stage)]
         return f"{np.nanmean(np.array(values, dtype=float)):.1f}"
 
-    lines = [
-        "| arm | " + " | ".join(f"stage {stage}" for stage in stages) + " | verdicts |",
-        "|---" * (len(stages) + 2) + "|",
-        "| untrained | " + " | ".join(cell(arms[0], s, "untrained_effective_rank") for s in stages) + " | |",
-    ]
+    rows = [["untrained", *(cell(arms[0], s, "untrained_effective_rank") for s in stages), ""]]
     for arm in arms:
         verdicts = [row["verdict"] for row in spectra if (row["arm"], row["stage"]) == (arm, stages[0])]
-        ranks = " | ".join(cell(arm, stage, "effective_rank") for stage in stages)
-        lines.append(f"| {arm} | {ranks} | {', '.join(verdicts)} |")
-    return lines
+        rows.append([arm, *(cell(arm, stage, "effective_rank") for stage in stages), ", ".join(verdicts)])
+    return markdown_table(["arm", *(f"stage {stage}" for stage in stages), "verdicts"], rows)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from emim_nnunet.bootstrap import bootstrap_interval
 from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.diagnosis.collapse_report import REPORT_NAME
 
-RESAMPLES, LEVEL = 4000, 0.95
+RESAMPLES = 4000
 
 
 def read_scores(files: Sequence[tuple[dict[str, Any], Path]]) -> list[dict[str, Any]]:
@@ -50,13 +51,13 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     Returns:
         Mean, lower and upper end.
     """
-    rng = np.random.default_rng(seed)
     seeds, cases = values.shape
-    means = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
+
+    def mean(rng: np.random.Generator) -> np.ndarray:
         drawn = values[rng.integers(seeds, size=seeds)][:, rng.integers(cases, size=cases)]
-        means[number] = np.nanmean(drawn) if np.isfinite(drawn).any() else np.nan
-    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return np.array([np.nanmean(drawn) if np.isfinite(drawn).any() else np.nan])
+
+    (low,), (high,) = bootstrap_interval(mean, RESAMPLES, seed)
     return float(np.nanmean(values)), float(low), float(high)
 
 

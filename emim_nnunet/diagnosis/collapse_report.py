@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import Any
 
 from emim_nnunet.diagnosis.collapse_plots import plot_collapse
 from emim_nnunet.diagnostics import Thresholds, Verdict
+from emim_nnunet.storage import tables
 from emim_nnunet.storage.figures import rounded
 from emim_nnunet.storage.files import plain_json, write_text
 
@@ -27,13 +26,7 @@ def write_csv(history: Sequence[Mapping[str, Any]], folder: Path) -> None:
         history: Measurements, each with ``epoch`` and ``level``.
         folder: Where to write.
     """
-    rows = [row for measurement in history for row in _rows(measurement)]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / CSV_NAME, text.getvalue())
+    tables.write_csv(folder / CSV_NAME, [row for measurement in history for row in _rows(measurement)])
 
 
 def _rows(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

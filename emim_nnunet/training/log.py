@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path
 
-from emim_nnunet.storage.files import write_text
+from emim_nnunet.storage.tables import write_csv
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -66,9 +64,4 @@ class SSLLog:
             path: Target; columns are the union of all keys in order of first appearance, ``epoch`` first. What a row does not
                 have is left empty.
         """
-        columns = list(dict.fromkeys(key for row in self._rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(path, text.getvalue())
+        write_csv(path, self._rows)
