@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import CommandParser, add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, dataset_id, run
 from emim_nnunet.errors import UserError
 
 EPILOG = """
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         preprocess=not arguments.no_pp,
         verbose=arguments.verbose,
     )
-    for dataset_id in arguments.d:
-        plan_and_preprocess(dataset_id, options, patients)
+    for number in arguments.d:
+        plan_and_preprocess(number, options, patients)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-d", nargs="+", type=int, required=True, help="ids of data sets")
+    parser.add_argument("-d", nargs="+", type=dataset_id, required=True, help="ids or names of data sets")
     parser.add_argument("-c", nargs="+", default=["2d", "3d_fullres", "3d_lowres"], help="configurations to preprocess")
     parser.add_argument(
         "-gpu_memory_target", type=float, default=None, help="GB that both stages must fit (default: 24)"

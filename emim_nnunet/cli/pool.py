@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emim_nnunet.cli._run import CommandParser, add_take_over, run
+from emim_nnunet.cli._run import CommandParser, add_take_over, dataset_id, run
 
 EPILOG = """
 Example:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-d", nargs="+", type=int, required=True, help="ids of raw data sets")
+    parser.add_argument("-d", nargs="+", type=dataset_id, required=True, help="ids or names of raw data sets")
     parser.add_argument("-o", type=int, required=True, help="id of the new one")
     parser.add_argument("--name", default="Pool", help="NAME in DatasetXXX_NAME (default: Pool)")
     parser.add_argument("--channels", nargs="+", help="names of the channels to keep (default: all that occur)")

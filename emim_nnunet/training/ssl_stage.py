@@ -23,6 +23,7 @@ from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.errors import UserError
+from emim_nnunet.masking import grid_size
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.networks import own_norm_outputs
 from emim_nnunet.nnunet.cases import infer_dataset_class
@@ -110,6 +111,7 @@ class SSLStage(StageTrainer):
     def _check_configuration(self, name: str, configuration: ConfigurationManager) -> None:
         require(configuration.previous_stage_name is None, f"'{name}' is a cascade stage: pretrain '3d_fullres'")
         self.method_class.check(self.method_config, configuration.patch_size, configuration.pool_op_kernel_sizes)
+        grid_size(configuration.patch_size, self.method_config.cell_size)  # for the monitor, whatever the method
 
     def initialize(self) -> None:
         """Build method, optimiser and, in a process group, the DDP wrapper."""

@@ -93,6 +93,12 @@ def plans_without_configurations(world: Path) -> list[str]:
     return pretraining()
 
 
+@bad("pretrain", r"configuration 'tiny' of the plans cannot be used .*cell")
+def cells_of_two_axes(world: Path) -> list[str]:
+    edit_plans(world, lambda plans, tiny: tiny["emim"].update(cell_size=[4, 4]))
+    return pretraining("VICReg")
+
+
 @bad("pretrain", r"unknown key 'cell_sise'")
 def unknown_setting(world: Path) -> list[str]:
     edit_plans(world, lambda plans, tiny: tiny["emim"].update(cell_sise=4))
