@@ -164,6 +164,17 @@ def test_everything_public_is_documented_and_everything_annotated() -> None:
     assert found.signatures - found.annotated == set()
 
 
+def test_contributing_shows_the_rooms_of_each_tier() -> None:
+    shown = {
+        room: int(tier)
+        for tier, rooms in re.findall(
+            r"^\| (\d) \| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
+        )
+        for room in rooms.split()
+    }
+    assert shown == {part.removeprefix("emim_nnunet."): tier for part, tier in TIERS.items() if part != "emim_nnunet"}
+
+
 def test_every_module_is_looked_at() -> None:
     names = [name for name, _ in modules()]
     assert len(names) == len(set(names))
