@@ -272,3 +272,26 @@ print(t.__file__, [name for name in {NOT_OURS!r} if find_spec("emim_nnunet." + n
     printed = run([sys.executable, "-S", "-c", code], tmp_path).split()
     assert printed == [str(sources / "emim_nnunet" / "trainers" / "__init__.py"), "[]"]
     assert {name: os.readlink(sources / "emim_nnunet" / name) for name in SIBLINGS} == {n: f"../{n}" for n in SIBLINGS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "strict editable"])
+def test_mypy_of_a_user_finds_the_trainers(kind: str, sources: Path, wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is not in the environment")
+    strict = ["--config-settings", "editable_mode=strict", "-e", sources]
+    binaries, _ = make_venv(tmp_path / "venv", *([wheel] if kind == "wheel" else strict))
+    script = tmp_path / "script.py"
+    script.write_text("from emim_nnunet.trainers import nnUNetTrainerEMIM, NoSuch\n\nreveal_type(nnUNetTrainerEMIM)\n")
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        binaries / "python",
+        "--follow-imports=silent",
+        script,
+    ]
+    shown = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert 'Module "emim_nnunet.trainers" has no attribute "NoSuch"' in shown
+    assert '-> emim_nnunet.trainers.nnUNetTrainerEMIM.nnUNetTrainerEMIM"' in shown
+    assert "Found 1 error" in shown
