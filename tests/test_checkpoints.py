@@ -20,8 +20,8 @@ from emim_nnunet.checkpoints.io import (
     load_checkpoint,
     save_checkpoint,
 )
+from emim_nnunet.classification.finetune import UNFINISHED_FORMAT
 from emim_nnunet.classification.model import CLASSIFIER_FORMAT
-from emim_nnunet.classification.train import UNFINISHED_FORMAT
 from emim_nnunet.datasets.splits import (
     alike,
     check_splits,

@@ -26,14 +26,23 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
     return experiment
 
 
-def test_pyramid_barlow_twins_raise_the_rank(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def arms(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Its arms."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import arms
+
+    return arms
+
+
+def test_pyramid_barlow_twins_raise_the_rank(experiment: Any, arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """R2. Seen on seeds 0, 1, 2: participation ratio of stage 2 x 3.2, 6.8, 6.1; effective rank x 2.0, 2.2, 2.5."""
     monkeypatch.setattr(experiment, "FEATURES", (8, 16, 32))
     budget = experiment.Budget(unlabelled=8, probe=8, ssl_steps=60, ssl_batch=2, evaluations=1, ssl_lr=1e-2)
     twins = {"pyramid_levels": (1, 2), "projector_widths": (0, 0), "barlow_weight": 1.0}
     plain, with_twins = (
-        experiment.pretrain(experiment.Arm(experiment.FRACTION | settings), 0, budget)[1][-1]["stages"][2]
-        for settings in (experiment.PLAIN, twins)
+        experiment.pretrain(arms.Arm(arms.FRACTION | settings), 0, budget)[1][-1]["stages"][2]
+        for settings in (arms.PLAIN, twins)
     )
     assert with_twins["participation_ratio"] > 2 * plain["participation_ratio"]
     assert with_twins["effective_rank"] > 1.3 * plain["effective_rank"]
@@ -41,9 +50,9 @@ def test_pyramid_barlow_twins_raise_the_rank(experiment: Any, monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [5, 6])
-def test_a_plateau_is_flagged_while_it_lasts_and_cleared_after_it(experiment: Any, seed: int) -> None:
+def test_a_plateau_is_flagged_while_it_lasts_and_cleared_after_it(experiment: Any, arms: Any, seed: int) -> None:
     """R3, "plateau at fixed budget": a mask of large cells without skip connections."""
-    arm = experiment.PLATEAU_ARMS["position, 16^3 cells, no skips"]
+    arm = arms.PLATEAU_ARMS["position, 16^3 cells, no skips"]
     _, history = experiment.pretrain(arm, seed, experiment.Budget(ssl_steps=240, evaluations=48))
     every_look = Thresholds(patience_steps=0)  # the whole run has 240 steps
     verdicts = [judge(history[: i + 1], warmup_epochs=4, thresholds=every_look) for i in range(1, len(history))]
