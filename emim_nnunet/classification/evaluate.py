@@ -91,8 +91,8 @@ def scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """AUROC, balanced accuracy and F1.
 
     Args:
-        true: (N,) class numbers.
-        predicted: (N, classes) probabilities.
+        true: (N,) int, the true class numbers.
+        predicted: (N, classes) float, the predicted probabilities.
 
     Returns:
         ``auroc`` (of the second class of two; otherwise the mean over the classes that occur, each against the rest; NaN where
@@ -121,8 +121,8 @@ def bootstrap(
     """95 % bootstrap intervals of scores: patients are drawn with replacement, each together with all cases of that patient.
 
     Args:
-        true: (N,) class numbers.
-        predicted: (N, classes) probabilities.
+        true: (N,) int, the true class numbers.
+        predicted: (N, classes) float, the predicted probabilities.
         patients: The patient of each of the N cases.
         score: Computes the scores of a sample, as :func:`scores` does.
         seed: Seed of the draws.

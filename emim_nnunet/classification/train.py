@@ -49,16 +49,16 @@ def train(
     """Train and write ``classifier.pth``.
 
     Args:
-        data: Cases.
-        table: Their classes.
-        training: Ids to learn from.
-        output: Folder to write.
-        settings: How.
-        checkpoint: Of the encoder; None = from scratch.
-        device: Where to train.
-        fold: Recorded.
-        resume: Go on with an interrupted training in ``output``.
-        checkpoint_minutes: Least time between two states to resume from.
+        data: The preprocessed data set.
+        table: The classes of its cases.
+        training: Ids of the cases to learn from.
+        output: The folder to write to; it is made when needed.
+        settings: Settings of the training.
+        checkpoint: File with the weights of the encoder, see :func:`build_encoder`; None = from scratch.
+        device: The device to train on.
+        fold: The fold of the training cases, which is recorded in the file.
+        resume: Whether to go on with an interrupted training in ``output``.
+        checkpoint_minutes: Least time between two states to resume from, in minutes.
 
     Returns:
         The classifier in evaluation mode.
