@@ -28,7 +28,7 @@ class EncoderSource:
         checkpoint: The content of the file.
         architecture: The network, as ``architecture`` in a configuration of nnU-Net's plans.
         num_channels: Number of input channels.
-        patch_size: Voxels per axis of the patches that it was trained on.
+        patch_size: Voxels per axis of the patches that the network is made for.
         epochs: Number of epochs done, 0 where unknown.
         trainer: Class name of the trainer, None where unknown.
         plans_name: Name of the plans that it was trained with, None where unknown.
