@@ -16,16 +16,16 @@ def adaptation_plan(
     """Describe the network of an export.
 
     Args:
-        architecture: ``architecture`` of a configuration in the plans.
-        network: Built from it; says itself where its encoder and stem are.
-        spacing: mm per axis.
+        architecture: The ``architecture`` of a configuration in the plans.
+        network: The network built from it, whose attributes name the keys of its encoder and stem.
+        spacing: Voxel size in mm per axis.
         patch_size: Voxels per axis.
-        num_channels: Of the input.
+        num_channels: Number of input channels.
 
     Returns:
-        Plain numbers, strings, lists and dicts.
+        The plan, made of plain numbers, strings, lists and dicts.
     """
-    about: Any = network  # torch does not know these attributes of nnU-Net's
+    about: Any = network  # torch's types do not know these attributes, which are nnU-Net's
     return {
         "architecture_plans": {
             "arch_class_name": architecture["network_class_name"],

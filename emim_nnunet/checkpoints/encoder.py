@@ -1,4 +1,4 @@
-"""Moving a pretrained encoder into another network: what must match, what is adapted."""
+"""Moving a pretrained encoder into another network: what must match and what is adapted."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Weights of the encoder in a checkpoint, without any prefix.
 
     Args:
-        checkpoint: With ``network_weights``, whose encoder keys start with ``encoder.`` (after the prefixes of
-            torch.compile and DDP).
+        checkpoint: Content of a checkpoint with ``network_weights``, whose encoder keys start with ``encoder.`` (after the
+            prefixes of torch.compile and DDP).
 
     Returns:
-        State dict of the encoder module.
+        The state dict of the encoder module.
 
     Raises:
-        UserError: There is no encoder in it.
+        UserError: The checkpoint holds no encoder.
     """
     weights = checkpoint["network_weights"]
     if not isinstance(weights, dict) or not all(
@@ -57,14 +57,14 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def require_finite(state: dict[str, Tensor], source: str) -> None:
-    """Refuse weights of which nothing can be learnt or computed any more.
+    """Refuse weights that are NaN or infinite, with which nothing can be computed any more.
 
     Args:
         state: Tensors by name.
-        source: Where they come from, for the message.
+        source: Where the tensors come from, for the message.
 
     Raises:
-        UserError: Some are NaN or infinite; names the first.
+        UserError: Some values are NaN or infinite; the message names the first tensor that holds one.
     """
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
@@ -88,20 +88,20 @@ def load_encoder(
     names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
     finite: bool = True,
 ) -> list[str]:
-    """Load weights strictly, the stem adapted to the channels by name, or by number where no name is known.
+    """Load weights strictly; the stem is adapted to the channels by name, or by number where no name is known.
 
     Args:
         encoder: nnU-Net's encoder.
-        state: Of :func:`encoder_state`.
-        source: Name of the checkpoint, for messages.
-        names: Of the channels that the weights belong to, and of those that the encoder gets; None = unknown.
-        finite: Refuse NaN and infinite weights.
+        state: The weights, as :func:`encoder_state` returns them.
+        source: Name of the checkpoint, for the message.
+        names: Names of the channels that the weights belong to, and of those that the encoder gets; None = unknown.
+        finite: Whether to refuse NaN and infinite weights.
 
     Returns:
         A line of text for each adaptation.
 
     Raises:
-        UserError: Keys or shapes differ, or weights are not finite; lists them. The encoder is unchanged then.
+        UserError: Keys or shapes differ, or weights are not finite; the message lists them. The encoder is unchanged then.
     """
     target = encoder.state_dict()
     stems = [key for key in stem_keys(encoder) if key in state]
@@ -128,7 +128,7 @@ def load_encoder(
 def _adapted_stem(
     weight: Tensor, num_channels: int, names: tuple[Sequence[str] | None, Sequence[str] | None]
 ) -> tuple[Tensor, list[str]]:
-    """Filters for the wanted channels, and what was done."""
+    """The weight of the stem for the wanted channels, and a line of text for each change."""
     old, new = names
     num_old = weight.shape[1]
     if old and new and len(old) == num_old and len(new) == num_channels and any_known(old, new):
@@ -146,8 +146,8 @@ def compare_topology(source: dict[str, Any], target: dict[str, Any]) -> list[str
     """Differences between two encoders that their plans describe; strides do not show in the shapes of weights.
 
     Args:
-        source: ``architecture`` of a configuration.
-        target: Another one.
+        source: The ``architecture`` of a configuration.
+        target: The ``architecture`` of another one.
 
     Returns:
         A line per difference; empty when an encoder can be moved from one to the other.
@@ -164,7 +164,7 @@ def compare_topology(source: dict[str, Any], target: dict[str, Any]) -> list[str
 
 
 def _normal(value: Any, architecture: dict[str, Any]) -> Any:
-    """JSON lists and Python tuples, 3 and [3, 3, 3] alike."""
+    """A value in a form in which JSON lists equal Python tuples, and 3 equals [3, 3, 3]."""
     if isinstance(value, list | tuple):
         items = [_normal(v, architecture) for v in value]
         return items[0] if items and all(i == items[0] and not isinstance(i, list) for i in items) else items

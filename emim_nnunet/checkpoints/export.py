@@ -25,15 +25,15 @@ NNUNET_PAPER = "Isensee et al., nnU-Net, Nature Methods 2021, doi:10.1038/s41592
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export did.
+    """What an export wrote.
 
     Attributes:
-        method: SSL method, or what the source is.
-        num_cases: Cases that it learnt from; None = unknown.
-        epochs: Epochs that it ran.
+        method: Class name of the SSL method, or the kind of the source where it is no SSL stage.
+        num_cases: Number of cases that the encoder learnt from; None = unknown.
+        epochs: Number of epochs that it was trained for.
         finished: Whether the SSL stage was finished; None = unknown.
-        num_tensors: Tensors of the encoder.
-        adaptations: A line of text each.
+        num_tensors: Number of different tensors of the encoder.
+        adaptations: A line of text for each adaptation of the weights.
     """
 
     method: str
@@ -52,17 +52,17 @@ def export(
     The decoder is freshly initialised, from a fixed seed: exporting twice gives the same file.
 
     Args:
-        checkpoint_path: SSL checkpoint, exported encoder, or any other that :func:`read_source` knows.
-        plans: Plans JSON of the target.
-        configuration: Of the target.
-        dataset_json: Of the target.
+        checkpoint_path: SSL checkpoint, exported encoder, or any other file that :func:`read_source` knows.
+        plans: Plans JSON of the target, as a dict.
+        configuration: Name of the target's configuration.
+        dataset_json: Content of the target's ``dataset.json``.
         output: File to write; its ``network_weights`` are a full state dict of the target network.
 
     Returns:
-        What was done.
+        A summary of the export.
 
     Raises:
-        UserError: Not such a checkpoint, or the encoders differ; nothing is written then.
+        UserError: The file is no such checkpoint, or the encoders differ; nothing is written then.
     """
     source = read_source(checkpoint_path)
     manager, target = PlansManager(plans), configuration_manager(plans, configuration)
@@ -93,19 +93,19 @@ def export(
 
 
 def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -> ExportSummary:
-    """Write the encoder alone, with what nnU-Net needs to know to rebuild it: a third of a checkpoint.
+    """Write the encoder alone, with what nnU-Net needs to rebuild it: a third of the size of a checkpoint.
 
     Args:
         checkpoint_path: SSL checkpoint.
         output: File to write; its ``network_weights`` hold only the encoder. :func:`export`, ``emim_diagnose`` and nnU-Net's
             ``nnUNetv2_train_pretrained`` take it.
-        half: Store float16, a sixth of a checkpoint (it is read into float32 again).
+        half: Whether to store float16, a sixth of the size of a checkpoint (weights become float32 again when they are loaded).
 
     Returns:
-        What was done.
+        A summary of the export.
 
     Raises:
-        UserError: Not an SSL checkpoint; nothing is written then.
+        UserError: The file is no SSL checkpoint; nothing is written then.
     """
     source = read_source(checkpoint_path)
     if source.checkpoint.get("format") != SSL_FORMAT:
@@ -152,7 +152,7 @@ def _summary(provenance: dict[str, Any], encoder: nn.Module, adapted: list[str])
 
 
 def _provenance(source: EncoderSource) -> dict[str, Any]:
-    """Where an encoder comes from; of an export, what it says itself."""
+    """Where an encoder comes from; for an export, the provenance that it holds itself."""
     checkpoint = source.checkpoint
     if checkpoint.get("format") == EXPORT_FORMAT:
         return checkpoint["provenance"]

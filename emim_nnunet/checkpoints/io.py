@@ -1,4 +1,4 @@
-"""The format of our checkpoints, and reading any checkpoint without running code in it."""
+"""The format of our checkpoints, and reading any checkpoint without running the code in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emim_nnunet.storage.files import atomic_write
 SSL_FORMAT = "emim_nnunet.ssl"
 EXPORT_FORMAT = "emim_nnunet.export"
 FAULT_FORMAT = "emim_nnunet.fault"
-OWN_FORMATS = "emim_nnunet."  # what all of them begin with, those of other rooms and of later versions too
+OWN_FORMATS = "emim_nnunet."  # the prefix of all our formats, of other packages here and of later versions too
 FORMAT_VERSION = 1
 
 
@@ -27,12 +27,12 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: Path | N
 
     Args:
         checkpoint: Nested dicts, lists and tuples of tensors, numbers, strings, bools and None.
-        path: Target.
-        keep_as: See :func:`atomic_write`.
+        path: The file to write.
+        keep_as: Path under which an earlier file of that name is kept, see :func:`atomic_write`.
 
     Raises:
-        ValueError: Something else is in it, which ``weights_only=True`` could not read; names the key.
-        OSError: As raised by the file system; an earlier checkpoint of that name is unchanged then.
+        ValueError: The checkpoint holds something else, which ``weights_only=True`` could not read; the message names the key.
+        OSError: The file system refused; an earlier checkpoint of that name is unchanged then.
     """
     plain = _plain(checkpoint, "checkpoint", {})
     atomic_write(path, lambda file: torch.save(plain, file), keep_as=keep_as)
@@ -63,14 +63,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ``weights_only=True`` allows.
 
     Args:
-        path: File.
+        path: The file.
 
     Returns:
-        The checkpoint.
+        The content of the checkpoint.
 
     Raises:
-        UserError: Missing, damaged, holding objects that only running code could restore, of a newer version of ours, or one
-            of ours that lacks something.
+        UserError: The file is missing, damaged, holds objects that only running code could restore, was written by a newer
+            version of ours, or is one of ours that lacks something.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _numpy_numbers() -> list[Any]:
-    """What a pickled numpy number is made of, under the names that numpy 1 and 2 give it."""
+    """The functions and types that a pickled numpy number names, under the names of numpy 1 and 2."""
     scalar = np.float64(0).__reduce__()[0]
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     kinds = ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")
@@ -111,14 +111,14 @@ def load_checkpoint(path: Path, *, formats: tuple[str, ...] = (SSL_FORMAT,)) -> 
     """Read one of our checkpoints onto the CPU without running any code in it.
 
     Args:
-        path: File.
+        path: The file.
         formats: Accepted values of its ``format``.
 
     Returns:
-        The checkpoint.
+        The content of the checkpoint.
 
     Raises:
-        UserError: Missing, damaged, not one of ours, or of a newer version.
+        UserError: The file is missing, damaged, not of an accepted format, or was written by a newer version.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.get("format") not in formats:

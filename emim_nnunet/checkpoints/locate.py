@@ -10,17 +10,18 @@ CHECKPOINT_NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint
 
 
 def find_checkpoint(path: Path, fold: str | None = None) -> Path:
-    """A checkpoint file, the newest one of a fold's folder, or that of a fold in nnU-Net's folder of a model.
+    """Find a checkpoint: a file itself, the first of :data:`CHECKPOINT_NAMES` in the folder of a fold, or that of a model's
+    fold.
 
     Args:
-        path: File, folder of a fold, or folder of a model.
-        fold: Number or ``all``; which fold of a model. None = the only one that has a checkpoint.
+        path: A checkpoint file, nnU-Net's folder of a fold, or its folder of a model.
+        fold: The fold of a model, a number or ``all``; None = the only fold that has a checkpoint.
 
     Returns:
-        The file.
+        The path of the checkpoint file.
 
     Raises:
-        UserError: There is none, or there are several folds.
+        UserError: There is no checkpoint, or there are several folds to choose from.
     """
     if path.is_file():
         return path

@@ -16,14 +16,14 @@ from emim_nnunet.nnunet.plans import get_network_from_plans
 def planned_network(
     architecture: dict[str, Any], channels: int, heads: int, *, deep_supervision: bool, seed: int | None = None
 ) -> nn.Module:
-    """nnU-Net's U-Net of a configuration.
+    """Build nnU-Net's network of a configuration.
 
     Args:
-        architecture: Of the configuration.
-        channels: Of the image.
-        heads: Segmentation heads.
-        deep_supervision: Whether it returns all resolutions.
-        seed: nnU-Net's initialisation as a function of it, whatever the global generator; None = not initialised by nnU-Net.
+        architecture: The ``architecture`` of the configuration.
+        channels: Number of input channels.
+        heads: Number of output channels of the segmentation.
+        deep_supervision: Whether the network returns outputs at all resolutions.
+        seed: Seed of nnU-Net's initialisation, which leaves the global generator as it is; None = no initialisation by nnU-Net.
 
     Returns:
         The network.
@@ -51,21 +51,21 @@ def planned_method(
     *,
     seed: int | None,
 ) -> SSLMethod:
-    """An SSL method around the encoder of a configuration, as it is before training.
+    """Build an SSL method around the encoder of a configuration, as it is before training.
 
     Args:
-        method_class: The method.
-        architecture: Of the configuration.
-        channels: Of the image.
-        patch_size: Voxels per axis, what the encoder takes.
+        method_class: The class of the method.
+        architecture: The ``architecture`` of the configuration.
+        channels: Number of input channels.
+        patch_size: Voxels per axis of the encoder's input.
         config: Settings of the method.
-        seed: All weights are a function of it, whatever the global generator; None = torch's initialisation, from the global
-            generator: for fake tensors, which have no values and cannot come from the meta device.
+        seed: Seed of all weights, whatever the state of the global generator; None = torch's initialisation, from the global
+            generator, for fake tensors, which have no values and cannot come from the meta device.
 
     Returns:
         The method, on the CPU.
     """
-    heads = 2  # the decoder is not looked at
+    heads = 2  # any number: the decoder is not used
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is None:
             unet: Any = planned_network(architecture, channels, heads, deep_supervision=False)

@@ -1,4 +1,4 @@
-"""What a checkpoint of ours must hold before anything in it is used: it is a file that others may have written."""
+"""What a checkpoint of ours must hold. It is checked before use, because others may have written the file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _or_none(check: Check) -> Check:
 
 
 def _names_channels(dataset_json: Any) -> bool:
-    """Whether the channels have names and the numbers from 0 on."""
+    """Whether a ``dataset.json`` gives each channel a name, with the channels numbered from 0."""
     if not isinstance(dataset_json, dict):
         return False
     names: Any = dataset_json.get("channel_names", dataset_json.get("modality"))
@@ -54,7 +54,7 @@ TEXTS = (_list_of(_is(str)), "a list of texts")
 TENSORS = (_dict_of(_is(Tensor)), "tensors by name")
 VERSIONS = (_dict_of(_is(str)), "texts by name")
 Schema = dict[str, tuple[Check, str]]
-SSL: Schema = {  # what an encoder is taken with; the rest may have been left out of a file that is shared
+SSL: Schema = {  # what is needed to take the encoder; the rest may have been left out of a file that is shared
     "method": TEXT,
     "trainer_name": TEXT,
     "network_weights": TENSORS,
@@ -70,7 +70,7 @@ SSL: Schema = {  # what an encoder is taken with; the rest may have been left ou
     "seed": COUNT,
     "versions": VERSIONS,
 }
-CONTINUED: Schema = {  # what a stage goes on from, besides
+CONTINUED: Schema = {  # what is needed in addition to continue a stage
     "optimizer_state": (_with(state=_is(dict), param_groups=_list_of(_is(dict))), "the state of an optimiser"),
     "grad_scaler_state": (_or_none(_is(dict)), "the state of a scaler, or null"),
     "iteration": COUNT,
@@ -93,15 +93,15 @@ OPTIONAL: Schema = {"case_digests": VERSIONS, "validation_cases": TEXTS}
 
 
 def check_content(content: dict[str, Any], schema: Schema, where: str) -> None:
-    """Whether a checkpoint holds all that this package reads of it, of the right types.
+    """Check that a checkpoint holds everything that this package reads from it, with the right types.
 
     Args:
-        content: Of the checkpoint.
-        schema: A check and a word for what passes it, per key.
+        content: The content of the checkpoint.
+        schema: Key -> a check of the value, and words for what passes it.
         where: Name of the file, for the message.
 
     Raises:
-        UserError: Naming what is missing or of another type.
+        UserError: A key is missing or has a wrong type; the message names it.
     """
     missing = [key for key in schema if key not in content]
     if missing:

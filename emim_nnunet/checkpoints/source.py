@@ -20,22 +20,22 @@ from emim_nnunet.settings.plans import check_architecture, check_plans, planned
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """An encoder in a checkpoint, and where it comes from.
+    """A checkpoint that holds an encoder, and what it says about its origin.
 
     Attributes:
-        path: File.
-        kind: ``SSL stage``, ``nnU-Net`` or ``adaptation plan``.
-        checkpoint: Its content.
-        architecture: As in a configuration of nnU-Net's plans.
-        num_channels: Of the input.
-        patch_size: Voxels per axis.
-        epochs: Epochs done, 0 where unknown.
-        trainer: Name of the trainer, where known.
-        plans_name: Plans that it was trained with, None where unknown.
-        configuration: Likewise.
-        fold: Likewise.
-        dataset_name: Likewise.
-        channel_names: Of the input, None where unknown.
+        path: The checkpoint file.
+        kind: What the file is: ``SSL stage``, ``nnU-Net`` or ``adaptation plan``.
+        checkpoint: The content of the file.
+        architecture: The network, as ``architecture`` in a configuration of nnU-Net's plans.
+        num_channels: Number of input channels.
+        patch_size: Voxels per axis of the patches that the network is made for.
+        epochs: Number of epochs done, 0 where unknown.
+        trainer: Class name of the trainer, None where unknown.
+        plans_name: Name of the plans that it was trained with, None where unknown.
+        configuration: Name of the configuration that it was trained with, None where unknown.
+        fold: The fold that it was trained on, None where unknown.
+        dataset_name: Name of the data set that it was trained on, None where unknown.
+        channel_names: Names of the input channels, None where unknown.
     """
 
     path: Path
@@ -53,28 +53,28 @@ class EncoderSource:
     channel_names: list[str] | None = None
 
     def fresh_network(self, num_channels: int, seed: int) -> nn.Module:
-        """The whole network, untrained, with nnU-Net's initialisation.
+        """Build the whole network, untrained, with nnU-Net's initialisation.
 
         Args:
-            num_channels: Of the input.
-            seed: The weights are a function of it.
+            num_channels: Number of input channels, which may differ from the checkpoint's.
+            seed: Seed of the weights.
 
         Raises:
-            UserError: Not one of nnU-Net's networks.
+            UserError: The checkpoint describes no network of nnU-Net's.
         """
         check_architecture(self.architecture, str(self.path))
         with planned(f"the network that {self.path} describes cannot be built", "is it a whole checkpoint?"):
-            heads = 2  # the decoder is not looked at
+            heads = 2  # any number: the decoder is not used
             return planned_network(self.architecture, num_channels, heads, deep_supervision=False, seed=seed)
 
     def encoder(self, channel_names: Sequence[str]) -> tuple[nn.Module, list[str]]:
-        """The encoder with the weights of the checkpoint, to be looked at: they may be NaN.
+        """Build the encoder with the weights of the checkpoint, for a diagnosis: they may be NaN.
 
         Args:
-            channel_names: Of the input; the stem is adapted to them.
+            channel_names: Names of the input channels, to which the stem is adapted.
 
         Returns:
-            The encoder and a line of text for each adaptation.
+            The encoder, and a line of text for each adaptation.
 
         Raises:
             UserError: The weights do not fit the architecture that the checkpoint describes.
@@ -87,16 +87,16 @@ class EncoderSource:
 
 
 def read_source(path: Path) -> EncoderSource:
-    """Find out what a checkpoint is.
+    """Read a checkpoint and find out which kind it is.
 
     Args:
-        path: File.
+        path: The checkpoint file.
 
-    Returns:
-        The encoder in it.
+        Returns:
+            The checkpoint with what it says about its encoder.
 
     Raises:
-        UserError: Unreadable, or nothing that describes its own network.
+        UserError: The file is unreadable, or does not describe its own network.
     """
     checkpoint = read_checkpoint(path)
     if "network_weights" not in checkpoint:

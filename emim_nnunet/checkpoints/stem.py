@@ -1,4 +1,4 @@
-"""The stem by channel names: which filter of a pretrained stem goes to which modality."""
+"""Adapting a pretrained stem to other channels: which of its filters goes to which modality."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from emim_nnunet.datasets.channel_names import standard_name
 
 
 def adapt_stem(weight: Tensor, num_channels: int) -> Tensor:
-    """Filters for another number of input channels of which no name is known.
+    """Adapt the stem to another number of input channels, where no channel name is known.
 
     Every new filter is the mean of the old ones, scaled so that an input whose channels are all equal gives the same
     response: repeated (and scaled down) from few to many channels, averaged (and scaled up) from many to few.
 
     Args:
-        weight: (O, C, *kernel).
-        num_channels: Wanted.
+        weight: (O, C, *kernel), the weight of the first convolution.
+        num_channels: The wanted number of input channels.
 
     Returns:
         (O, num_channels, *kernel); ``weight`` itself where the number is right already.
@@ -31,12 +31,12 @@ def adapt_stem(weight: Tensor, num_channels: int) -> Tensor:
 
 
 def stem_by_name(weight: Tensor, old: Sequence[str], new: Sequence[str]) -> Tensor:
-    """Filters for channels with names: of a known name its own filter, of an unknown one the mean of all.
+    """Adapt the stem by channel names: a known channel keeps its filter, an unknown one gets the mean of all filters.
 
     Args:
-        weight: (O, len(old), *kernel).
-        old: Names of its channels.
-        new: Names wanted.
+        weight: (O, len(old), *kernel), the weight of the first convolution.
+        old: Names of the channels that it was trained with.
+        new: Names of the wanted channels.
 
     Returns:
         (O, len(new), *kernel).
@@ -48,14 +48,14 @@ def stem_by_name(weight: Tensor, old: Sequence[str], new: Sequence[str]) -> Tens
 
 
 def explain(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """A line for each new channel: whose filter it gets.
+    """Lines of text that say which filter each new channel gets.
 
     Args:
         old: Names of the pretrained channels.
-        new: Names wanted.
+        new: Names of the wanted channels.
 
     Returns:
-        Empty where both are the same in the same order.
+        A line for each new channel; empty where both lists name the same channels in the same order.
     """
     names = [[standard_name(name) for name in side] for side in (old, new)]
     if names[0] == names[1]:

@@ -1,4 +1,4 @@
-"""How good predicted classes are: AUROC, balanced accuracy and F1 with bootstrap intervals over patients."""
+"""Scores of predicted classes: AUROC, balanced accuracy and F1 with bootstrap intervals over patients."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from emim_nnunet.storage.files import plain_json, write_text
 from emim_nnunet.storage.tables import markdown_table, write_csv
 
 RESAMPLES = 2000
-MIN_PATIENTS = 10  # of fewer, a bootstrap says little: with five right cases every sample has an AUROC of 1
+MIN_PATIENTS = 10  # with fewer, a bootstrap says little: with five right cases every sample has an AUROC of 1
 TOO_FEW = f"too few patients for an interval, at least {MIN_PATIENTS} are needed"
 
 
 def probability_column(target: str, name: str) -> str:
-    """Head of the column with the probability of a class."""
+    """Name of the column that holds the probability of a class of a target."""
     return f"p({target}={name})"
 
 
 def write_predictions(
     path: Path, cases: Sequence[str], classes: dict[str, list[str]], predicted: dict[str, np.ndarray]
 ) -> None:
-    """A row per case: per target the predicted class, and the probability of each class.
+    """Write a row per case: for each target the predicted class, and the probability of each class.
 
     Args:
-        path: CSV to write.
-        cases: N ids.
-        classes: Per target.
-        predicted: (N, classes) per target.
+        path: The CSV file to write.
+        cases: Ids of N cases.
+        classes: Target -> names of its classes.
+        predicted: Target -> (N, classes) probabilities.
     """
     rows: list[dict[str, str]] = []
     for number, case in enumerate(cases):
@@ -54,17 +54,17 @@ def write_predictions(
 
 
 def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Predictions of one or several files (folds).
+    """Read the predictions of one file or of several (one per fold).
 
     Args:
-        paths: Of :func:`write_predictions`.
-        classes: Per target.
+        paths: Files that :func:`write_predictions` wrote.
+        classes: Target -> names of its classes.
 
     Returns:
-        N ids and (N, classes) per target.
+        Ids of the N cases, and target -> (N, classes) float probabilities.
 
     Raises:
-        UserError: Unreadable, a column missing, or a case twice.
+        UserError: A file is unreadable or lacks a column, or a case is predicted twice.
     """
     cases: list[str] = []
     values: dict[str, list[list[float]]] = {target: [] for target in classes}
@@ -88,11 +88,11 @@ def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tu
 
 
 def scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """The three scores.
+    """AUROC, balanced accuracy and F1.
 
     Args:
-        true: (N,) class numbers.
-        predicted: (N, classes) probabilities.
+        true: (N,) int, the true class numbers.
+        predicted: (N, classes) float, the predicted probabilities.
 
     Returns:
         ``auroc`` (of the second class of two; otherwise the mean over the classes that occur, each against the rest; NaN where
@@ -118,17 +118,17 @@ def bootstrap(
     score: Callable[[np.ndarray, np.ndarray], dict[str, float]] = scores,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals: patients are drawn with replacement, all their cases with them.
+    """95 % bootstrap intervals of scores: patients are drawn with replacement, each together with all cases of that patient.
 
     Args:
-        true: (N,) class numbers.
-        predicted: (N, classes) probabilities.
-        patients: N names.
-        score: As :func:`scores`.
-        seed: Of the draws.
+        true: (N,) int, the true class numbers.
+        predicted: (N, classes) float, the predicted probabilities.
+        patients: The patient of each of the N cases.
+        score: Computes the scores of a sample, as :func:`scores` does.
+        seed: Seed of the draws.
 
     Returns:
-        Lower and upper end per score; undefined samples (a single class) are left out.
+        Score -> lower and upper end; samples with a single class, where the scores are undefined, are left out.
     """
     names = np.array(patients)
     groups = [np.flatnonzero(names == name) for name in np.unique(names)]
@@ -149,15 +149,15 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
     """Score predictions and write ``metrics.json``, ``metrics.md``, ``per_case.csv`` and ``confusion_TARGET.png``.
 
     Args:
-        table: True classes.
-        predictions: Files of one or several folds.
-        output: Folder.
+        table: The true classes.
+        predictions: Files that :func:`write_predictions` wrote, of one or several folds.
+        output: The folder to write to; it is made when needed.
 
     Returns:
-        Lines of a table.
+        The lines of ``metrics.md``, a Markdown table with a row per target.
 
     Raises:
-        UserError: Cases without a true class, or a single class.
+        UserError: A predicted case is not in the table, or all cases of a target are of one class.
     """
     cases, predicted = read_predictions(predictions, table.classes)
     unknown = sorted(set(cases) - set(table.rows))
@@ -243,7 +243,7 @@ def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predict
 
 @style.context("default")
 def _plot_confusion(result: dict[str, Any], target: str, path: Path) -> None:
-    """Counts, coloured by the share of the true class."""
+    """Draw the confusion matrix: counts, coloured by their share of the true class."""
     counts = np.array(result["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = result["classes"]

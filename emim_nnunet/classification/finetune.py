@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED, UNFINISHED_FORMAT = "unfinished.pth", "emim_nnunet.classifier_training"
 GRADIENT_CLIP = 1.0
 MAX_SKIPPED_STEPS = 5
-LOOK_EVERY = 50  # steps between two looks at the gradients that were not finite, for which the device is waited for
+LOOK_EVERY = 50  # steps between two checks for gradients that were not finite; each check waits for the device
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class _Output:
 
 
 class Finetuning:
-    """AdamW on random crops; a state every few minutes, and when it is asked to stop.
+    """Trains with AdamW on random crops; saves a state every few minutes and when it is asked to stop.
 
-    In a process group all processes take their share of each batch, and the result does not depend on their number.
+    In a process group each process takes a share of each batch, and the result does not depend on the number of processes.
 
     Args:
-        model: The classifier, on the device.
-        data: Where the cases are.
-        cases: Ids to learn from.
-        numbers: (N, targets) their class numbers, -1 = none.
-        settings: Rates, steps, seed.
-        device: Where to train.
-        output: Folder of the state; exists.
-        about: What the training is, plain values; a state of another one is refused.
+        model: The classifier, on ``device``.
+        data: The data set that the cases belong to.
+        cases: Ids of the N cases to learn from.
+        numbers: (N, targets) int, the class numbers of the cases, -1 = unknown.
+        settings: Learning rate, number of steps, batch size, seed and so on.
+        device: The device to train on.
+        output: The folder in which the state is saved; it must exist.
+        about: Plain values that describe the training; a state of a training with other values is refused.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Finetuning:
             {"params": list(model.encoder.parameters()), "factor": 1.0},
             {"params": list(model.heads.parameters()), "factor": 10.0},
         ]
-        fused = device.type == "cuda"  # only there the gradient may be looked at later
+        fused = device.type == "cuda"  # only on CUDA may the check of the gradient wait until later
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.initial_lr, weight_decay=settings.weight_decay, fused=fused
         )
@@ -95,14 +95,14 @@ class Finetuning:
         self._interruption = Interruption()
 
     def run(self, *, resume: bool, checkpoint_minutes: float) -> None:
-        """Train to the end.
+        """Train until all steps are done.
 
         Args:
-            resume: Go on with the state in the folder.
-            checkpoint_minutes: Least time between two states.
+            resume: Whether to go on from the state in the folder.
+            checkpoint_minutes: Least time between two saved states, in minutes.
 
         Raises:
-            UserError: The state is of another training, or too many steps were not finite.
+            UserError: The state belongs to another training, or loss or gradient was not finite in too many steps.
             SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a state has been written then.
         """
         first = self._load_state() if resume else 0
@@ -172,7 +172,7 @@ class Finetuning:
             )
 
     def _stop(self, done: int) -> NoReturn:
-        """Write a state and end, on all processes."""
+        """Save a state and exit, in all processes."""
         self._save_state(done)
         self._interruption.wait_for_all()
         cause = self._interruption.signal or "a signal to another process"
@@ -180,7 +180,7 @@ class Finetuning:
         raise SystemExit(EXIT_INTERRUPTED)
 
     def _save_state(self, done: int) -> None:
-        """On the first process; waits on a full disk."""
+        """Save the state after ``done`` steps, in the first process only; waits while the disk is full."""
         if rank() != 0:
             return
         content = {
@@ -198,7 +198,7 @@ class Finetuning:
         )
 
     def _load_state(self) -> int:
-        """Load the state; the step to go on with."""
+        """Load the state and return the number of the step to go on with."""
         path, about = self.output / UNFINISHED, self.about
         state = load_checkpoint(path, formats=(UNFINISHED_FORMAT,))
         different = sorted(key for key in about if key != "versions" and state["about"].get(key) != about[key])
@@ -213,25 +213,29 @@ class Finetuning:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted by class, divided by the number of known targets (torch's would divide by the sum of weights, which undoes
-    them in batches of one class); 0 where none is known. Over all processes.
+    """Cross entropy weighted by class and divided by the number of known targets, over all processes.
+
+    torch would divide by the sum of the weights, which undoes them in batches of a single class.
 
     Args:
-        logits: (B, classes).
-        target: (B,) class numbers, -1 = unknown.
-        weight: (classes,).
+        logits: (B, classes) float.
+        target: (B,) int64 class numbers, -1 = unknown.
+        weight: (classes,) float, the weight of each class.
+
+        Returns:
+            () float; 0 where no target is known.
     """
     total = all_reduce_sum(F.cross_entropy(logits, target, weight, ignore_index=-1, reduction="sum"))
     return total / all_reduce_sum((target >= 0).sum().to(total.dtype)).clamp_min(1)
 
 
 def class_weights(column: np.ndarray, num_classes: int, settings: Settings) -> Tensor:
-    """n / (classes x n_k), 1 on average over the cases; 1 for classes without a case.
+    """Weight n / (classes x n_k) for each class k, which is 1 on average over the cases; 1 for classes without a case.
 
     Args:
         column: (N,) class numbers of a target, -1 = unknown.
-        num_classes: Of the target.
-        settings: ``class_weights``: whether to weight at all.
+        num_classes: Number of classes of the target.
+        settings: Settings; without ``class_weights`` all weights are 1.
 
     Returns:
         (num_classes,) float32.

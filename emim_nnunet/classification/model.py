@@ -37,8 +37,8 @@ class CaseClassifier(nn.Module):
     single stage would say little: instance normalisation has fixed it.)
 
     Args:
-        encoder: Of nnU-Net, returns all stage outputs.
-        num_classes: Per target.
+        encoder: An encoder of nnU-Net that returns the outputs of all stages.
+        num_classes: Number of classes of each target.
     """
 
     mean: Tensor
@@ -54,14 +54,14 @@ class CaseClassifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, number) for number in num_classes)
 
     def sums(self, image: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """Features summed over the body, and what they must be divided by.
+        """Features summed over the body, and the weights by which the sums must be divided.
 
         Args:
-            image: (B, C, *P).
-            foreground: (B, 1, *P) bool.
+            image: (B, C, *P) float, patches as :func:`prepare` makes them.
+            foreground: (B, 1, *P) bool, True inside the body.
 
         Returns:
-            (B, width) float32 and (B, width) float32; the sums of several patches of a case may be added.
+            Sums (B, width) float32 and weights (B, width) float32; both may be added up over the patches of a case.
         """
         totals, counts = [], []
         for output in self.encoder(image):
@@ -71,12 +71,12 @@ class CaseClassifier(nn.Module):
         return torch.cat(totals, 1), torch.cat(counts, 1)
 
     def classify(self, vectors: Tensor) -> list[Tensor]:
-        """Logits (N, classes) per target of feature vectors (N, width)."""
+        """Logits (N, classes) for each target, from feature vectors (N, width)."""
         rows = (vectors - self.mean) / self.std
         return [head(rows) for head in self.heads]
 
     def forward(self, image: Tensor, foreground: Tensor) -> list[Tensor]:
-        """Logits (B, classes) per target, of patches."""
+        """Logits (B, classes) for each target, from patches (B, C, *P) and their body (B, 1, *P) bool."""
         totals, counts = self.sums(image, foreground)
         return self.classify(totals / counts.clamp_min(1e-6))
 
@@ -85,12 +85,12 @@ def build_encoder(data: PreprocessedDataset, checkpoint: Path | None, seed: int)
     """The planned encoder with the weights of a checkpoint, or from scratch.
 
     Args:
-        data: Whose plans describe the network.
-        checkpoint: Any that :func:`read_source` knows; None = from scratch.
-        seed: Of the initialisation.
+        data: The data set whose plans describe the network.
+        checkpoint: File of any kind that :func:`read_source` knows; None = from scratch.
+        seed: Seed of the initialisation.
 
     Returns:
-        The encoder and a line of text for each adaptation.
+        The encoder, and a line of text for each adaptation of the weights.
 
     Raises:
         UserError: The weights do not fit the plans.
@@ -108,14 +108,14 @@ def build_encoder(data: PreprocessedDataset, checkpoint: Path | None, seed: int)
 
 
 def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tensor]]:
-    """Patches that cover a whole case, those without body left out.
+    """Patches that cover a whole case; those without any voxel of the body are left out.
 
     Args:
-        data: Where it is.
-        case: Which.
+        data: The data set that the case belongs to.
+        case: The case.
 
     Yields:
-        ``image`` (1, C, *P) float32 and ``foreground`` (1, 1, *P) bool.
+        ``image`` (1, C, *P) float32 and ``foreground`` (1, 1, *P) bool, on the CPU.
     """
     manager = data.manager
     patch = tuple(manager.patch_size)
@@ -137,7 +137,7 @@ def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tenso
 
 
 def _starts(length: int, patch: int) -> list[int]:
-    """First voxels of nnU-Net's fewest windows that cover an axis; a short axis is centred in its patch."""
+    """First voxels of the fewest windows with which nnU-Net covers an axis; a short axis is centred in its patch."""
     if length <= patch:
         return [-((patch - length) // 2)]
     return compute_steps_for_sliding_window((length,), (patch,), 1.0)[0]
@@ -145,13 +145,16 @@ def _starts(length: int, patch: int) -> list[int]:
 
 @torch.no_grad()
 def case_vector(model: CaseClassifier, data: PreprocessedDataset, case: Case, device: torch.device) -> Tensor:
-    """Features of a whole case, (width,) float32 on the CPU: all its tiles together, each voxel counting once a tile.
+    """Features of a whole case, averaged over all its tiles; a voxel counts once for each tile that it is in.
 
     Args:
-        model: In evaluation mode.
-        data: Where the case is.
-        case: Which.
-        device: Where to compute.
+        model: The classifier in evaluation mode, on ``device``.
+        data: The data set that the case belongs to.
+        case: The case.
+        device: The device to compute on.
+
+        Returns:
+            (width,) float32 on the CPU.
 
     Raises:
         UserError: The case has no body.
@@ -167,7 +170,7 @@ def case_vector(model: CaseClassifier, data: PreprocessedDataset, case: Case, de
 
 
 def probabilities(model: CaseClassifier, vectors: Tensor) -> list[np.ndarray]:
-    """(N, classes) per target, of feature vectors (N, width) on the CPU."""
+    """Probabilities (N, classes) float64 for each target, from feature vectors (N, width) on the CPU; moves the model there."""
     with torch.no_grad():
         logits = model.cpu().classify(vectors)
     return [F.softmax(values.double(), 1).numpy() for values in logits]
@@ -178,9 +181,9 @@ def save_classifier(model: CaseClassifier, data: PreprocessedDataset, about: dic
 
     Args:
         model: The classifier.
-        data: What it was trained on.
-        about: ``targets``, ``classes`` and whatever else is worth knowing, plain values.
-        path: File.
+        data: The data set that it was trained on.
+        about: ``targets``, ``classes`` and whatever else is worth knowing, as plain values.
+        path: The file to write.
     """
     content = {
         "format": CLASSIFIER_FORMAT,
@@ -194,14 +197,14 @@ def save_classifier(model: CaseClassifier, data: PreprocessedDataset, about: dic
 
 
 def load_classifier(path: Path) -> tuple[CaseClassifier, dict[str, Any]]:
-    """A classifier in evaluation mode, and the content of its file.
+    """Load a classifier: the model in evaluation mode on the CPU, and the content of its file.
 
     Raises:
-        UserError: Not a classifier of ours.
+        UserError: The file is no classifier of ours, or its weights do not fit or are not finite.
     """
     checkpoint = load_checkpoint(path, formats=(CLASSIFIER_FORMAT,))
     described = (checkpoint[key] for key in ("plans", "dataset_json", "configuration"))
-    data = PreprocessedDataset(path.parent, *described)  # nothing is read of a folder
+    data = PreprocessedDataset(path.parent, *described)  # no folder is read
     encoder, _ = build_encoder(data, None, seed=0)
     with planned(f"{path} does not hold the weights of its network", "is it a whole classifier?"):
         model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training.
+    """Settings that decide how a classifier is trained.
 
     Attributes:
-        frozen: Leave the encoder as it is.
-        class_weights: Count rare classes as much as frequent ones.
-        steps: Of fine-tuning.
-        batch_size: Crops per step.
-        initial_lr: Peak rate of AdamW for the encoder; the linear layers get ten times as much.
-        weight_decay: Of AdamW.
-        inverse_penalty: C of the logistic regression.
-        seed: Everything random follows from it.
+        frozen: Whether the encoder stays as it is, so that only the linear layers are fitted.
+        class_weights: Whether rare classes count as much as frequent ones.
+        steps: Number of steps of fine-tuning.
+        batch_size: Number of crops per step, over all processes.
+        initial_lr: Peak learning rate of AdamW for the encoder; the rate of the linear layers is ten times as high.
+        weight_decay: Weight decay of AdamW.
+        inverse_penalty: C of the logistic regression, the inverse of the strength of its L2 penalty; > 0.
+        seed: Seed of everything random.
     """
 
     frozen: bool = False

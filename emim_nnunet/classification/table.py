@@ -1,4 +1,4 @@
-"""Labels of cases from a CSV file, and folds that never part a patient."""
+"""Labels of cases from a CSV file, and folds that keep all cases of a patient together."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CASE, PATIENT = "case", "patient"
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Classes of cases.
+    """The classes of cases, as a CSV file gives them.
 
     Attributes:
         path: The CSV file.
-        targets: Names of the columns that are to be predicted.
-        classes: Per target, its different values, sorted.
-        rows: Per case, its class per target; None where the cell is empty.
-        patients: Per case, whose it is.
+        targets: Names of the columns to predict.
+        classes: Target -> its different values, sorted; the place in the list is the number of the class.
+        rows: Case -> target -> class; None where the cell is empty.
+        patients: Case -> patient.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class LabelTable:
     patients: dict[str, str]
 
     def numbers(self, case: str) -> list[int]:
-        """Class number per target, -1 where there is none."""
+        """The number of the case's class for each target, -1 where the class is unknown."""
         values = self.rows[case]
         return [-1 if values[t] is None else self.classes[t].index(str(values[t])) for t in self.targets]
 
@@ -45,15 +45,16 @@ def read_table(
     """Read a CSV file with a column ``case``, perhaps ``patient``, and one or several columns of classes.
 
     Args:
-        path: Comma- or semicolon-separated, UTF-8, with a head line.
+        path: The file: comma- or semicolon-separated, UTF-8, with a head line.
         targets: Columns to predict; None = all but ``case`` and ``patient``.
-        known_patients: Case -> patient, for cases of which the file does not say it.
+        known_patients: Case -> patient, for cases whose patient the file does not name; other cases are patients of their own.
 
     Returns:
         The table.
 
     Raises:
-        UserError: Unreadable, columns missing, a case or a column twice, a case without name, or a target with a single class.
+        UserError: The file is unreadable, a column is missing, a case or a column occurs twice, a case has no name, or a target
+            has a single class.
     """
     columns, content = _read_csv(path)
     chosen = _chosen_columns(path, columns, targets)
@@ -101,7 +102,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _chosen_columns(path: Path, columns: list[str], targets: Sequence[str] | None) -> list[str]:
-    """The columns of classes that are to be predicted."""
+    """Names of the columns of classes to predict."""
     if CASE not in columns:
         raise UserError(f"{path} has no column '{CASE}'; it has {', '.join(columns)}")
     twice = next((name for name in columns if columns.count(name) > 1), None)
@@ -117,10 +118,15 @@ def _chosen_columns(path: Path, columns: list[str], targets: Sequence[str] | Non
 
 
 def check_cases(table: LabelTable, present: Sequence[str], where: str) -> None:
-    """Whether all cases of a table are there.
+    """Check that all cases of a table are preprocessed.
+
+    Args:
+        table: The labels.
+        present: Ids of the preprocessed cases.
+        where: Name of the data set, for the message.
 
     Raises:
-        UserError: Naming some that are not.
+        UserError: Cases are missing; the message names some of them.
     """
     unknown = sorted(set(table.rows) - set(present))
     if unknown:
@@ -134,15 +140,15 @@ def split(table: LabelTable, dataset_folder: Path, fold: int | str) -> tuple[lis
     in the validation set has none in the training set.
 
     Args:
-        table: Labels.
-        dataset_folder: Preprocessed folder with nnU-Net's ``splits_final.json``, which may be missing.
-        fold: Number, or ``all`` for training on everything.
+        table: The labels.
+        dataset_folder: Folder of the preprocessed data set; nnU-Net's ``splits_final.json`` in it may be missing.
+        fold: Number of the fold, or ``all`` to train on all cases.
 
     Returns:
-        Sorted ids.
+        Sorted ids of the training cases and of the validation cases.
 
     Raises:
-        UserError: No such fold, or one of the two sets has fewer than two classes of a target, or no case.
+        UserError: There is no such fold, or one of the two sets has no case, or fewer than two classes of a target.
     """
     if fold == "all":
         return sorted(table.rows), []

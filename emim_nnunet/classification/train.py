@@ -49,23 +49,23 @@ def train(
     """Train and write ``classifier.pth``.
 
     Args:
-        data: Cases.
-        table: Their classes.
-        training: Ids to learn from.
-        output: Folder to write.
-        settings: How.
-        checkpoint: Of the encoder; None = from scratch.
-        device: Where to train.
-        fold: Recorded.
-        resume: Go on with an interrupted training in ``output``.
-        checkpoint_minutes: Least time between two states to resume from.
+        data: The preprocessed data set.
+        table: The classes of its cases.
+        training: Ids of the cases to learn from.
+        output: The folder to write to; it is made when needed.
+        settings: Settings of the training.
+        checkpoint: File with the weights of the encoder, see :func:`build_encoder`; None = from scratch.
+        device: The device to train on.
+        fold: The fold of the training cases, which is recorded in the file.
+        resume: Whether to go on with an interrupted training in ``output``.
+        checkpoint_minutes: Least time between two states to resume from, in minutes.
 
     Returns:
         The classifier in evaluation mode.
 
     Raises:
-        UserError: The checkpoint does not fit, ``output`` holds a classifier or an unfinished training, or the state
-            to resume from is of another one.
+        UserError: The checkpoint does not fit, ``output`` holds a classifier or an unfinished training, or the state to resume
+            from belongs to another training.
     """
     resume = _check_output(output, resume=resume)
     encoder, adapted = build_encoder(data, checkpoint, settings.seed)
@@ -94,7 +94,7 @@ def train(
 
 
 def _check_output(output: Path, *, resume: bool) -> bool:
-    """Refuse a folder that holds a training; whether there is one to go on with."""
+    """Refuse a folder that holds a training; returns whether there is one to go on with."""
     if (output / MODEL).exists():
         raise UserError(f"{output / MODEL} exists: choose another folder with -o")
     if (output / UNFINISHED).exists() and not resume:
@@ -110,24 +110,24 @@ def _check_output(output: Path, *, resume: bool) -> bool:
 def predict(
     model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[str], targets: Sequence[str], device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Probabilities of whole cases.
+    """Predict the class probabilities of whole cases.
 
     Args:
-        model: Classifier.
-        data: Where the cases are.
-        cases: Ids.
-        targets: Names, in the order of the model's.
-        device: Where to compute.
+        model: The classifier.
+        data: The data set that the cases belong to.
+        cases: Ids of N cases.
+        targets: Names of the targets, in the order in which the model was trained on them.
+        device: The device to compute on.
 
     Returns:
-        (N, classes) per target.
+        Target -> (N, classes) float64 probabilities.
     """
     vectors = _vectors(model.to(device).eval(), data, cases, device)
     return dict(zip(targets, probabilities(model, vectors), strict=True))
 
 
 def _vectors(model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[str], device: torch.device) -> Tensor:
-    """(N, width) float32 on the CPU; in a process group each process computes its share."""
+    """Features of whole cases, (N, width) float32 on the CPU; in a process group each process computes a share of them."""
     own = cases[rank() :: world_size()]
     bar = tqdm(own, desc="Features of whole cases", disable=None if rank() == 0 else True, leave=False)
     vectors = {case: case_vector(model, data, data.cases[case], device) for case in bar}
@@ -136,13 +136,13 @@ def _vectors(model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[s
 
 
 def fit_heads(model: CaseClassifier, vectors: Tensor, numbers: np.ndarray, settings: Settings) -> None:
-    """Logistic regression of each target on standardised vectors, written into the model.
+    """Fit a logistic regression of each target on standardised features, and write it into the model.
 
     Args:
-        model: Gets mean, standard deviation and the linear layers.
-        vectors: (N, width) float32 on the CPU.
-        numbers: (N, targets) class numbers, -1 = none.
-        settings: ``class_weights``, ``inverse_penalty``.
+        model: The classifier, which gets mean, standard deviation and the weights of the linear layers.
+        vectors: (N, width) float32 on the CPU, the features of N cases.
+        numbers: (N, targets) int, the class numbers of the cases, -1 = unknown.
+        settings: Settings, of which ``class_weights`` and ``inverse_penalty`` are used.
 
     Raises:
         UserError: A target has one class only.

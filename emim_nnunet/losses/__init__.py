@@ -1,4 +1,4 @@
-"""Losses as pure functions; all of them equal the one-process value when the batch is sharded over ranks."""
+"""Losses as pure functions. With a batch that is split over ranks, each gives the value of one process with all of it."""
 
 from emim_nnunet.losses.barlow import barlow_twins_loss, cross_correlation
 from emim_nnunet.losses.contrastive import cosine_alignment, info_nce, info_nce_rows

@@ -1,7 +1,7 @@
 """Barlow twins (arXiv 2103.03230) on weighted rows, the term that E-MIM applies at several scales.
 
-Definition used here, pinned because three public implementations disagree: columns are standardised with the *biased*
-variance over all rows of all ranks, C = z_a^T z_b / N, and the loss is divided by the width.
+The definition used here (three public implementations disagree): columns are standardised with the *biased* variance over all
+rows of all ranks, C = z_a^T z_b / N, and the loss is divided by the width.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def barlow_twins_loss(rows_a: Tensor, rows_b: Tensor, weight: Tensor, *, kappa: 
     the redundancy term without effect.
 
     Args:
-        rows_a: (N, D) float, D >= 2.
-        rows_b: (N, D) float.
-        weight: (N,) float >= 0.
+        rows_a: (N, D) float, embeddings of view a, D >= 2.
+        rows_b: (N, D) float, the same rows in view b.
+        weight: (N,) float >= 0; rows of weight 0 do not count.
         kappa: Weight of the mean squared off-diagonal correlation against the mean squared on-diagonal term.
 
     Returns:

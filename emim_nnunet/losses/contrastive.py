@@ -13,9 +13,9 @@ def info_nce(positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """Mean over the rows of all ranks of -log(e^(p/t) / (e^(p/t) + sum_j e^(n_j/t))).
 
     Args:
-        positive: (N,) cosine similarity of each query with its own key.
-        negatives: (N, K) similarities with other keys; -inf where a key does not count.
-        temperature: t > 0.
+        positive: (N,) float, cosine similarity of each query with its own key.
+        negatives: (N, K) float, similarities with other keys; -inf where a key does not count.
+        temperature: The temperature t > 0.
 
     Returns:
         () float32 >= 0.
@@ -30,10 +30,10 @@ def info_nce_rows(queries: Tensor, keys: Tensor, weight: Tensor, temperature: fl
     """InfoNCE in which the negatives of a row are the other rows of the batch, of all ranks.
 
     Args:
-        queries: (N, D) float, of length 1.
-        keys: (N, D) float, of length 1; row i belongs to query i.
-        weight: (N,), 0 = the row counts neither as a query nor as a negative.
-        temperature: > 0.
+        queries: (N, D) float, each of length 1.
+        keys: (N, D) float, each of length 1; row i belongs to query i.
+        weight: (N,) float >= 0; rows of weight 0 count neither as a query nor as a negative.
+        temperature: The temperature, > 0.
 
     Returns:
         () float32 >= 0; 0 when nothing counts.
@@ -54,9 +54,9 @@ def cosine_alignment(rows_a: Tensor, rows_b: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of 2 - 2 cos over the rows of all ranks (BYOL, arXiv 2006.07733).
 
     Args:
-        rows_a: (N, D) float.
-        rows_b: (N, D) float.
-        weight: (N,) >= 0.
+        rows_a: (N, D) float, features of view a.
+        rows_b: (N, D) float, the same rows in view b.
+        weight: (N,) float >= 0; rows of weight 0 do not count.
 
     Returns:
         () float32 in [0, 4]; 0 when nothing counts.

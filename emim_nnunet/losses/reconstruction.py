@@ -19,9 +19,9 @@ def masked_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Mean squared error over all counted (modality, voxel) pairs of all ranks.
 
     Args:
-        prediction: (B, C, *P) float.
-        target: (B, C, *P) float.
-        weight: (B, C, *P), 1 where a voxel counts (masked, and foreground if asked), else 0; bool or float.
+        prediction: (B, C, *P) float, the reconstruction.
+        target: (B, C, *P) float, what it is compared with.
+        weight: (B, C, *P) bool or float, 1 where a voxel counts (masked, and inside the body if asked), otherwise 0.
 
     Returns:
         () float32; 0 when nothing is counted.
@@ -35,18 +35,18 @@ def masked_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def normalise_cells(
     target: Tensor, cell_size: Sequence[int], foreground: Tensor | None = None, *, eps: float = 1e-6, floor: float = 0.0
 ) -> Tensor:
-    """Per-cell standardised targets ("norm_pix" of masked autoencoders, arXiv 2111.06377).
+    """Standardise targets within each cell ("norm_pix" of masked autoencoders, arXiv 2111.06377).
 
-    Makes the loss of a constant prediction about 1 in every non-flat cell, which invites collapse: off by default.
+    The loss of a constant prediction is then about 1 in every cell that is not flat, which invites collapse.
 
     Args:
-        target: (B, C, *P) float.
+        target: (B, C, *P) float, the images.
         cell_size: Voxels of a cell per axis.
-        foreground: (B, 1, *P) bool, the voxels that mean and variance are taken of; None = all. A loss that counts the body
-            only needs those of the body: background in a cell would shrink its variance and blow up the rest.
-        eps: Added to the variance.
-        floor: Least variance of a cell, as a share of the variance of its patch and modality: noise in flat cells is then not
-            enlarged to the size of anatomy.
+        foreground: (B, 1, *P) bool, the voxels whose mean and variance are taken; None = all. A loss that counts only the body
+            needs the statistics of the body: background in a cell would lower its variance and enlarge the rest.
+        eps: A small number > 0 that is added to the variance.
+        floor: Least variance of a cell, as a share of the variance of its patch and modality, so that noise in flat cells is
+            not enlarged to the size of anatomy; 0 = no limit.
 
     Returns:
         (B, C, *P) float; 0 outside the foreground, where one is given.
@@ -63,7 +63,7 @@ def normalise_cells(
 
 
 def _patch_variance(target: Tensor, weight: Tensor) -> Tensor:
-    """(B, C, 1, ...) variance of each patch and modality over the weighted voxels."""
+    """Variance (B, C, 1, ...) of each patch and modality over the weighted voxels."""
     axes = tuple(range(2, target.ndim))
     count = weight.sum(axes, keepdim=True).clamp_min(1.0)
     mean = (target * weight).sum(axes, keepdim=True) / count

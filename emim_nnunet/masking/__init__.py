@@ -1,4 +1,4 @@
-"""Cells and masks. Convention everywhere: bool tensors named ``masked``, True = masked (hidden from the network)."""
+"""Cells and masks. Masks are bool tensors named ``masked`` everywhere, True = masked (hidden from the network)."""
 
 from emim_nnunet.masking.grid import (
     cells_to_voxels,

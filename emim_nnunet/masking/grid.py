@@ -1,6 +1,6 @@
-"""Cells <-> voxels. A *cell* is a block of voxels that is masked as a whole.
+"""Conversion between cells and voxels. A *cell* is a block of voxels that is masked as a whole.
 
-Shapes: B batch, C modalities, then 2 or 3 spatial axes written ``*P`` (voxels of the patch) or ``*G`` (cells of the grid).
+Shapes: B samples, C modalities, then 2 or 3 spatial axes written ``*P`` (voxels of the patch) or ``*G`` (cells of the grid).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def grid_size(patch_size: Sequence[int], cell_size: Sequence[int]) -> tuple[int, ...]:
-    """Cells per axis.
+    """Number of cells per axis.
 
     Args:
         patch_size: Voxels per axis.
@@ -23,7 +23,7 @@ def grid_size(patch_size: Sequence[int], cell_size: Sequence[int]) -> tuple[int,
         Cells per axis.
 
     Raises:
-        ValueError: Different numbers of axes, a cell larger than the patch, or a patch that is no multiple of the cell.
+        ValueError: The numbers of axes differ, a cell is larger than the patch, or the patch is no multiple of the cell.
     """
     if len(patch_size) != len(cell_size):
         raise ValueError(f"cell_size {list(cell_size)} must have one entry per axis of patch_size {list(patch_size)}")
@@ -38,11 +38,11 @@ def cells_to_voxels(cells: Tensor, cell_size: Sequence[int]) -> Tensor:
     """Repeat every cell's value over its voxels.
 
     Args:
-        cells: (B, C, *G), any dtype.
+        cells: (B, C, *G) tensor of any dtype.
         cell_size: Voxels of a cell per axis.
 
     Returns:
-        (B, C, *P), same dtype, P = G * cell_size.
+        (B, C, *P) tensor of the same dtype, P = G * cell_size.
     """
     for axis, size in enumerate(cell_size, start=2):
         cells = cells.repeat_interleave(size, dim=axis)
@@ -53,11 +53,11 @@ def voxels_to_cells(voxels: Tensor, grid: Sequence[int]) -> Tensor:
     """Average over the voxels of each cell.
 
     Args:
-        voxels: (B, C, *P) float; every axis of P is a multiple of G's.
+        voxels: (B, C, *P) float; every axis of P is a multiple of the same axis of G.
         grid: Cells per axis.
 
-    Returns:
-        (B, C, *G) float.
+        Returns:
+            (B, C, *G) float.
     """
     window = [p // g for p, g in zip(voxels.shape[2:], grid, strict=True)]
     return (F.avg_pool2d if len(window) == 2 else F.avg_pool3d)(voxels, window)
@@ -69,7 +69,7 @@ def foreground_cells(foreground: Tensor, grid: Sequence[int], threshold: float =
     Args:
         foreground: (B, 1, *P) bool, True inside the body.
         grid: Cells per axis.
-        threshold: Share in (0, 1].
+        threshold: Least share of foreground voxels, in (0, 1].
 
     Returns:
         (B, 1, *G) bool.
@@ -78,26 +78,26 @@ def foreground_cells(foreground: Tensor, grid: Sequence[int], threshold: float =
 
 
 def choose_rows(usable: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Some cells of each sample: usable ones first, in random order.
+    """Choose some cells of each sample at random, usable ones first.
 
     Args:
-        usable: (B, N) bool.
-        scores: (B, N) float in [0, 1), random.
-        count: Cells of each sample; all where there are fewer.
+        usable: (B, N) bool, the cells that may be used.
+        scores: (B, N) float, random numbers in [0, 1) that decide the choice.
+        count: Number of cells to choose of each sample; all N where there are fewer.
 
     Returns:
-        Cell numbers (B, K) int64, and their weights (B * K,) float32: 1, and 0 for cells that are not usable.
+        The numbers of the chosen cells (B, K) int64, and their weights (B * K,) float32: 1 for usable cells, 0 for others.
     """
     chosen = (scores + usable.to(scores.dtype)).topk(min(count, usable.shape[1]), dim=1).indices
     return chosen, usable.gather(1, chosen).flatten().to(torch.float32)
 
 
 def take_rows(cells: Tensor, chosen: Tensor) -> Tensor:
-    """Feature rows of chosen cells.
+    """Take the feature rows of chosen cells.
 
     Args:
-        cells: (B, D, *G).
-        chosen: (B, K) int64, row-major cell numbers.
+        cells: (B, D, *G) float, a feature vector per cell.
+        chosen: (B, K) int64, the row-major numbers of the chosen cells.
 
     Returns:
         (B * K, D), the rows of the first sample first.

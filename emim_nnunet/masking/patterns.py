@@ -1,6 +1,7 @@
 """Mask patterns on the cell grid: position, modality, patch and their union, the hybrid mask pattern (HMP) of E-MIM.
 
-Masks have *exact* ratios: counts are rounded, positions are drawn, so the masked fraction has no variance but for rounding.
+Masks have *exact* ratios: the number of masked cells is fixed (rounded) and only their positions are drawn, so the masked
+fraction is the same in every mask.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from torch import Tensor
 
 
 def top_cells(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` cells of highest score.
+    """Choose the ``count`` cells of highest score.
 
     Args:
-        scores: (..., N) float, random ones for a random mask.
-        count: At most N.
+        scores: (..., N) float, a score per cell; random scores give a random mask.
+        count: Number of cells to choose, at most N.
 
-    Returns:
-        (..., N) bool on the same device.
+        Returns:
+            (..., N) bool on the same device, True = chosen.
     """
     masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     return masked.scatter(-1, scores.topk(count, dim=-1).indices, True)
 
 
 def position_mask(batch_size: int, grid: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
-    """Cells that are masked in all modalities.
+    """Draw cells that are masked in all modalities.
 
     Args:
-        batch_size: B.
+        batch_size: Number B of samples.
         grid: Cells per axis.
         ratio: Share of cells in [0, 1]; the count is rounded to the nearest whole number.
         generator: CPU generator that draws the cells.
@@ -61,15 +62,15 @@ def hybrid_mask(
     the patch mask among the cells that the position mask left changes no expectation and makes the fraction exact.)
 
     Args:
-        batch_size: B.
-        num_modalities: C.
+        batch_size: Number B of samples.
+        num_modalities: Number C of modalities.
         grid: Cells per axis.
-        position_ratio: In [0, 1].
-        patch_ratio: In [0, 1].
+        position_ratio: Share of the cells that is masked in all modalities, in [0, 1].
+        patch_ratio: Share of the remaining cells of each modality that is masked, in [0, 1].
         modality_mask: Whether a whole modality is masked.
         generator: CPU generator that draws everything.
-        present: (C,) bool, modalities that the samples have; the masked one is chosen among them, and none where there is only
-            one. None = all.
+        present: (C,) bool, the modalities that the samples have; the masked one is chosen among them, and none is masked where
+            there is only one. None = all.
 
     Returns:
         (B, C, *G) bool on the CPU.
@@ -87,17 +88,18 @@ def hybrid_scores(
     generator: torch.Generator,
     present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The random numbers of a hybrid mask, for :func:`hybrid_mask_of`.
+    """Draw the random numbers of a hybrid mask, for :func:`hybrid_mask_of`.
 
     Args:
-        batch_size: B.
-        num_modalities: C.
-        grid: Cells per axis, N in all.
+        batch_size: Number B of samples.
+        num_modalities: Number C of modalities.
+        grid: Cells per axis, N cells in all.
         generator: CPU generator that draws everything.
-        present: (C,) bool, see :func:`hybrid_mask`.
+        present: (C,) bool, the modalities that the samples have, see :func:`hybrid_mask`; None = all.
 
     Returns:
-        CPU tensors: scores of positions (B, N), scores of cells per modality (B, C, N), the masked modality (B, C) bool.
+        CPU tensors: scores of the positions (B, N) float, scores of the cells of each modality (B, C, N) float, and which
+        modality is masked (B, C) bool.
     """
     num_cells = prod(grid)
     position = torch.rand((batch_size, num_cells), generator=generator)
@@ -121,15 +123,15 @@ def hybrid_mask_of(
     patch_ratio: float,
     modality_mask: bool = True,
 ) -> Tensor:
-    """The hybrid mask that scores describe: the highest ones are masked; see :func:`hybrid_mask`.
+    """Make a hybrid mask from scores: cells with the highest scores are masked; see :func:`hybrid_mask`.
 
     Args:
-        position_scores: (B, N), raise some to have these cells masked in all modalities.
-        patch_scores: (B, C, N) >= 0.
-        modality: (B, C) bool, masked everywhere.
+        position_scores: (B, N) float, scores of the positions; cells whose score is raised are masked in all modalities first.
+        patch_scores: (B, C, N) float >= 0, scores of the cells of each modality.
+        modality: (B, C) bool, the modality that is masked everywhere.
         grid: Cells per axis.
-        position_ratio: In [0, 1].
-        patch_ratio: In [0, 1].
+        position_ratio: Share of the cells that is masked in all modalities, in [0, 1].
+        patch_ratio: Share of the remaining cells of each modality that is masked, in [0, 1].
         modality_mask: Whether a whole modality is masked.
 
     Returns:
@@ -151,13 +153,13 @@ def masked_fraction(
     """Share of (modality, cell) pairs that :func:`hybrid_mask` hides: 1 - (1 - 1/C)(1 - r_pos)(1 - r_patch).
 
     Args:
-        num_modalities: C; with 1 the modality mask is off.
-        position_ratio: In [0, 1].
-        patch_ratio: In [0, 1].
+        num_modalities: Number C of modalities; with one, no whole modality is masked.
+        position_ratio: Share r_pos of the cells that is masked in all modalities, in [0, 1].
+        patch_ratio: Share r_patch of the remaining cells of each modality that is masked, in [0, 1].
         modality_mask: Whether a whole modality is masked.
 
-    Returns:
-        A number in [0, 1].
+        Returns:
+            The masked fraction, in [0, 1].
     """
     modality = 1.0 / num_modalities if modality_mask and num_modalities > 1 else 0.0
     return 1.0 - (1.0 - modality) * (1.0 - position_ratio) * (1.0 - patch_ratio)

@@ -1,4 +1,4 @@
-"""The light reconstruction decoder: it is thrown away after the SSL stage, so it costs as little as it can."""
+"""The light reconstruction decoder. It is thrown away after the SSL stage, so it costs as little as possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decoder_widths(features_per_stage: Sequence[int]) -> list[int]:
         features_per_stage: Channels of each encoder stage.
 
     Returns:
-        One width per stage.
+        The number of channels at each stage.
     """
     return [min(max(features // 2, MIN_WIDTH), MAX_WIDTH) for features in features_per_stage]
 
@@ -38,7 +38,7 @@ class ReconstructionDecoder(nn.Module):
     Args:
         features_per_stage: Channels of each encoder stage.
         strides: Stride of each stage (nnU-Net's ``strides``).
-        num_modalities: C, channels to reconstruct.
+        num_modalities: Number C of channels to reconstruct.
         conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
     """
 
@@ -75,10 +75,10 @@ class ReconstructionDecoder(nn.Module):
         """Reconstruct the patch.
 
         Args:
-            features: Outputs of all encoder stages, (B, features_s, *grid_s).
+            features: The outputs (B, features_s, *grid_s) of all encoder stages.
 
-        Returns:
-            (B, C, *P).
+            Returns:
+                The reconstructed patch (B, C, *P).
         """
         return self.predict(self.decode(features))
 
@@ -86,7 +86,7 @@ class ReconstructionDecoder(nn.Module):
         """The last features before the prediction, (B, width, *grid_1).
 
         Args:
-            features: As in :meth:`forward`.
+            features: The outputs of all encoder stages, as in :meth:`forward`.
         """
         top: Tensor | None = None
         for index in reversed(range(len(self.lateral))):
@@ -98,11 +98,11 @@ class ReconstructionDecoder(nn.Module):
         return top
 
     def predict(self, decoded: Tensor) -> Tensor:
-        """(B, C, *P) from what :meth:`decode` returns."""
+        """The reconstructed patch (B, C, *P), from what :meth:`decode` returns."""
         return self._depth_to_space(self.head(decoded))
 
     def _depth_to_space(self, x: Tensor) -> Tensor:
-        """(B, C * prod(block), *grid) -> (B, C, *grid * block)."""
+        """Move channels to space: (B, C * prod(block), *grid) -> (B, C, *grid * block)."""
         num_axes, grid = len(self.block), x.shape[2:]
         x = x.reshape(x.shape[0], self.num_modalities, *self.block, *grid)
         interleaved = [axis for a in range(num_axes) for axis in (2 + num_axes + a, 2 + a)]
@@ -111,14 +111,14 @@ class ReconstructionDecoder(nn.Module):
 
 
 def forward_flops(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tuple[int, Any]:
-    """Floating point operations of one forward pass, counted on the meta device without computing anything.
+    """Count the floating point operations of one forward pass, on the meta device and without computing anything.
 
     Args:
-        module: Any module.
-        inputs: Its inputs, on the meta device.
+        module: Any module, on any device; it is not changed.
+        inputs: The inputs of its forward pass, on the meta device.
 
     Returns:
-        FLOPs (a multiply-add counts as two) and the output, on the meta device.
+        The number of operations (a multiply-add counts as two), and the output on the meta device.
     """
     tensors = [*module.parameters(), *module.buffers()]
     without_values = {

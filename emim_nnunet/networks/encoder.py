@@ -13,7 +13,7 @@ from emim_nnunet.networks.planned import PlannedEncoder
 
 
 class _Owned(torch.autograd.Function):
-    """The same values in the same memory, but no view in the eyes of autograd."""
+    """The same values in the same memory, which autograd no longer treats as a view."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -36,7 +36,8 @@ def own_norm_outputs(module: nn.Module) -> None:
     view may be forgotten. Values and gradients stay the same.
 
     Args:
-        module: Any, gets hooks. Not for one that torch.compile will see: it removes such copies itself.
+        module: Any module; hooks are added to its instance normalisations. Not for a module that torch.compile will see, which
+            removes such copies itself.
     """
     for part in module.modules():
         if isinstance(part, nn.InstanceNorm2d | nn.InstanceNorm3d):
@@ -50,8 +51,8 @@ def materialise(encoder: nn.Module, initialize: Callable[[nn.Module], None]) -> 
     every kernel itself and nnU-Net then fills it up to three times (its blocks register each layer under several names).
 
     Args:
-        encoder: On the meta device.
-        initialize: That of the network class, for one module. Draws from the global generator.
+        encoder: The encoder on the meta device; it is on the CPU afterwards.
+        initialize: The ``initialize`` of the network class, which initialises one module; it draws from the global generator.
     """
     encoder.to_empty(device="cpu")
     for module in encoder.modules():
@@ -67,11 +68,11 @@ def first_stages(encoder: PlannedEncoder, image: Tensor, count: int) -> list[Ten
 
     Args:
         encoder: ``PlainConvEncoder`` or ``ResidualEncoder``.
-        image: (B, C, *P).
-        count: Number of stages.
+        image: (B, C, *P) float.
+        count: Number of stages to compute.
 
     Returns:
-        One (B, features_s, *grid_s) per stage.
+        The output (B, features_s, *grid_s) of each of these stages.
     """
     stem = getattr(encoder, "stem", None)
     x = image if stem is None else stem(image)
@@ -90,8 +91,8 @@ def in_parts(function: Callable[..., tuple[Tensor, ...]], at_once: int | None, *
 
     Args:
         function: Takes (N, ...) tensors, returns (N, ...) tensors; samples may not depend on each other.
-        at_once: N of a part; None = all.
-        inputs: (N, ...) each.
+        at_once: Largest number of samples in a part; None = all at once.
+        inputs: Tensors (N, ...), all with the same N.
 
     Returns:
         What ``function`` returns for all samples.

@@ -1,4 +1,4 @@
-"""Grids of the stages of a planned encoder."""
+"""Strides and grids of the stages of a planned encoder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def cumulative_strides(strides: Sequence[int | Sequence[int]], num_axes: int) ->
 
     Args:
         strides: One entry per stage, a number or one number per axis (nnU-Net's ``strides``).
-        num_axes: 2 or 3.
+        num_axes: Number of spatial axes, 2 or 3.
 
     Returns:
-        One tuple per stage.
+        One tuple of ``num_axes`` numbers per stage.
     """
     total = (1,) * num_axes
     result = []
@@ -28,7 +28,7 @@ def stage_grids(strides: Sequence[int | Sequence[int]], patch_size: Sequence[int
     """Positions per axis of each stage's output.
 
     Args:
-        strides: As in :func:`cumulative_strides`.
+        strides: One entry per stage, a number or one number per axis (nnU-Net's ``strides``).
         patch_size: Voxels per axis.
 
     Returns:

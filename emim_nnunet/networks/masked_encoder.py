@@ -1,4 +1,4 @@
-"""Running an encoder on what is visible only ("masked convolution", as in SparK, arXiv 2301.03580)."""
+"""Running an encoder on the visible voxels only ("masked convolution", as in SparK, arXiv 2301.03580)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from emim_nnunet.networks.planned import PlannedEncoder
 
 @contextmanager
 def visible_only(encoder: PlannedEncoder, visible: Tensor) -> Iterator[None]:
-    """While this is active, masked positions of the encoder stay empty.
+    """Keep masked positions of the encoder empty inside the ``with`` block.
 
     After every stage the features of masked positions are set to 0, and instance normalisation takes mean and variance over
     visible positions. A position of a coarse stage is visible when any voxel in it is.
 
     Args:
-        encoder: Of nnU-Net, with ``stages``.
-        visible: (B, 1, *P) bool.
+        encoder: An encoder of nnU-Net.
+        visible: (B, 1, *P) bool, True where a voxel is not masked.
     """
     pool = F.adaptive_max_pool2d if visible.ndim == 4 else F.adaptive_max_pool3d
     grids: dict[tuple[int, ...], Tensor] = {tuple(visible.shape[2:]): visible.float()}
@@ -54,9 +54,9 @@ def masked_instance_norm(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor,
     """Instance normalisation with the statistics of the visible positions.
 
     Args:
-        norm: For its eps, weight and bias.
+        norm: The instance normalisation whose eps, weight and bias are used.
         x: (B, C, *S) float.
-        visible: (B, 1, *S), 1 = visible.
+        visible: (B, 1, *S) float, 1 = visible, 0 = masked.
 
     Returns:
         (B, C, *S) float32.

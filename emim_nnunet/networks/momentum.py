@@ -14,10 +14,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def momentum_copy(online: Network) -> Network:
-    """A copy that no gradient reaches; :func:`momentum_update_` moves it.
+    """Copy a network without gradients; :func:`momentum_update_` changes the copy.
 
     Args:
-        online: Any module.
+        online: Any module; it is not changed.
     """
     copy = deepcopy(online)
     for parameter in copy.parameters():
@@ -30,9 +30,9 @@ def momentum_update_(target: nn.Module, online: nn.Module, momentum: float) -> N
     """target = momentum * target + (1 - momentum) * online, for every parameter; in place.
 
     Args:
-        target: Of :func:`momentum_copy`.
-        online: The network that it follows.
-        momentum: In [0, 1].
+        target: The copy, made by :func:`momentum_copy`.
+        online: The network that the copy follows.
+        momentum: Share of the old value that is kept, in [0, 1].
     """
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1.0 - momentum)
 
@@ -41,8 +41,8 @@ class KeyQueue(nn.Module):
     """The newest keys with the subject that each comes from, first in, first out; part of the state dict.
 
     Args:
-        size: Keys, K. It starts with random directions that belong to nobody, as in MoCo.
-        width: Columns of a key.
+        size: Number of keys K. The queue starts with random directions that belong to no subject, as in MoCo.
+        width: Number of columns of a key.
     """
 
     keys: Tensor
@@ -59,8 +59,8 @@ class KeyQueue(nn.Module):
         """Cosine similarity of queries with all keys; keys of the same subject do not count.
 
         Args:
-            queries: (N, width) float, of length 1.
-            subjects: (N,) int64 >= 0.
+            queries: (N, width) float, each of length 1.
+            subjects: (N,) int64 >= 0, the subject of each query.
 
         Returns:
             (N, K) float32, -inf for keys of the query's own subject.
@@ -74,8 +74,8 @@ class KeyQueue(nn.Module):
         """Replace the oldest keys.
 
         Args:
-            keys: (N, width), of length 1; of more than K the last K are kept.
-            subjects: (N,) int64.
+            keys: (N, width) float, each of length 1; of more than K keys the last K are kept.
+            subjects: (N,) int64 >= 0, the subject of each key.
         """
         size = len(self.keys)
         keys, subjects = keys[-size:].to(self.keys.dtype), subjects[-size:]

@@ -1,4 +1,4 @@
-"""The encoder that nnU-Net plans, as a type."""
+"""The type of the encoder that nnU-Net plans."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class PlannedEncoder(Protocol):
 
     @property
     def strides(self) -> Sequence[int | Sequence[int]]:
-        """Of each stage, a number or one number per axis."""
+        """The stride of each stage, a number or one number per axis."""
 
     @property
     def output_channels(self) -> Sequence[int]:
-        """Of each stage."""
+        """The number of output channels of each stage."""
 
     @property
     def conv_op(self) -> type[nn.Module]:
@@ -25,25 +25,25 @@ class PlannedEncoder(Protocol):
 
     @property
     def stages(self) -> nn.Sequential:
-        """One module each; a residual encoder has a ``stem`` before the first."""
+        """The stages, one module each; a residual encoder has a ``stem`` before the first one."""
 
     def __call__(self, image: Tensor, /) -> list[Tensor]:
-        """(B, C, *P) -> one (B, features_s, *grid_s) per stage."""
+        """The output (B, features_s, *grid_s) of each stage for an image (B, C, *P)."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """As of every ``nn.Module``."""
+        """All modules in it, see ``nn.Module.modules``."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of every ``nn.Module``."""
+        """All its parameters, see ``nn.Module.parameters``."""
 
     def eval(self) -> object:
-        """As of every ``nn.Module``."""
+        """Set evaluation mode, see ``nn.Module.eval``."""
 
 
 def encoder_of(network: nn.Module) -> PlannedEncoder:
     """The encoder of a network that nnU-Net planned.
 
     Args:
-        network: Has an ``encoder``; torch cannot say of what type.
+        network: A network with an attribute ``encoder``, whose type torch does not know.
     """
     return cast(PlannedEncoder, network.encoder)

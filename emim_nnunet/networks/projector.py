@@ -15,7 +15,7 @@ class RowNorm(nn.Module):
     synchronises over any backend, gloo included.
 
     Args:
-        width: Columns.
+        width: Number of columns D.
     """
 
     def __init__(self, width: int) -> None:
@@ -24,7 +24,7 @@ class RowNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """(N, D) rows and (N,) weights -> (N, D) float32."""
+        """Normalised rows (N, D) float32, from rows (N, D) and weights (N,) >= 0."""
         with torch.autocast(rows.device.type, enabled=False):
             return standardise(rows.float(), weight.float()) * self.weight + self.bias
 
@@ -33,8 +33,8 @@ class Projector(nn.Module):
     """(Linear, norm, ReLU) x 2, Linear, as in Barlow twins (arXiv 2103.03230).
 
     Args:
-        in_features: Columns of the input.
-        width: Columns of the hidden and output layers.
+        in_features: Number of columns of the input.
+        width: Number of columns of the hidden layers and of the output.
     """
 
     def __init__(self, in_features: int, width: int) -> None:
@@ -44,7 +44,7 @@ class Projector(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """(N, in_features) rows and (N,) weights >= 0 -> (N, width)."""
+        """Projections (N, width), from rows (N, in_features) and weights (N,) >= 0."""
         for linear, norm in zip(self.linear, self.norm, strict=True):
             rows = torch.relu(norm(linear(rows), weight))
         return self.out(rows)
@@ -54,9 +54,9 @@ class MLP(nn.Sequential):
     """Linear, ReLU, Linear: the head of MoCo v2 (arXiv 2003.04297).
 
     Args:
-        in_features: Columns of the input.
-        hidden: Columns of the hidden layer.
-        out_features: Columns of the output.
+        in_features: Number of columns of the input.
+        hidden: Number of columns of the hidden layer.
+        out_features: Number of columns of the output.
     """
 
     def __init__(self, in_features: int, hidden: int, out_features: int) -> None:

@@ -20,7 +20,7 @@ def zca_matrix(covariance: Tensor, eps: float) -> Tensor:
 
     Args:
         covariance: (..., d, d) float, symmetric.
-        eps: In (0, 1].
+        eps: Strength of the shrinkage, in (0, 1]; 1 leaves a multiple of I only.
 
     Returns:
         (..., d, d) float32, symmetric. Where the covariance is 0, a finite multiple of I.
@@ -39,16 +39,16 @@ def zca_matrix(covariance: Tensor, eps: float) -> Tensor:
 
 
 class ZCA(nn.Module):
-    """Whitens rows group by group with the covariance of the newest rows it was shown.
+    """Whitens rows group by group, with the covariance of the newest rows that it was given.
 
-    Until it has seen twice as many rows as a group has channels, it changes nothing. No gradient reaches the statistics. All
-    of it is part of the state dict.
+    Until it was given twice as many rows as a group has channels, it changes nothing. No gradient reaches the statistics. The
+    rows and the statistics are part of the state dict.
 
     Args:
-        width: Columns of a row.
-        group: Most channels that are whitened together; the largest divisor of ``width`` up to it is taken.
-        eps: Shrinkage, see :func:`zca_matrix`.
-        num_rows: Rows that are remembered.
+        width: Number of columns of a row.
+        group: Largest number of channels that are whitened together; the largest divisor of ``width`` up to it is taken.
+        eps: Strength of the shrinkage, see :func:`zca_matrix`.
+        num_rows: Number of rows that are remembered.
     """
 
     rows: Tensor
@@ -67,7 +67,7 @@ class ZCA(nn.Module):
         self.register_buffer("matrix", torch.eye(size).repeat(width // size, 1, 1))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(N, width) rows -> (N, width) float32."""
+        """Whitened rows (N, width) float32, from rows (N, width)."""
         with torch.autocast(rows.device.type, enabled=False):
             groups = (rows.float() - self.mean).unflatten(1, self.matrix.shape[:2])
             return torch.einsum("ngi,gij->ngj", groups, self.matrix).flatten(1)
@@ -77,7 +77,7 @@ class ZCA(nn.Module):
         """Remember rows and whiten with the new statistics from now on.
 
         Args:
-            rows: (N, width), of all ranks; of more than are remembered, the last ones.
+            rows: (N, width) float, the rows of all ranks; of more than ``num_rows`` the last ones are remembered.
         """
         capacity = len(self.rows)
         rows = rows[-capacity:].float()

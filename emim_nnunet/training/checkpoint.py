@@ -1,4 +1,4 @@
-"""The checkpoints of an SSL stage: which there are, what is in one, and going on from it."""
+"""The checkpoints of an SSL stage: finding them, checking what they hold, and continuing from one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def unfinished_checkpoint(folder: Path) -> Path | None:
 
 
 def check_beginning(folder: Path, *, asked_to_continue: bool) -> str | None:
-    """Refuse to begin an SSL stage where there is one.
+    """Refuse to begin an SSL stage in a folder that holds one already.
 
     Args:
-        folder: Output folder of the stage.
+        folder: The output folder of the stage.
         asked_to_continue: Whether ``--c`` was given (and no checkpoint was found).
 
     Returns:
-        What to tell the user, if anything.
+        A line for the log, or None where there is nothing to say.
 
     Raises:
-        UserError: There are checkpoints, or results whose checkpoints are gone.
+        UserError: The folder holds checkpoints, or results whose checkpoints are gone.
     """
     existing = [name for name in (FINAL, LATEST, PREVIOUS, LOG) if (folder / name).is_file()]
     if not existing:
@@ -49,18 +49,18 @@ def check_beginning(folder: Path, *, asked_to_continue: bool) -> str | None:
 
 
 def load_newest(path: Path) -> tuple[dict[str, Any], str | None]:
-    """A checkpoint of an SSL stage; where it is damaged, the one before it.
+    """Load a checkpoint of an SSL stage; where it is damaged, load the one before it.
 
-    The damaged one gets another name: later ones must not push the good one out.
+    The damaged file is renamed, so that the next checkpoint that is written does not replace the good one.
 
     Args:
-        path: File; :data:`PREVIOUS` lies beside it.
+        path: The checkpoint file; the one before it is :data:`PREVIOUS` in the same folder.
 
     Returns:
-        The checkpoint, and what to tell the user, if anything.
+        The checkpoint on the CPU, and a line for the log (None where there is nothing to say).
 
     Raises:
-        UserError: Neither can be read.
+        UserError: Neither of the two can be read.
     """
     previous = path.with_name(PREVIOUS)
     try:
@@ -77,17 +77,17 @@ def load_newest(path: Path) -> tuple[dict[str, Any], str | None]:
 def load_states(
     checkpoint: dict[str, Any], method: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, source: str
 ) -> None:
-    """Load weights, moments of the optimiser and scale of the gradients.
+    """Load the weights, the moments of the optimiser and the state of the gradient scaler.
 
     Args:
-        checkpoint: Of an SSL stage.
-        method: Gets the weights.
-        optimizer: Of its parameters.
-        scaler: torch's gradient scaler; None = there is none.
-        source: Name of the checkpoint, for the message.
+        checkpoint: The content of a checkpoint of an SSL stage.
+        method: The method that gets the weights.
+        optimizer: The optimiser of the method's parameters.
+        scaler: torch's gradient scaler; None where no scaling is needed.
+        source: The name of the checkpoint file, for the message.
 
     Raises:
-        UserError: They are of another network.
+        UserError: The states belong to another network.
     """
     try:
         method.load_state_dict(checkpoint["network_weights"])
@@ -108,7 +108,7 @@ def load_states(
 
 
 def _continued(path: Path) -> dict[str, Any]:
-    """A checkpoint that holds all that a stage goes on from."""
+    """Load a checkpoint and check that it holds everything that is needed to continue a stage."""
     checkpoint = load_checkpoint(path)
     check_content(checkpoint, CONTINUED, str(path))
     try:

@@ -16,7 +16,7 @@ MAX_LISTED = 50
 
 
 def describe_cases(cases: StageCases) -> list[str]:
-    """Which cases are learnt from and which are measured on."""
+    """Lines for the log: which cases are learnt from, which are left out, and which are measured on."""
     learnt, probe = (_listed([c.identifier for c in part]) for part in (cases.training, cases.probe))
     lines = [f"Learning from {len(cases.training)} cases: {learnt}"]
     if cases.left_out:
@@ -28,7 +28,7 @@ def describe_cases(cases: StageCases) -> list[str]:
 
 
 def describe_unused(keys: Sequence[str]) -> list[str]:
-    """Settings that change nothing, where there are any."""
+    """A line for the log with the settings that change nothing; empty where there are none."""
     return [f"Settings of other methods, without effect here: {', '.join(keys)}"] if keys else []
 
 
@@ -37,7 +37,12 @@ def _listed(names: list[str]) -> str:
 
 
 def describe_cost(method: SSLMethod, image_shape: Sequence[int]) -> str:
-    """Size and floating point operations of the encoder, and what a decoder, which is thrown away, adds."""
+    """A line for the log: size and floating point operations of the encoder, and what the decoder, if any, adds.
+
+    Args:
+        method: The method with its encoder.
+        image_shape: (B, C, *P), the shape of the encoder's input.
+    """
     encoder = method.get_submodule("encoder")
     encoder_flops, features = forward_flops(encoder, torch.empty(image_shape, device="meta"))
     line = f"Encoder: {_millions(encoder):.2f} M parameters, {encoder_flops / 1e9:.1f} GFLOPs a patch"

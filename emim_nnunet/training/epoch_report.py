@@ -1,4 +1,4 @@
-"""From the outputs of an epoch's steps to one row of numbers, a few lines of text and pictures."""
+"""The report of an epoch: the outputs of its steps become one row of numbers, a few lines of text and pictures."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def step_record(output: Any) -> dict[str, Any]:
 
 
 def record_on(device: torch.device, record: dict[str, Any]) -> dict[str, Any]:
-    """A step's record, which a checkpoint held, on another device."""
+    """Move the record of a step, which a checkpoint held, to a device."""
     return {"loss": record["loss"].to(device), "terms": {k: v.to(device) for k, v in record["terms"].items()}}
 
 
 class EpochAtHand:
-    """What is done of an epoch; a checkpoint may be in the middle of it.
+    """The current epoch and what has been done of it; a checkpoint may be written in the middle of it.
 
     Attributes:
-        iteration: Steps taken.
-        records: Of these steps, see :func:`step_record`.
-        row: Numbers for the log, as they become known.
+        iteration: Number of steps taken.
+        records: The records of these steps, see :func:`step_record`; steps whose loss was not finite have none.
+        row: The numbers for the log, as they become known.
     """
 
     def __init__(self) -> None:
@@ -40,32 +40,32 @@ class EpochAtHand:
         self.begin()
 
     def begin(self) -> None:
-        """Nothing is done yet."""
+        """Begin an epoch of which nothing is done yet."""
         self.iteration, self.records, self.row = 0, [], {}
         self._seconds_before, self._start = 0.0, nan
 
     def go_on(self, checkpoint: dict[str, Any], device: torch.device) -> None:
-        """What the checkpoint of a stage holds of it."""
+        """Go on with an epoch that the checkpoint of a stage holds in part."""
         self.begin()
         self.iteration, self._seconds_before = checkpoint["iteration"], checkpoint["seconds"]
         self.records = [record_on(device, record) for record in checkpoint["records"]]
 
     def start_clock(self) -> None:
-        """The work on it starts or goes on."""
+        """Start the clock, or start it again in a process that continues the epoch."""
         self._start = monotonic() - self._seconds_before
 
     def seconds(self) -> float:
-        """Spent on it so far, in earlier processes too."""
+        """Seconds spent on the epoch so far, including those in earlier processes."""
         return monotonic() - self._start
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """What a checkpoint holds of the epoch: steps taken, their records and the seconds spent."""
         seconds = self.seconds() if self.iteration else 0.0
         return {"iteration": self.iteration, "records": self.records, "seconds": seconds}
 
 
 def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
-    """Loss and terms averaged over steps, keys ``prefix/loss``, ``prefix/TERM``; a loss of NaN where all were skipped."""
+    """Average loss and terms over steps: keys ``prefix/loss``, ``prefix/TERM``; the loss is NaN where all were skipped."""
     if not records:
         return {f"{prefix}/loss": nan}
     rows = [{"loss": r["loss"]} | r["terms"] for r in records]
@@ -74,7 +74,7 @@ def mean_terms(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, floa
 
 
 def log_lines(row: dict[str, float]) -> list[str]:
-    """The row as nnU-Net would print it."""
+    """Lines for the log that show a row in the way in which nnU-Net prints its numbers."""
     skill = {key.removeprefix("skill/"): value for key, value in row.items() if key.startswith("skill/")}
     skill_line = "Skill over the constant prediction: " + ", ".join(
         f"{name} {rounded(value)}" for name, value in skill.items()
@@ -102,17 +102,18 @@ def save_reconstructions(
     orientations: Mapping[str, str],
     limit: int = 3,
 ) -> None:
-    """``epoch_NNNN_CASE.png`` for the first different cases of a probe batch.
+    """Write ``epoch_NNNN_CASE.png`` for the first different cases of a probe batch.
 
     Args:
-        folder: Where to write.
-        epoch: Number of the epoch.
-        cases: B case ids.
-        reconstruction: The method's, for them.
-        channel_names: C names.
+        folder: The folder to write to; it is made when needed.
+        epoch: The number of the epoch, from 0.
+        cases: The case id of each of the B samples.
+        reconstruction: The method's reconstruction of the same samples.
+        channel_names: The names of the C modalities.
         spacing: mm per voxel along the axes of the patch.
-        orientations: Of the cases where it is known, see :func:`read_orientations`.
-        limit: Most pictures.
+        orientations: Case id -> orientation of the patch's axes, for cases where it is known; see
+            :func:`.evaluation.orientations_of`.
+        limit: Largest number of pictures.
     """
     folder.mkdir(exist_ok=True)
     first_of_case = {case: sample for sample, case in reversed(list(enumerate(cases)))}

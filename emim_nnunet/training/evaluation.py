@@ -22,9 +22,9 @@ class Evaluation:
     """Measures networks on batches of the probe set, for the collapse monitor.
 
     Args:
-        monitor: Gets what is measured.
-        inputs: What a method takes of a batch: image, foreground and random inputs, on the device.
-        autocast: Mixed precision, as in training.
+        monitor: The collapse monitor that collects what is measured.
+        inputs: Turns a batch into what a method takes: image, foreground and random inputs, on the device.
+        autocast: Opens a context of mixed precision, as in training.
         patch_size: Voxels per axis that the encoder takes; crops may be larger.
     """
 
@@ -42,12 +42,12 @@ class Evaluation:
         """Measure one batch.
 
         Args:
-            batch: Of the probe set.
-            network: The method, with DDP and torch.compile around it.
-            encoder: Its encoder, without them.
+            batch: A batch of the probe set, as the crop loader gives it.
+            network: The method in evaluation mode, with DDP and torch.compile around it where they are used.
+            encoder: The encoder of the method, without them.
 
         Returns:
-            What the method put out.
+            The output of the method.
         """
         image, foreground, draws = self._inputs(batch)
         with self._autocast():
@@ -60,11 +60,11 @@ class Evaluation:
         """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
 
         Args:
-            batches: The probe set.
-            method: As it was before the first step, in evaluation mode.
+            batches: The batches of the probe set, each once.
+            method: The method as it was before the first step, in evaluation mode.
 
         Returns:
-            The losses of constant predictions, a line for the log.
+            A line for the log with the losses of constant predictions.
         """
         self.monitor.start()
         for batch in batches:
@@ -75,12 +75,15 @@ class Evaluation:
 
 
 def orientations_of(cases: Sequence[Case], transpose: Sequence[int], num_axes: int) -> dict[str, str]:
-    """To which side of the patient the axes of patches lead, of the cases where it is known.
+    """The side of the patient to which each axis of a patch leads, for the cases where it is known.
 
     Args:
-        cases: Of the probe set.
+        cases: The cases of the probe set.
         transpose: ``transpose_forward`` of the plans.
-        num_axes: Of a patch; 2D patches are slices along the first axis.
+        num_axes: Number of axes of a patch, 2 or 3; 2D patches are slices along the first axis of the image.
+
+        Returns:
+            Case id -> one letter (L, R, A, P, I or S) for each axis of the patch.
     """
     found: dict[str, str] = {}
     for folder in case_folders(cases):

@@ -1,4 +1,4 @@
-"""What goes wrong in training, in words that say what to do."""
+"""Faults of the machine during training, such as too little memory or a full disk, and what the user is told to do."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LESS_MEMORY = (
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what training dies of without being wrong itself into a :class:`UserError` of one line.
+    """Turn an error that ends training without being a fault of the program into a :class:`UserError` of one line.
 
     Raises:
-        UserError: Out of memory.
+        UserError: Memory of the GPU or of the machine ran out in the ``with`` block.
     """
     try:
         yield
@@ -38,19 +38,19 @@ def explained() -> Iterator[None]:
 def when_there_is_space(
     write: Callable[[], object], folder: Path, say: Callable[[str], None], give_up: Callable[[], bool]
 ) -> bool:
-    """Write; on a full disk wait until there is space again, saying so every minute.
+    """Write files; on a full disk, wait until there is space again and say so every minute.
 
     Args:
-        write: Writes all or nothing of each file; is repeated.
-        folder: Where.
-        say: Gets a line of text.
-        give_up: Whether to wait no longer.
+        write: Writes all or nothing of each file; it is called again after each wait.
+        folder: The folder that is written to.
+        say: Called with a line of text at the start of each wait.
+        give_up: Whether to stop waiting; asked about twice a second.
 
     Returns:
         Whether it was written; False after giving up.
 
     Raises:
-        OSError: Anything but a full disk.
+        OSError: Writing failed for another reason than a full disk.
     """
     while True:
         try:

@@ -47,7 +47,7 @@ class FinetuneTrainer(StageTrainer):
 
     ssl_trainer_class: ClassVar[type[SSLTrainer]]
     runs_ssl_stage: ClassVar[bool] = False
-    stored_trainer_name: ClassVar[str | None] = STOCK_TRAINER  # None = its own
+    stored_trainer_name: ClassVar[str | None] = STOCK_TRAINER  # None = the name of the class itself
     dataset_class: type
 
     def __init__(
@@ -76,7 +76,8 @@ class FinetuneTrainer(StageTrainer):
         )
 
     def initialize(self) -> None:
-        """As in nnU-Net; notes whether weights are loaded into the encoder from then on: ``-pretrained_weights`` does that."""
+        """Initialise as nnU-Net does; notice if weights are loaded into the encoder later, which ``-pretrained_weights``
+        does."""
         self._seed()
         super().initialize()
         self.dataset_class = without_code(self.dataset_class)
@@ -93,7 +94,7 @@ class FinetuneTrainer(StageTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """nnU-Net's network."""
+        """The U-Net of the plans, built by nnU-Net; a network that cannot be built is a :class:`UserError`."""
         with planned("the network that the plans describe cannot be built"):
             return nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
@@ -110,13 +111,13 @@ class FinetuneTrainer(StageTrainer):
         return (network._orig_mod if isinstance(network, OptimizedModule) else network).get_submodule("encoder")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
-        """nnU-Net's SGD; linear warm-up before its polynomial decay."""
+        """nnU-Net's SGD, with a linear warm-up before nnU-Net's polynomial decay of the learning rate."""
         optimizer, _ = super().configure_optimizers()
         warmup = warmup_length(self.config.finetune_warmup_epochs, self.num_epochs)
         return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, warmup)
 
     def run_training(self) -> None:
-        """Get the encoder, running its SSL stage first where this trainer does that, then train as nnU-Net does."""
+        """Load the encoder (after running its SSL stage, if this trainer does that), then train as nnU-Net does."""
         self._trained = True
         with causes_logged(self._log_quietly), explained(), self._folder:
             if not self.was_initialized:
@@ -132,10 +133,10 @@ class FinetuneTrainer(StageTrainer):
                     self._stop(f"in epoch {self.current_epoch}, which will begin again")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As in nnU-Net, unless the settings leave it out after a training.
+        """Predict and score the validation cases as nnU-Net does, unless ``finetune_final_validation`` is off after a training.
 
         Args:
-            save_probabilities: Keep the probabilities of every voxel.
+            save_probabilities: Whether to save the class probabilities of every voxel.
         """
         if self._trained and not self.config.finetune_final_validation:
             self.print_to_log_file("finetune_final_validation is false: --val predicts whole cases")
@@ -144,13 +145,16 @@ class FinetuneTrainer(StageTrainer):
             super().perform_actual_validation(save_probabilities)
 
     def on_epoch_end(self) -> None:
-        """As in nnU-Net; after SIGTERM or SIGINT, a checkpoint and the end (nnU-Net cannot continue within an epoch)."""
+        """End an epoch as nnU-Net does; after SIGTERM or SIGINT, write a checkpoint and exit.
+
+        A signal takes effect here because nnU-Net cannot continue in the middle of an epoch.
+        """
         super().on_epoch_end()
         if self.current_epoch < self.num_epochs and self._interruption.asked():
             self._stop(f"after epoch {self.current_epoch - 1}", together=True)
 
     def _stop(self, when: str, *, together: bool = False) -> None:
-        """Write a checkpoint from which :attr:`current_epoch` begins, and end; ``together``: all processes are here."""
+        """Write a checkpoint from which :attr:`current_epoch` begins, and exit; ``together``: all processes call this."""
         self.current_epoch -= 1  # nnU-Net stores the number of the epoch after this one
         self.save_checkpoint(str(Path(self.output_folder) / LATEST))
         self.current_epoch += 1
@@ -162,7 +166,7 @@ class FinetuneTrainer(StageTrainer):
         raise SystemExit(EXIT_INTERRUPTED)
 
     def _save_debug_information(self) -> None:
-        """nnU-Net's ``debug.json``, without the paths and the name of this machine."""
+        """Write nnU-Net's ``debug.json``, without the paths and the name of this machine."""
         super()._save_debug_information()
         file = Path(self.output_folder) / "debug.json"
         if self.local_rank == 0 and file.is_file():
@@ -170,7 +174,7 @@ class FinetuneTrainer(StageTrainer):
             write_json(file, {key: value for key, value in content.items() if key != "hostname"}, indent=4)
 
     def _seed(self) -> None:
-        """Seed the generators that nnU-Net's training draws from, if asked to."""
+        """Seed the generators that nnU-Net's training draws from, if ``finetune_seed`` is set."""
         seed = self.config.finetune_seed
         if seed is not None:
             random.seed(seed)
@@ -216,7 +220,7 @@ class FinetuneTrainer(StageTrainer):
         return stage_folder(self.ssl_trainer_name, plans.dataset_name, plans.plans_name, self.configuration_name, fold)
 
     def _check_leakage(self, ssl_cases: list[str], ssl_fold: int | str) -> None:
-        """Whether the SSL stage has seen validation cases of this fold without being asked to."""
+        """Refuse an SSL stage that has seen validation cases of this fold, or warn of it where the settings asked for it."""
         training_ids, validation_ids = self.do_split()
         seen = sorted(set(validation_ids) & set(ssl_cases) - set(training_ids))
         if seen and (ssl_fold == "all" or self.block.get("use_validation_cases")):
@@ -228,7 +232,7 @@ class FinetuneTrainer(StageTrainer):
             )
 
     def _run_ssl_stage(self, fold: int | str, folder: Path) -> None:
-        """Run (or continue) the SSL stage with this trainer's data set, plans and configuration."""
+        """Run or continue the SSL stage with this trainer's data set, plans and configuration."""
         self.print_to_log_file(f"SSL stage first: {folder}")
         unfinished = unfinished_checkpoint(folder)
         trainer = self.ssl_trainer_class(
@@ -244,10 +248,16 @@ class FinetuneTrainer(StageTrainer):
         self.print_to_log_file("SSL stage finished, segmentation follows")
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
-        """Continue the segmentation stage: the encoder is in the checkpoint. As in nnU-Net, but no code in the file is run.
+        """Continue the segmentation stage as nnU-Net does, without running any code in the file.
+
+        The encoder is part of the checkpoint, so it is not loaded from the SSL stage again.
+
+        Args:
+            filename_or_checkpoint: The path of a checkpoint, or its content.
 
         Raises:
-            UserError: Damaged, holding objects that only running code could restore, or another process writes the fold.
+            UserError: The file is damaged or holds objects that only running code could restore, or another process writes to
+                the output folder.
         """
         with self._folder.held_from_now_on():
             if isinstance(filename_or_checkpoint, str):
@@ -258,10 +268,10 @@ class FinetuneTrainer(StageTrainer):
         self._resumed = True
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint under the name of the trainer that prediction needs, written atomically.
+        """Write nnU-Net's checkpoint atomically, under the name of the trainer that prediction needs.
 
         Args:
-            filename: Path of the checkpoint.
+            filename: The path of the checkpoint.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)

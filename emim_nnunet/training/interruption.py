@@ -1,4 +1,4 @@
-"""Being asked to stop, by Ctrl-C or by a cluster that needs the machine: a stage ends at the next step, with a checkpoint."""
+"""Requests to stop, by Ctrl-C or by a cluster that needs the machine: a stage ends at the next step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WORKER_SECONDS = 30
 
 
 class Interruption:
-    """Remembers SIGTERM and SIGINT while it is open (as a context manager); the loop asks for them between steps.
+    """Remembers SIGTERM and SIGINT while it is open (as a context manager); the training loop asks for them between steps.
 
-    In a process group all processes get the same answer at the same step, whichever of them got the signal. The answers
-    travel over a gloo group of their own, so no GPU is waited for.
+    In a process group all processes get the same answer at the same step, whichever of them got the signal. The answers are
+    exchanged in a separate gloo group, so that no process waits for its GPU.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Interruption:
         self.signal = signal.Signals(number).name  # nothing else: a handler must not print
 
     def asked(self) -> bool:
-        """Whether any process was asked to stop; a collective operation in a process group."""
+        """Whether any process was asked to stop. In a process group this is a collective operation."""
         if self._group is None:
             return self.signal is not None
         flag = torch.tensor([self.signal is not None], dtype=torch.int32)
@@ -62,15 +62,18 @@ class Interruption:
         return bool(flag.item())
 
     def wait_for_all(self) -> None:
-        """Wait until all processes are here: one that ends earlier makes the launcher end the others."""
+        """Wait until all processes have called this: a process that ends earlier makes the launcher end the others."""
         if self._group is not None:
             dist.barrier(group=self._group)
 
 
 def outlive_signals(worker: int = 0) -> None:
-    """For data-loading workers, to which a cluster's signal goes too: live on until the parent has written its checkpoint.
+    """Make a data-loading worker ignore a cluster's signals until the parent process has written its checkpoint.
 
-    Normally the parent ends them before; SIGALRM ends them where it does not.
+    Normally the parent ends the worker; otherwise SIGALRM ends it :data:`WORKER_SECONDS` after SIGTERM.
+
+    Args:
+        worker: The number of the worker, which torch's loader passes; unused.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))

@@ -22,15 +22,15 @@ class LinearDecoder(nn.Module):
 
     Args:
         features_per_stage: Channels of each encoder stage.
-        num_classes: Output channels.
+        num_classes: Number of output channels, one per class.
         conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
     """
 
-    deep_supervision = False  # nnU-Net sets it
+    deep_supervision = False  # nnU-Net sets this attribute
 
     def __init__(self, features_per_stage: Sequence[int], num_classes: int, conv_op: type[nn.Module]) -> None:
         super().__init__()
-        # nnU-Net's name for layers that -pretrained_weights need not hold
+        # nnU-Net does not look for layers of this name in -pretrained_weights
         self.seg_layers = nn.ModuleList(
             conv_op(features, num_classes, 1, bias=stage == 0) for stage, features in enumerate(features_per_stage)
         )
@@ -45,8 +45,8 @@ class LinearProbeNetwork(nn.Module):
     """A frozen encoder, always in evaluation mode, and a :class:`LinearDecoder`.
 
     Args:
-        encoder: Of nnU-Net, returns all stage outputs.
-        num_classes: Output channels.
+        encoder: An encoder of nnU-Net that returns the outputs of all stages.
+        num_classes: Number of output channels, one per class.
     """
 
     def __init__(self, encoder: PlannedEncoder, num_classes: int) -> None:
@@ -58,7 +58,7 @@ class LinearProbeNetwork(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> LinearProbeNetwork:
-        """As in torch, but the encoder stays in evaluation mode."""
+        """Set the mode of the decoder; the encoder always stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -73,10 +73,10 @@ class LinearProbeNetwork(nn.Module):
 class LinearProbeTrainer(FinetuneTrainer):
     """nnU-Net's training of a :class:`LinearProbeNetwork`; the encoder comes from where :class:`FinetuneTrainer` gets it."""
 
-    stored_trainer_name = None  # its own: prediction needs this network
+    stored_trainer_name = None  # the name of this class: prediction needs its network
 
     def initialize(self) -> None:
-        """As in nnU-Net, without deep supervision."""
+        """Initialise as nnU-Net does, without deep supervision."""
         self.enable_deep_supervision = False
         super().initialize()
 
@@ -95,7 +95,7 @@ class LinearProbeTrainer(FinetuneTrainer):
         return LinearProbeNetwork(encoder_of(unet), num_output_channels)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
-        """AdamW on the linear layers, nnU-Net's polynomial decay."""
+        """AdamW on the linear layers, with nnU-Net's polynomial decay of the learning rate."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         rate = self.config.linear_probe_lr
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)

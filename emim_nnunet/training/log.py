@@ -11,13 +11,13 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def without_paths(text: object) -> str:
-    """The text with the names of nnU-Net's variables in place of their folders: a log may be shown to others.
+    """Replace the folders of nnU-Net's variables in a text by the names of the variables: a log may be shown to others.
 
     Args:
-        text: Line of a log.
+        text: A line of a log, or anything that ``str`` turns into one.
 
     Returns:
-        For example ``$nnUNet_results/Dataset137_X/...``, which a shell understands.
+        The line, for example with ``$nnUNet_results/Dataset137_X/...``, which a shell understands.
     """
     line = str(text)
     for name in FOLDERS:
@@ -40,28 +40,28 @@ class SSLLog:
         """Add the row of an epoch.
 
         Args:
-            row: Numbers by name, ``epoch`` among them; NaN stays NaN.
+            row: The numbers by name, ``epoch`` (from 0) among them; NaN stays NaN.
 
         Raises:
-            ValueError: The row does not say its epoch.
+            ValueError: The row has no key ``epoch``.
         """
         if "epoch" not in row:
             raise ValueError(f"a row of the log needs the key 'epoch', got {list(row)}")
         self._rows.append({"epoch": int(row["epoch"])} | {k: float(v) for k, v in row.items() if k != "epoch"})
 
     def state(self) -> list[dict[str, float]]:
-        """Copies of all rows."""
+        """Copies of all rows, oldest first, for a checkpoint."""
         return [dict(row) for row in self._rows]
 
     def load_state(self, rows: list[dict[str, float]]) -> None:
-        """Replace all rows."""
+        """Replace all rows by those of a checkpoint."""
         self._rows = [dict(row) for row in rows]
 
     def write(self, path: Path) -> None:
         """Write all rows as a CSV, atomically.
 
         Args:
-            path: Target; columns are the union of all keys in order of first appearance, ``epoch`` first. What a row does not
-                have is left empty.
+            path: File to write. Its columns are the union of all keys in order of first appearance, ``epoch`` first; a cell is
+                empty where a row lacks the key.
         """
         write_csv(path, self._rows)

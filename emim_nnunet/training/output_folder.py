@@ -16,8 +16,8 @@ class OutputFolder:
     A stage that is continued is read before nnU-Net calls ``run_training``: from then on no other may write it.
 
     Args:
-        folder: Of nnU-Net's trainer.
-        rank: Among all processes.
+        folder: The output folder of nnU-Net's trainer.
+        rank: The number of this process among all processes of the training, from 0.
     """
 
     def __init__(self, folder: str, rank: int) -> None:
@@ -26,7 +26,7 @@ class OutputFolder:
         self._lock: Lock | None = None
 
     def hold(self) -> None:
-        """Take the lock, unless it is held.
+        """Take the lock, unless this object holds it already.
 
         Raises:
             UserError: Another process writes the folder.
@@ -36,7 +36,7 @@ class OutputFolder:
 
     @contextmanager
     def held_from_now_on(self) -> Iterator[None]:
-        """Take the lock, and keep it if the block succeeds."""
+        """Take the lock, and keep it after the ``with`` block; it is given back only if the block raises."""
         self.hold()
         try:
             yield
@@ -51,7 +51,7 @@ class OutputFolder:
             self._lock = None
 
     def check(self) -> None:
-        """Before a checkpoint is replaced.
+        """Check that the folder is still ours, before a checkpoint in it is replaced.
 
         Raises:
             UserError: Another process has taken the folder over.
@@ -60,10 +60,15 @@ class OutputFolder:
             self._lock.check()
 
     def write(self, write: Callable[[], object], say: Callable[[str], None], give_up: Callable[[], bool]) -> bool:
-        """Write into the folder; see :func:`when_there_is_space`. Other ranks do nothing.
+        """Write into the folder on the first rank, see :func:`when_there_is_space`; other ranks do nothing.
+
+        Args:
+            write: Writes all or nothing of each file; may be called again.
+            say: Called with a line of text while the disk is full.
+            give_up: Whether to stop waiting for space.
 
         Returns:
-            Whether it was written.
+            Whether it was written; True on the other ranks.
         """
         return self._rank != 0 or when_there_is_space(write, self.path, say, give_up)
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: people look rather than read.
+"""Pictures of a training run.
 
 Figures are built on the Agg canvas without pyplot, so nothing global changes, and are written atomically. They are drawn with
 matplotlib's defaults, whatever is set in the process: nnU-Net's own progress.png enlarges all letters for good (seaborn).
@@ -31,7 +31,7 @@ def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
     Args:
         history: Rows of :class:`emim_nnunet.training.log.SSLLog`, at least one. Keys: ``epoch``; ``train/TERM``,
             ``val/TERM``; ``skill/MODALITY``, ``skill/all``; ``lr``; ``seconds``. All but ``epoch`` may be absent or NaN.
-        path: PNG to write.
+        path: The PNG file to write.
     """
     figure = Figure(figsize=(16, 8), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -54,7 +54,7 @@ def plot_progress(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def _draw_line(ax: Axes, history: Sequence[dict[str, float]], key: str, label: str, **style: Any) -> None:
-    """One key over epochs, its last value in the legend; nothing when no row has it."""
+    """Draw one key over epochs, with its last value in the legend; draws nothing when no row has the key."""
     values = [row.get(key, np.nan) for row in history]
     if not any(key in row for row in history):
         return
@@ -100,22 +100,23 @@ def plot_reconstruction(
     orientation: str = "",
     title: str = "",
 ) -> None:
-    """Input, masked input, output, output where masked only, and error with its scale; one row per modality.
+    """Draw input, masked input, output, the input with its masked voxels replaced by the output, and error; a row per modality.
 
-    All pictures of a row share one grey window, which stands beside it: percentiles 1 to 99 of the modality inside the
-    foreground. The bar is in mm; letters are drawn only where the orientation is known.
+    All pictures of a row share one grey window, whose limits are written beside it: percentiles 1 to 99 of the modality inside
+    the foreground. The length of the scale bar is in mm; letters for the sides of the patient are drawn only where the
+    orientation is known.
 
     Args:
-        image: (C, *P) float, 2D or 3D; of 3D patches the slice along the first axis with the most foreground is shown.
+        image: (C, *P) float, a 2D or 3D patch; of a 3D patch the slice along the first axis with the most foreground is shown.
         masked_image: (C, *P) float, the network's input.
-        reconstruction: (C, *P) float.
+        reconstruction: (C, *P) float, the network's output.
         masked: (C, *P) bool, True = hidden from the network.
-        path: PNG to write.
-        channel_names: C names.
-        foreground: (*P) bool; None = where any modality is not 0.
+        path: The PNG file to write.
+        channel_names: The names of the C modalities.
+        foreground: (*P) bool, True inside the body; None = where any modality is not 0.
         spacing: mm per voxel along the axes of the patch; None = unknown.
         orientation: For each axis of the patch the letter of the side to which it leads, as ``SPL``; empty = unknown.
-        title: Above the picture.
+        title: Text above the picture.
     """
     foreground = (image != 0).any(0) if foreground is None else foreground
     if image.ndim == 4:
@@ -152,7 +153,7 @@ def plot_reconstruction(
 def _draw_modality(
     axes: np.ndarray, pictures: Sequence[np.ndarray], masked: np.ndarray, foreground: np.ndarray, aspect: float
 ) -> tuple[float, float]:
-    """Input, masked input, output, pasted output and error of a modality, (H, W) each; the grey window they share."""
+    """Draw input, masked input, output, pasted output and error of a modality, (H, W) each; returns their grey window."""
     low, high = _window(pictures[0], foreground)
     body = foreground[..., None]  # outside is 0, which is mid-grey in z-scored images: show it black
     shown = [_grey(picture, low, high) * body for picture in pictures[:-1]]
@@ -168,7 +169,7 @@ def _draw_modality(
 
 
 def _draw_letters(ax: Axes, orientation: str) -> None:
-    """The sides of a picture; ``orientation`` = to which its rows and columns lead, empty = nothing is drawn."""
+    """Letter the sides of a picture. ``orientation``: the sides to which its rows and columns lead; empty = draw nothing."""
     if not orientation:
         return
     down, right = tuple(orientation)
@@ -179,7 +180,7 @@ def _draw_letters(ax: Axes, orientation: str) -> None:
 
 
 def _draw_bar(ax: Axes, width: int, spacing: float) -> None:
-    """A bar of a round number of mm, at most a third of the picture of ``width`` pixels; nothing where even 1 mm is longer."""
+    """Draw a bar of a round number of mm, at most a third of the ``width`` (pixels) of the picture; none if 1 mm is longer."""
     lengths = [mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width * spacing / 3]
     if lengths:
         share = lengths[-1] / spacing / width
@@ -188,14 +189,14 @@ def _draw_bar(ax: Axes, width: int, spacing: float) -> None:
 
 
 def _window(picture: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
-    """Percentiles 1 and 99 of the foreground; of everything where there is none, and never of width 0."""
+    """Percentiles 1 and 99 of the foreground, or of the whole picture where there is no foreground; never of width 0."""
     inside = picture[foreground] if foreground.any() else picture
     low, high = (float(value) for value in np.percentile(inside, [1, 99]))
     return low, high if high > low else low + 1.0
 
 
 def _grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W) -> (H, W, 3) in [0, 1]."""
+    """A picture in shades of grey: (H, W) -> (H, W, 3) in [0, 1], clipped to the window from ``low`` to ``high``."""
     return np.repeat(np.clip((picture - low) / (high - low), 0, 1)[..., None], 3, axis=2)
 
 
@@ -218,17 +219,17 @@ def plot_overlay(
     label_names: dict[int, str] | None = None,
     title: str = "",
 ) -> None:
-    """A segmentation filled over three orthogonal slices, with the reference below it.
+    """Draw a segmentation as filled areas over three orthogonal slices, with the reference below it.
 
-    The slices are those where the labels are largest, in the reference where there is one.
+    The slices are those in which the labels are largest, taken from the reference where there is one.
 
     Args:
         image: (D, H, W) float, axes as SimpleITK gives them (z, y, x).
-        segmentation: (D, H, W) int, 0 = background.
-        path: PNG to write.
-        reference: (D, H, W) int or None.
-        label_names: For the legend; None = ``label 1``, ...
-        title: Above the picture.
+        segmentation: (D, H, W) int, the predicted labels, 0 = background.
+        path: The PNG file to write.
+        reference: (D, H, W) int, the true labels; None = not drawn.
+        label_names: Label -> its name in the legend; None = ``label 1``, ...
+        title: Text above the picture.
     """
     layers: list[tuple[str, np.ndarray | None]] = [("image", None), ("prediction", segmentation)]
     if reference is not None:
@@ -260,7 +261,7 @@ def plot_overlay(
 
 
 def _slices(labelled: np.ndarray) -> list[int]:
-    """For each axis the slice that shows the labels best; each counts by its area relative to its largest one."""
+    """For each axis the slice that shows the labels best; each label counts by its area relative to its largest slice."""
     best = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)

@@ -1,4 +1,4 @@
-"""Whether what a command asks for can be trained, before anything is written."""
+"""Checks of what a command asks to train, before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emim_nnunet.settings.plans import check_plans
 
 
 def check_request(dataset: str, configuration: str, fold: int | str, plans_name: str) -> None:
-    """Look at what nnU-Net would stumble over without a word that helps.
+    """Check what would make nnU-Net fail without a helpful message.
 
     Args:
         dataset: The id or name of a preprocessed data set.
@@ -41,7 +41,7 @@ def check_request(dataset: str, configuration: str, fold: int | str, plans_name:
 
 
 def check_command(dataset: str, configuration: str, fold: int | str, plans_name: str, weights: str | None) -> None:
-    """As :func:`check_request`, for nnU-Net's training command, which may be given weights.
+    """Do the checks of :func:`check_request` for nnU-Net's training command, and check the weights that it is given.
 
     Args:
         dataset: The id or name of a preprocessed data set.
@@ -56,7 +56,7 @@ def check_command(dataset: str, configuration: str, fold: int | str, plans_name:
     check_request(dataset, configuration, fold, plans_name)
     if weights is None:
         return
-    content = read_checkpoint(Path(weights))  # nnU-Net would run what code is in it
+    content = read_checkpoint(Path(weights))  # nnU-Net would run any code in it
     if isinstance(content.get("network_weights"), dict):
         tensors = {k: v for k, v in content["network_weights"].items() if isinstance(v, Tensor)}
         require_finite(tensors, f"-pretrained_weights {weights}")

@@ -20,7 +20,7 @@ from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import FINAL
 
 LOOP_ONLY = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")
-CONFIGURATION = (  # the rest of a configuration is for the segmentation alone
+CONFIGURATION = (  # the other keys of a configuration concern the segmentation alone
     "data_identifier",
     "preprocessor_name",
     "patch_size",
@@ -43,13 +43,13 @@ NO_CHECKSUMS = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage is trained with, cases aside.
+    """Everything a stage is trained with, except its cases.
 
     Attributes:
-        block: Resolved ``emim`` block.
-        plans: Plans JSON.
-        configuration: Name of a configuration in it.
-        dataset_json: ``dataset.json``.
+        block: The ``emim`` block, inheritance resolved.
+        plans: The plans JSON as a dict.
+        configuration: The name of a configuration of the plans.
+        dataset_json: The content of ``dataset.json``.
     """
 
     block: dict[str, Any]
@@ -59,16 +59,16 @@ class Setup:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: dict[str, Any]) -> Setup:
-        """That of the stage which wrote a checkpoint.
+        """The setup of the stage that wrote a checkpoint.
 
         Raises:
-            UserError: The plans in it are not as they must be.
+            UserError: The plans in the checkpoint are not valid.
         """
         check_plans(checkpoint["plans"], checkpoint["configuration"])
         return cls(*(checkpoint[key] for key in ("emim", "plans", "configuration", "dataset_json")))
 
     def decisive(self) -> dict[str, str]:
-        """Everything in it that decides what an SSL stage computes, channel names aside: values as JSON."""
+        """Key -> value as JSON, of everything that decides what an SSL stage computes, except the names of the channels."""
         links = inheritance(self.plans, self.configuration)
         content = {key: value for link in links for key, value in link.items()}
         architecture = content.get("architecture", {})
@@ -84,16 +84,16 @@ def check_continued(checkpoint: dict[str, Any], now: Setup, cases: StageCases, f
     """Refuse to continue a stage with other settings, plans, channels, cases or data.
 
     Args:
-        checkpoint: Of the stage.
-        now: What it would be trained with now.
-        cases: Likewise.
-        folder: Output folder of the stage, for the message.
+        checkpoint: The content of the checkpoint that is continued.
+        now: The setup that the stage would be trained with now.
+        cases: The cases that it would be trained and measured on now.
+        folder: The output folder of the stage, for the message.
 
     Returns:
-        Remarks for the log: what cannot be compared, and other versions.
+        Lines for the log: that the data cannot be compared, and that packages have other versions now.
 
     Raises:
-        UserError: Naming what differs.
+        UserError: Something differs; the message names it.
     """
     advice = f"move {folder} away to start anew, or train with a configuration of another name"
     _refuse_other_setup(checkpoint, now, advice)
@@ -114,20 +114,20 @@ def check_continued(checkpoint: dict[str, Any], now: Setup, cases: StageCases, f
 
 
 def finished_stage(folder: Path, now: Setup, data: PreprocessedDataset) -> tuple[dict[str, Any], list[str]] | None:
-    """The final checkpoint of a finished SSL stage whose encoder fits what would be trained now.
+    """Load the final checkpoint of a finished SSL stage, if its encoder fits what would be trained now.
 
-    Which cases it learnt from, and the names of its channels, are left to whoever takes the encoder.
+    The cases that it learnt from and the names of its channels are not compared; the caller must check them.
 
     Args:
-        folder: Output folder of the stage.
-        now: What it would be trained with now.
+        folder: The output folder of the stage.
+        now: The setup that the stage would be trained with now.
         data: The data that would be trained on now.
 
     Returns:
-        The checkpoint on the CPU and remarks for the log, or None when the stage is not finished.
+        The checkpoint on the CPU and lines for the log, or None when the stage is not finished.
 
     Raises:
-        UserError: It was made with other settings, plans or data; names what differs.
+        UserError: The stage was made with other settings, plans or data; the message names what differs.
     """
     if not (folder / FINAL).is_file():
         return None
@@ -154,7 +154,7 @@ def _change(key: str, old: str, new: str) -> str:
 
 
 def _refuse_other_data(checkpoint: dict[str, Any], cases: Sequence[Case], advice: str) -> list[str]:
-    """Compare the voxels of cases that the checkpoint knows; a remark where it knows none."""
+    """Refuse cases whose voxels have changed since the checkpoint; a line for the log where it holds no checksums."""
     then = checkpoint.get("case_digests", {})
     if not then:
         return [

@@ -1,4 +1,4 @@
-"""What an SSL stage is: its settings, its data, its method and its checkpoints. The loop is in :mod:`.ssl_trainer`."""
+"""The parts of an SSL stage: its settings, its data, its method and its checkpoints. The loop is in :mod:`.ssl_trainer`."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class SSLStage(StageTrainer):
     """An SSL stage of ``method_class`` on a data set that nnU-Net preprocessed, without the loop.
 
     Args:
-        plans: Plans JSON with an ``emim`` block.
-        configuration: Name of a configuration.
-        fold: Number of a fold, or ``all``.
-        dataset_json: ``dataset.json``.
-        device: Where to train.
+        plans: The plans JSON as a dict, with an ``emim`` block.
+        configuration: The name of a configuration of the plans.
+        fold: The number of a fold, or ``all``.
+        dataset_json: The content of ``dataset.json``.
+        device: The device to train on.
 
     Raises:
         UserError: The block does not fit the plans; nothing has been written then.
@@ -146,7 +146,7 @@ class SSLStage(StageTrainer):
         self.was_initialized = True
 
     def _build_method(self) -> SSLMethod:
-        """As it is before the first step: a function of the seed alone."""
+        """The method as it is before the first step; its weights depend on the seed alone."""
         return planned_method(
             self.method_class,
             self.configuration_manager.configuration["architecture"],
@@ -165,7 +165,7 @@ class SSLStage(StageTrainer):
         return method
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
-        """AdamW, weight decay on matrices and kernels only. The rate is set per step, so there is no scheduler."""
+        """AdamW, with weight decay on matrices and kernels only. The rate is set in each step, so there is no scheduler."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
@@ -178,7 +178,7 @@ class SSLStage(StageTrainer):
         """The cases of this fold's SSL stage.
 
         Raises:
-            UserError: None preprocessed, or a numbered fold of a single case.
+            UserError: No case is preprocessed, or a numbered fold is asked of a single case.
         """
         data = self.preprocessed
         data.require_cases()
@@ -188,13 +188,13 @@ class SSLStage(StageTrainer):
         return stage_cases(data, training_ids, validation_ids, use_validation=self.config.use_validation_cases)
 
     def get_dataloaders(self) -> tuple[CropBatches, CropBatches]:
-        """Endless batches for training, from the current epoch on, and the repeating probe set."""
+        """Endless batches for training, from the current step on, and the batches of the probe set, which repeat."""
         self.cases = self.find_cases()
         first_step = self.current_epoch * self.num_iterations_per_epoch + self._epoch.iteration
         workers = get_allowed_n_proc_DA()
         seed, steps = self.config.seed, self.num_val_iterations_per_epoch
         training = self._batches(self.cases.training, seed, workers, first_step=first_step).start()
-        # its worker starts when it is needed, and not in the way of the first training batches
+        # its worker starts when it is needed, so that it does not slow down the first training batches
         probe = self._batches(self.cases.probe, seed + PROBE_SEED_OFFSET, min(1, workers), num_steps=steps)
         cases = [*self.cases.training, *self.cases.probe]
         self._case_digests |= case_digests([case for case in cases if case.identifier not in self._case_digests])
@@ -225,13 +225,13 @@ class SSLStage(StageTrainer):
         return draw(self.method, about["seed"], about["index"], about["present"])
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write everything that continuing or transferring needs, atomically; the checkpoint before it is kept.
+        """Write everything that is needed to continue or to transfer, atomically; the checkpoint before it is kept.
 
         Args:
-            filename: Path of the checkpoint.
+            filename: The path of the checkpoint.
 
         Raises:
-            OSError: As raised by the file system; earlier checkpoints are as they were then.
+            OSError: The file system refused; earlier checkpoints are unchanged then.
         """
         if self.local_rank != 0:
             return
@@ -274,11 +274,11 @@ class SSLStage(StageTrainer):
         """Continue an SSL stage (``--c``).
 
         Args:
-            filename_or_checkpoint: Path of one of our checkpoints.
+            filename_or_checkpoint: The path of a checkpoint of an SSL stage.
 
         Raises:
-            UserError: Not one of ours, damaged (and the one before it too), made with other settings or cases, or the stage is
-                being written by another process.
+            UserError: The file is no checkpoint of ours, it is damaged (and so is the one before it), it was made with other
+                settings or cases, or another process writes the stage.
         """
         with self._folder.held_from_now_on():
             self._continue_from(filename_or_checkpoint)
@@ -324,10 +324,10 @@ class SSLStage(StageTrainer):
         }
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """The SSL stage has no deep supervision."""
+        """Do nothing: the SSL stage has no deep supervision."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Nothing to segment after an SSL stage; nnU-Net always calls this."""
+        """Log what to do next: an SSL stage has nothing to segment, but nnU-Net always calls this."""
         self.print_to_log_file(
             "An SSL stage has no segmentation to validate. Next: -tr nnUNetTrainerEMIMFinetune, or emim_export and "
             "-pretrained_weights with any trainer."

@@ -1,4 +1,4 @@
-"""The loop of an SSL stage as nnU-Net's trainer runs it: what happens when."""
+"""The training loop of an SSL stage, in the order of events of nnU-Net's trainer."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from emim_nnunet.training.stage import settings_without_effect
 class SSLTrainer(SSLStage):
     """Runs the SSL stage of ``method_class`` on a data set that nnU-Net preprocessed.
 
-    Found by ``nnUNetv2_train -tr`` through its subclasses, which only name the method. Settings come from the ``emim``
-    block of the plans. Writes ``ssl_log.csv``, ``progress.png``, ``reconstructions/``, the files of the collapse monitor and
-    checkpoints that read with ``weights_only=True`` into nnU-Net's output folder. Arguments as of :class:`SSLStage`.
+    ``nnUNetv2_train -tr`` finds its subclasses, which only name the method. Settings come from the ``emim`` block of the plans.
+    ``ssl_log.csv``, ``progress.png``, ``reconstructions/``, the files of the collapse monitor and checkpoints, which can be
+    read with ``weights_only=True``, are written to nnU-Net's output folder. The arguments are those of :class:`SSLStage`.
     """
 
     def run_training(self) -> None:
-        """nnU-Net's loop, which may begin in the middle of an epoch; nothing is done when the stage is finished already.
+        """Run nnU-Net's loop, which may begin in the middle of an epoch; does nothing when the stage is finished already.
 
         Raises:
-            UserError: What the user can mend.
+            UserError: The training cannot go on, for a reason that the user can mend.
             SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a checkpoint has been written then.
         """
         with causes_logged(self._log_quietly), explained(), self._folder, self._interruption:
@@ -82,7 +82,7 @@ class SSLTrainer(SSLStage):
             self.on_validation_epoch_end(outputs)
 
     def _stop_if_asked(self) -> None:
-        """Write a checkpoint and end, if SIGTERM or SIGINT came."""
+        """Write a checkpoint and exit, if SIGTERM or SIGINT came."""
         if not self._interruption.asked():
             return
         self.skipped.read_gradients()
@@ -99,7 +99,7 @@ class SSLTrainer(SSLStage):
         raise SystemExit(EXIT_INTERRUPTED)
 
     def on_train_start(self) -> None:
-        """Open the data, say what will happen, keep plans beside the results."""
+        """Open the data, log what will be trained, and write the plans beside the results."""
         self._begin()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()  # first: its workers read while we go on
         if not self.was_initialized:
@@ -124,7 +124,10 @@ class SSLTrainer(SSLStage):
             self._last_checkpoint = monotonic()
 
     def _measure_untrained(self) -> None:
-        """The reference of the monitor; a function of the seed, so nobody waits for it before the first step."""
+        """Measure the untrained network, the reference of the monitor.
+
+        It depends on the seed alone, so this can be done after the first epoch and does not delay the first step.
+        """
         assert self.dataloader_val is not None
         untrained = self._build_method().to(self.device).eval()
         batches = islice(self.dataloader_val, self.num_val_iterations_per_epoch)
@@ -134,7 +137,7 @@ class SSLTrainer(SSLStage):
         self.print_to_log_file(f"Untrained. {self.monitor.log_line()}")
 
     def _begin(self) -> None:
-        """Refuse to begin over a stage that is there; find a checkpoint that nnU-Net does not know by name."""
+        """Refuse to overwrite a stage; on ``--c``, load a checkpoint whose name nnU-Net does not know."""
         if self._resumed:
             return
         folder = Path(self.output_folder)
@@ -147,11 +150,11 @@ class SSLTrainer(SSLStage):
             self.print_to_log_file(remark)
 
     def on_epoch_start(self) -> None:
-        """Start the clock."""
+        """Start the clock of the epoch."""
         self._epoch.start_clock()
 
     def on_train_epoch_start(self) -> None:
-        """Train mode, progress bar on a terminal."""
+        """Switch to training mode and show a progress bar, if the output is a terminal."""
         self.network.train()
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
@@ -164,7 +167,7 @@ class SSLTrainer(SSLStage):
         )
 
     def train_step(self, batch: dict) -> dict[str, Any] | None:
-        """One step; None if its loss was not finite, and nothing was changed."""
+        """Take one step; None if its loss was not finite, in which case nothing was changed."""
         self._set_learning_rate()
         inputs = self._training_inputs(batch)
         output = self.guarded_step.take(lambda: self.network(*inputs), self._about_step(batch))
@@ -179,7 +182,7 @@ class SSLTrainer(SSLStage):
         return None if output is None else step_record(output)
 
     def _about_step(self, batch: dict) -> dict[str, Any]:
-        """What repeats the step that is at hand."""
+        """What is needed to repeat the current step."""
         return {
             "epoch": self.current_epoch,
             "step": self._epoch.iteration,
@@ -191,7 +194,7 @@ class SSLTrainer(SSLStage):
         }
 
     def _stop_if_too_many_were_skipped(self, *, repeated: int = 0) -> None:
-        """End the stage with a checkpoint, from which ``repeated`` of the skipped steps will be taken again."""
+        """After too many skipped steps, end the stage with a checkpoint from which ``repeated`` of them are taken again."""
         if not self.skipped.too_many():
             return
         line = self.skipped.describe(self.current_epoch)
@@ -215,7 +218,7 @@ class SSLTrainer(SSLStage):
             group["lr"] = rate
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Average the steps."""
+        """Average losses and terms over the steps of the epoch."""
         assert self._bar is not None
         self._bar.close()
         self.skipped.read_gradients()
@@ -226,7 +229,7 @@ class SSLTrainer(SSLStage):
         self._epoch.row["patches_per_second"] = patches / self._epoch.seconds()
 
     def on_validation_epoch_start(self) -> None:
-        """Evaluation mode; before the first evaluation, the one of the untrained network."""
+        """Switch to evaluation mode; before the first evaluation, measure the untrained network."""
         self.network.eval()
         if not self.monitor.history:
             self._measure_untrained()
@@ -245,7 +248,7 @@ class SSLTrainer(SSLStage):
         return step_record(output)
 
     def _orientations(self) -> dict[str, str]:
-        """Of the probe cases, where they are known."""
+        """Case id -> orientation of the patch's axes, for the probe cases where it is known."""
         assert self.cases is not None
         num_axes = len(self.configuration_manager.patch_size)
         return orientations_of(self.cases.probe, self.plans_manager.transpose_forward, num_axes)
@@ -254,13 +257,13 @@ class SSLTrainer(SSLStage):
         return self.current_epoch % self.config.reconstruction_every == 0 or self.current_epoch == self.num_epochs - 1
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Averages, skill over the constant prediction, verdict of the collapse monitor."""
+        """Compute averages, skill over the constant prediction and the verdict of the collapse monitor."""
         done = self.current_epoch + 1
         self.monitor.finish(done, done * self.num_iterations_per_epoch)
         self._epoch.row |= mean_terms(val_outputs, "val") | self.monitor.skills()
 
     def on_epoch_end(self) -> None:
-        """Log lines, checkpoint, CSVs, pictures."""
+        """Write log lines, a checkpoint if one is due, CSV files and pictures."""
         self._epoch.row["seconds"] = self._epoch.seconds()
         self.ssl_log.append(self._epoch.row)
         for line in [*log_lines(self._epoch.row), self.monitor.log_line()]:
@@ -284,7 +287,7 @@ class SSLTrainer(SSLStage):
             )
 
     def _write(self, write: Callable[[], object]) -> bool:
-        """Write on the first rank; on a full disk wait, until there is space or somebody wants to end the stage."""
+        """Write on the first rank; on a full disk, wait until there is space or a signal asks to stop."""
         interruption = self._interruption
         return self._folder.write(write, self.print_to_log_file, lambda: interruption.signal is not None)
 
@@ -295,7 +298,7 @@ class SSLTrainer(SSLStage):
         self.monitor.write(folder, self._about(), picture=picture)
 
     def on_train_end(self) -> None:
-        """Final checkpoint; the newest one of the unfinished run stays as the one before it."""
+        """Write the final checkpoint; the newest one of the unfinished run is kept as :data:`PREVIOUS`."""
         self._finished = True
         folder = Path(self.output_folder)
         self._finished = self._write(lambda: self.save_checkpoint(str(folder / FINAL)))

@@ -1,4 +1,4 @@
-"""Settings of a stage and where its results are; whether an SSL stage is the same, see :mod:`.same_stage`."""
+"""The settings of a stage and the folder of its results. :mod:`.same_stage` compares SSL stages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from emim_nnunet.settings.stages import FinetuneConfig, TrainingConfig
 
 
 def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """The resolved ``emim`` block, all keys known and all loop settings valid.
+    """Read the ``emim`` block, inheritance resolved, and check that all keys are known and all loop settings valid.
 
     Raises:
-        UserError: The plans are not as they must be, or naming the key and the valid ones.
+        UserError: The plans are not valid, or a key of the block is unknown or has a wrong value; the message names it.
     """
     check_plans(plans, configuration)
     block = emim_block(plans, configuration)
@@ -33,11 +33,11 @@ def settings_without_effect(block: dict[str, Any], config_class: type[SSLConfig]
     """Keys of the block that somebody set for another method than the one that runs.
 
     Args:
-        block: A resolved ``emim`` block.
-        config_class: Of the method that runs.
+        block: An ``emim`` block, inheritance resolved.
+        config_class: The settings class of the method that runs.
 
     Returns:
-        Sorted; without what the planner writes for all methods, and without null.
+        The keys, sorted, without those that the planner writes for all methods and those that are null.
     """
     used = {field.name for field in fields(config_class)} - set(config_class.without_effect)
     of_methods = {field.name for method in config_classes() for field in fields(method)}
@@ -45,10 +45,10 @@ def settings_without_effect(block: dict[str, Any], config_class: type[SSLConfig]
 
 
 def refuse_settings_without_effect(block: dict[str, Any], method: type[SSLMethod]) -> None:
-    """Refuse what looks like a setting of the method, being one of those that it inherits, and is not.
+    """Refuse keys that the method inherits from another method's settings but does not use.
 
     Raises:
-        UserError: Naming the first one.
+        UserError: Such a key is set; the message names the first one.
     """
     for key in method.config_class.without_effect:
         require(
@@ -58,5 +58,5 @@ def refuse_settings_without_effect(block: dict[str, Any], method: type[SSLMethod
 
 
 def stage_folder(trainer_name: str, dataset_name: str, plans_name: str, configuration: str, fold: int | str) -> Path:
-    """Output folder that nnU-Net gives to a trainer."""
+    """The output folder that nnU-Net gives to a trainer for a data set, plans, configuration and fold."""
     return Path(nnUNet_results) / dataset_name / f"{trainer_name}__{plans_name}__{configuration}" / f"fold_{fold}"

@@ -1,4 +1,5 @@
-"""What the trainers of both stages have in common: settings from the plans, one writer, an end on request, logs to be shown."""
+"""What the trainers of both stages have in common: settings from the plans, one writing process, stopping on a signal, and logs
+that hold no paths of this machine."""
 
 from __future__ import annotations
 
@@ -22,17 +23,17 @@ class StageTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the ``emim`` block of the plans, for the SSL stage and the segmentation stage.
 
     Args:
-        plans: Plans JSON with an ``emim`` block.
-        configuration: Name of a configuration.
-        fold: Number of a fold, or ``all``.
-        dataset_json: ``dataset.json``.
-        device: Where to train.
+        plans: The plans JSON as a dict, with an ``emim`` block.
+        configuration: The name of a configuration of the plans.
+        fold: The number of a fold, or ``all``.
+        dataset_json: The content of ``dataset.json``.
+        device: The device to train on.
 
     Raises:
         UserError: The block does not fit the plans; nothing has been written then.
     """
 
-    # nnU-Net's, which has no types
+    # attributes of nnU-Net's trainer, which has no types
     local_rank: int
     current_epoch: int
     num_epochs: int
@@ -57,35 +58,35 @@ class StageTrainer(nnUNetTrainer):
         self._folder = OutputFolder(self.output_folder, self.local_rank)
 
     def _read_settings(self) -> None:
-        """Of the stage, from :attr:`block`; before nnU-Net makes a folder.
+        """Read the settings of the stage from :attr:`block`; called before nnU-Net makes a folder.
 
         Raises:
-            UserError: Settings that cannot be.
+            UserError: A setting has a wrong type or a value that is not allowed.
         """
         raise NotImplementedError
 
     def _check_configuration(self, name: str, configuration: ConfigurationManager) -> None:
-        """Whether the settings fit a configuration of the plans; before nnU-Net makes a folder.
+        """Check that the settings fit a configuration of the plans; called before nnU-Net makes a folder.
 
         Raises:
-            UserError: They do not.
+            UserError: The settings do not fit the configuration.
         """
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; leave-one-out when there are fewer than five cases."""
+        """Training and validation case ids of the fold, by nnU-Net's split; leave-one-out with fewer than five cases."""
         prepare_splits(self.preprocessed, self.fold)
         return super().do_split()
 
     @property
     def preprocessed(self) -> PreprocessedDataset:
-        """The data as they are now."""
+        """The preprocessed data set; each access gives a new object, which reads the folder as it is now."""
         folder = Path(self.preprocessed_dataset_folder_base)
         return PreprocessedDataset(folder, self.plans_manager.plans, self.dataset_json, self.configuration_name)
 
     def print_to_log_file(self, *args: object, **options: bool) -> None:
-        """nnU-Net's log, without the paths of this machine."""
+        """Write to nnU-Net's log, without the paths of this machine."""
         super().print_to_log_file(*map(without_paths, args), **options)
 
     def _log_quietly(self, text: str) -> None:
-        """Into the log, and not on the terminal."""
+        """Write to the log file, and not to the terminal."""
         self.print_to_log_file(text, also_print_to_console=False)

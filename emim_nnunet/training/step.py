@@ -22,13 +22,13 @@ Output = TypeVar("Output", bound=_HasLoss)
 
 
 def read_later(flag: Tensor) -> Callable[[], bool]:
-    """A flag on the device, to be read without waiting for work that is queued after this call.
+    """Prepare to read a flag on the device without waiting for work that is queued after this call.
 
     Args:
-        flag: () bool.
+        flag: () bool tensor.
 
     Returns:
-        Gives its value; waits for the work before this call only.
+        A function that returns the value of the flag; it waits only for work that was queued before this call.
     """
     if flag.device.type != "cuda":
         return lambda: bool(flag)
@@ -47,9 +47,9 @@ class SkippedSteps:
     """Steps of an epoch that changed nothing, because their loss or their gradient was not finite.
 
     Args:
-        folder: Where the crops and masks of such steps are saved.
-        limit: How many an epoch may have.
-        draw: Draws the masks and other random inputs of a step again, from what is known ``about`` it.
+        folder: Folder in which a file is saved for each such step, with its crops and masks; it is made when needed.
+        limit: Largest number of skipped steps that an epoch may have.
+        draw: Draws the masks and other random inputs of a step again, from what :meth:`add` is told ``about`` it.
     """
 
     def __init__(self, folder: Path, limit: int, draw: Callable[[dict[str, Any]], dict[str, Tensor]]) -> None:
@@ -62,16 +62,16 @@ class SkippedSteps:
         """Forget the epoch before.
 
         Args:
-            count: Steps skipped already, in an epoch that is continued.
+            count: Number of steps that were skipped already, in an epoch that is continued.
         """
         self.count, self.unsaved, self.cases, self._gradients = count, 0, [], []
 
     def add(self, what: str, about: dict[str, Any]) -> None:
-        """Note a step and save what repeats it, where there is space.
+        """Count a skipped step and save what is needed to repeat it, if there is space on the disk.
 
         Args:
-            what: ``loss`` or ``gradient``.
-            about: ``epoch``, ``step``, ``rank``, ``cases`` and what ``draw`` needs.
+            what: What was not finite: ``loss`` or ``gradient``.
+            about: ``epoch``, ``step``, ``rank``, ``cases`` (case ids) and the keys that ``draw`` needs.
         """
         self.count += 1
         self.cases += [case for case in about["cases"] if case not in self.cases]
@@ -87,11 +87,11 @@ class SkippedSteps:
             self.unsaved += 1
 
     def watch_gradient(self, broken: Tensor, about: dict[str, Any]) -> None:
-        """Note later, see :meth:`read_gradients`, if ``broken`` () bool is True: reading it now would wait for the device."""
+        """Count the step in :meth:`read_gradients` if ``broken`` () bool is True; reading it now would wait for the device."""
         self._gradients.append((broken, about))
 
     def read_gradients(self) -> None:
-        """Note all watched steps whose gradient was broken; waits for the device."""
+        """Count all watched steps whose gradient was not finite; waits for the device."""
         watched, self._gradients = self._gradients, []
         flags = torch.stack([flag for flag, _ in watched]).tolist() if watched else []
         for flag, (_, about) in zip(flags, watched, strict=True):
@@ -99,11 +99,11 @@ class SkippedSteps:
                 self.add("gradient", about)
 
     def too_many(self) -> bool:
-        """Whether the epoch has more of them than allowed."""
+        """Whether more steps of the epoch were skipped than ``limit`` allows."""
         return self.count > self.limit
 
     def describe(self, epoch: int) -> str:
-        """One line for a log."""
+        """A line for a log: how many steps of the epoch were skipped, and of which cases."""
         cases = f" (cases {', '.join(self.cases)})" if self.cases else ""
         unsaved = f"; {self.unsaved} not in {self.folder.name}/, because the disk is full" if self.unsaved else ""
         return f"loss or gradient not finite in {self.count} steps of epoch {epoch}{cases}{unsaved}"
@@ -115,11 +115,11 @@ class GuardedStep:
     bfloat16 where the GPU has it; float16 with a gradient scaler on older ones; float32 elsewhere.
 
     Args:
-        optimizer: Of the network's parameters.
-        network: With DDP around it in a process group.
-        device: Where it is.
-        gradient_clip: Largest gradient norm.
-        skipped: Gets the steps that changed nothing.
+        optimizer: The optimiser of the network's parameters.
+        network: The network that is trained, with DDP around it in a process group.
+        device: The device of the network.
+        gradient_clip: Largest norm of the gradient over all parameters; larger ones are scaled down to it.
+        skipped: Counts the steps that changed nothing.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class GuardedStep:
         self.scaler = torch.amp.GradScaler("cuda") if needs_scaler else None
 
     def take(self, forward: Callable[[], Output], about: dict[str, Any]) -> Output | None:
-        """One step.
+        """Take one step.
 
         Args:
-            forward: Gives an output with a ``loss``.
-            about: What repeats the step, see :meth:`SkippedSteps.add`.
+            forward: Runs the forward pass and returns an output with a ``loss`` () float.
+            about: What is needed to repeat the step, see :meth:`SkippedSteps.add`.
 
         Returns:
             The output; None where its loss was not finite. (Whether the gradient was is known later, without waiting for the
@@ -159,7 +159,7 @@ class GuardedStep:
         return None
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision on a GPU; nothing elsewhere."""
+        """A context of mixed precision on a GPU; it does nothing on other devices."""
         dtype = torch.float16 if self.scaler else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.device.type == "cuda")
 
