@@ -10,8 +10,7 @@ CHECKPOINT_NAMES = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint
 
 
 def find_checkpoint(path: Path, fold: str | None = None) -> Path:
-    """Find a checkpoint: a file itself, the first of :data:`CHECKPOINT_NAMES` in the folder of a fold, or that of a model's
-    fold.
+    """Find a checkpoint: a file, the first of :data:`CHECKPOINT_NAMES` in a fold's folder, or that of a fold of a model.
 
     Args:
         path: A checkpoint file, nnU-Net's folder of a fold, or its folder of a model.

@@ -8,7 +8,7 @@ from typing import Any
 
 from emim_nnunet.errors import UserError
 
-# names of the same contrast; everything else is compared as it is, without case and punctuation
+# other names of the same contrast; all other names are compared without case and punctuation
 ALIASES = {
     "t1": ("t1w", "t1n", "t1pre", "t1native"),
     "t1ce": ("t1c", "t1gd", "t1post", "t1cw", "t1wce", "t1wgd"),
@@ -21,10 +21,10 @@ STANDARD = {alias: name for name, aliases in ALIASES.items() for alias in aliase
 
 
 def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """Names of the channels in nnU-Net's order.
+    """Read the names of the channels, in nnU-Net's order.
 
     Args:
-        dataset_json: ``dataset.json``; ``modality`` is the name of the key in old data sets.
+        dataset_json: Content of ``dataset.json``; in old data sets the key is ``modality``.
 
     Raises:
         UserError: The names are no JSON object.
@@ -42,5 +42,5 @@ def standard_name(name: str) -> str:
 
 
 def any_known(old: Sequence[str], new: Sequence[str]) -> bool:
-    """Whether some name is the same on both sides."""
+    """Whether some modality is in both lists, by its standard name."""
     return bool({standard_name(name) for name in old} & {standard_name(name) for name in new})

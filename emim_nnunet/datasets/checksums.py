@@ -1,7 +1,8 @@
-"""Checksums of preprocessed cases, which preparation writes beside their folder: whether a run goes on with the same data.
+"""Checksums of preprocessed cases, which show whether a run continues with the same data.
 
-``FOLDER.checksums`` says of each file of voxels its bytes, time of change and SHA-256. It is believed as long as bytes and
-time are those of the file; what differs is read again, so a copied folder and one that a run may not write are fine as well.
+Preparation writes ``FOLDER.checksums`` beside a folder of cases. It holds size, time of change and SHA-256 of each file of
+voxels. An entry is valid as long as size and time are those of the file; other files are read again, so a copied folder and one
+that a run may not write to work as well.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ THREADS = 8
 
 
 def record_file(folder: Path) -> Path:
-    """Where the checksums of a folder of preprocessed cases are: beside it, because nnU-Net takes no other files in it."""
+    """Path of the checksums of a folder of preprocessed cases: beside it, because nnU-Net accepts no other files in it."""
     return folder.with_name(f"{folder.name}.checksums")
 
 
 def checksums_of(folder: Path, identifier: str) -> Checksums:
-    """Read the files of a case.
+    """Compute the checksums of the files of a case.
 
     Args:
-        folder: Of preprocessed cases.
-        identifier: Case id.
+        folder: Folder of the preprocessed cases.
+        identifier: The case id.
 
-    Returns:
-        Bytes, time of change (ns) and SHA-256 per name of a file.
+        Returns:
+            File name -> size in bytes, time of change in ns, and SHA-256.
 
-    Raises:
-        OSError: As raised by the file system.
+        Raises:
+            OSError: A file cannot be read.
     """
     return _read(folder, case_stamp(folder, identifier))
 
@@ -48,11 +49,11 @@ def _read(folder: Path, stamp: Stamp) -> Checksums:
 
 
 def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
-    """Write the checksums of a whole folder; without any, what an earlier folder left is removed.
+    """Write the checksums of a whole folder; without any checksum, the file of an earlier folder is removed.
 
     Args:
-        folder: Of preprocessed cases, complete.
-        checksums: Of each case.
+        folder: Folder of preprocessed cases, complete.
+        checksums: The checksums of each case, see :func:`checksums_of`.
     """
     content = {name: entry for case in checksums for name, entry in case.items()}
     if content:
@@ -62,7 +63,7 @@ def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
 
 
 def read_record(folder: Path) -> Checksums | None:
-    """The checksums of a folder; None where there are none, or they cannot be read."""
+    """Read the checksums of a folder; None where there are none, or they cannot be read."""
     try:
         content = json.loads(record_file(folder).read_text())
         return {name: (int(size), int(changed), str(digest)) for name, (size, changed, digest) in content.items()}
@@ -71,14 +72,14 @@ def read_record(folder: Path) -> Checksums | None:
 
 
 def case_digests(cases: Sequence[Case], needed: Container[str] = ()) -> dict[str, str]:
-    """Digests of the voxels of cases. Only files that have changed since their checksums were written are read.
+    """Compute digests of the voxels of cases; only files that have changed since their checksums were written are read.
 
     Args:
         cases: Preprocessed cases.
-        needed: Ids whose digests are wanted even where the folder has no checksums (older versions wrote none).
+        needed: Ids of the cases whose digests are wanted even if the folder has no checksums (older versions wrote none).
 
     Returns:
-        32 hexadecimal digits by case id; of folders without checksums only the needed ones.
+        Case id -> 32 hexadecimal digits; from folders without checksums only the needed cases.
 
     Raises:
         UserError: The files of a case are missing or cannot be read.

@@ -1,4 +1,4 @@
-"""Which cases there are: the one place that opens a configuration of a preprocessed data set."""
+"""Preprocessed data sets and their cases: the one place that opens a configuration of a preprocessed data set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from emim_nnunet.settings.plans import inheritance, planned
 class PreprocessedDataset:
     """A preprocessed data set in one configuration of its plans.
 
-    What lies in files beside plans and ``dataset.json`` is read when it is first asked for, and then remembered; only the
-    splits, which training may write, are read each time.
+    What is stored in other files than plans and ``dataset.json`` is read when it is first asked for, and then remembered; only
+    the splits, which training may write, are read each time.
 
     Attributes:
-        folder: In ``nnUNet_preprocessed``.
-        plans: Plans JSON.
-        dataset_json: ``dataset.json``.
-        configuration: Name of a configuration of the plans.
+        folder: Folder of the data set in ``nnUNet_preprocessed``.
+        plans: The plans JSON as a dict.
+        dataset_json: The content of ``dataset.json``.
+        configuration: The name of a configuration of the plans.
 
     Raises:
         UserError: The plans do not have the configuration.
@@ -43,22 +43,22 @@ class PreprocessedDataset:
 
     @classmethod
     def find(cls, dataset: int | str, plans_name: str, configuration: str) -> PreprocessedDataset:
-        """A data set that a command names.
+        """Find a data set that a command names.
 
         Args:
-            dataset: Id, or name of the folder.
-            plans_name: Name of the plans.
-            configuration: Name of the configuration.
+            dataset: The id of the data set, or the name of its folder.
+            plans_name: The name of the plans.
+            configuration: The name of a configuration of the plans.
 
         Raises:
-            UserError: Folder, plans or configuration are missing, or not as they must be.
+            UserError: Folder, plans or configuration are missing or not valid.
         """
         folder = preprocessed_folder(dataset)
         return cls(folder, *read_plans(folder, plans_name), configuration)
 
     @property
     def name(self) -> str:
-        """``DatasetXXX_NAME``."""
+        """The name of the data set, ``DatasetXXX_NAME``."""
         return self.folder.name
 
     @cached_property
@@ -68,12 +68,12 @@ class PreprocessedDataset:
 
     @property
     def channel_names(self) -> list[str]:
-        """C names, in nnU-Net's order."""
+        """The names of the C channels, in nnU-Net's order."""
         return channel_names(self.dataset_json)
 
     @cached_property
     def labelled_folder(self) -> Path:
-        """Of the cases with segmentation."""
+        """The folder of the preprocessed cases with segmentation."""
         links = inheritance(self.plans, self.configuration)
         content = {key: value for link in links for key, value in link.items()}
         with planned(f"configuration '{self.configuration}' of the plans cannot be used"):
@@ -106,13 +106,13 @@ class PreprocessedDataset:
         return {case.identifier: case for case in [*self.labelled, *self.unlabelled]}
 
     def require_cases(self, *, labelled: bool = False) -> None:
-        """Whether there is something to work with.
+        """Check that there are preprocessed cases.
 
         Args:
-            labelled: Cases without segmentation are not enough.
+            labelled: Whether cases with segmentation are needed.
 
         Raises:
-            UserError: There is none.
+            UserError: There is no such case.
         """
         if not self.labelled and (labelled or not self.unlabelled):
             raise UserError(f"no preprocessed case in {self.labelled_folder}: run emim_plan_and_preprocess first")
@@ -134,14 +134,14 @@ class PreprocessedDataset:
 
 
 def configuration_manager(plans: dict[str, Any], configuration: str) -> ConfigurationManager:
-    """nnU-Net's view of a configuration, also of plans whose data are not here.
+    """nnU-Net's view of a configuration; the data of the plans need not be on this machine.
 
     Args:
-        plans: Plans JSON.
-        configuration: Name of a configuration in it.
+        plans: The plans JSON as a dict.
+        configuration: The name of a configuration of the plans.
 
     Raises:
-        UserError: Unknown configuration, or one that inherits from itself.
+        UserError: The configuration is unknown, or inherits from itself.
     """
     inheritance(plans, configuration)
     return PlansManager(plans).get_configuration(configuration)

@@ -14,17 +14,17 @@ REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
 def read_plans(folder: Path, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plans and dataset.json of a preprocessed data set.
+    """Read the plans and dataset.json of a preprocessed data set.
 
     Args:
-        folder: Of the data set, see :func:`preprocessed_folder`.
+        folder: Folder of the data set, see :func:`preprocessed_folder`.
         plans_name: Name of the plans.
 
     Returns:
-        Both as dicts.
+        The plans and the content of dataset.json, as dicts.
 
     Raises:
-        UserError: The plans or dataset.json are missing, or not as they must be.
+        UserError: The plans or dataset.json are missing or not valid.
     """
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
@@ -38,10 +38,10 @@ def read_plans(folder: Path, plans_name: str) -> tuple[dict[str, Any], dict[str,
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """``dataset.json`` of a raw or preprocessed data set.
+    """Read ``dataset.json`` of a raw or preprocessed data set.
 
     Raises:
-        UserError: Missing, not JSON, or incomplete.
+        UserError: The file is missing, not JSON, or incomplete.
     """
     path = folder / "dataset.json"
     if not path.is_file():
@@ -61,16 +61,16 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
 
 
 def preprocessed_folder(dataset: int | str) -> Path:
-    """Folder of a data set in ``nnUNet_preprocessed``.
+    """Find the folder of a data set in ``nnUNet_preprocessed``.
 
     Args:
-        dataset: Id, or name of the folder.
+        dataset: The id of the data set, or the name of its folder.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: The variable is not set, or there is no such data set.
+        UserError: The variable ``nnUNet_preprocessed`` is not set, or there is no such data set.
     """
     if not nnUNet_preprocessed.is_set():
         raise UserError("the environment variable nnUNet_preprocessed is not set: it must name a folder")

@@ -1,4 +1,4 @@
-"""What the headers of NIfTI and MetaImage files say, as it stands there: ITK mends or guesses some of it without a word."""
+"""What the headers of NIfTI and MetaImage files hold, unchanged: ITK repairs or guesses some values without a message."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 from emim_nnunet.storage.files import atomic_write
 
 CHUNK = 1 << 24
-HEADER_BYTES = 540  # of NIfTI-2, the larger one
+HEADER_BYTES = 540  # size of a NIfTI-2 header; that of NIfTI-1 is smaller
 NIFTI_MAGIC = (b"n+1", b"n+2")
 NIFTI_PAIR_MAGIC = (b"ni1", b"ni2")
-COMPRESSION = 6  # of gzip
-COMPLEX_CODES = (32, 1792, 2048)  # of NIfTI
-EXTENDER_BYTES = 4  # between a NIfTI header and its extensions or voxels
+COMPRESSION = 6  # level of gzip
+COMPLEX_CODES = (32, 1792, 2048)  # codes of complex data types in NIfTI
+EXTENDER_BYTES = 4  # bytes between a NIfTI header and its extensions or voxels
 TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")  # free text; NIfTI-2 has the first three
 GZIP_NAME_FLAGS = 0x08 | 0x10  # the name of the file that was compressed, a comment
 META_HEADER_BYTES = 1 << 16
-META_PLACE = "ElementDataFile"  # the last key of a header
+META_PLACE = "ElementDataFile"  # the last key of a MetaImage header
 PLACES = {
     "qform_code": ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     "sform_code": ("srow_x", "srow_y", "srow_z"),
@@ -41,18 +41,18 @@ def is_meta(file: Path) -> bool:
 
 
 def open_decompressed(file: Path) -> BinaryIO:
-    """A file for reading, decompressed where its name ends with ``.gz``."""
+    """Open a file for reading; it is decompressed if its name ends with ``.gz``."""
     return cast(BinaryIO, gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def nifti_header(block: bytes) -> nib.Nifti1Header | None:
-    """The header of a NIfTI file as it stands there, nothing mended.
+    """Parse the header of a NIfTI file without repairing anything.
 
     Args:
         block: The first :data:`HEADER_BYTES` bytes of the file, decompressed.
 
     Returns:
-        The header of NIfTI-1 or NIfTI-2; None where there is none.
+        The NIfTI-1 or NIfTI-2 header; None where the block holds none.
     """
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         size = kind.sizeof_hdr
@@ -62,19 +62,19 @@ def nifti_header(block: bytes) -> nib.Nifti1Header | None:
 
 
 def promised_bytes(header: nib.Nifti1Header) -> int:
-    """Bytes of the voxels that a NIfTI header promises."""
+    """Number of bytes that the voxels take, according to a NIfTI header."""
     size = [int(n) for n in header["dim"][1 : 1 + min(7, max(0, int(header["dim"][0])))]]
     return prod(size) * int(header["bitpix"]) // 8
 
 
 def meta_header(stream: BinaryIO) -> dict[str, str]:
-    """The header of a MetaImage.
+    """Read the header of a MetaImage.
 
     Args:
-        stream: Stands at the begin of the file, and at the voxels afterwards.
+        stream: The file, read from its beginning; afterwards its position is after the header.
 
     Returns:
-        Key -> value, as text; empty where the file is no MetaImage.
+        Key -> value, both as text; empty where the file is no MetaImage.
     """
     header: dict[str, str] = {}
     while META_PLACE not in header and stream.tell() < META_HEADER_BYTES:
@@ -86,13 +86,13 @@ def meta_header(stream: BinaryIO) -> dict[str, str]:
 
 
 def header_problem(file: Path) -> str:
-    """What is wrong with the header of a NIfTI or MetaImage file that ITK takes without a word.
+    """Find a fault in the header of a NIfTI or MetaImage file that ITK accepts without a message.
 
     Args:
-        file: Image file, whose stream is whole; others than these two are not looked at.
+        file: Image file that can be read to its end; files of other formats are not checked.
 
     Returns:
-        What is wrong, to follow the name of the file in a message; an empty string where nothing is.
+        What is wrong, worded to follow the name of the file in a message; an empty string where nothing is.
     """
     if is_meta(file):
         with file.open("rb") as stream:
@@ -123,7 +123,7 @@ def header_problem(file: Path) -> str:
 
 
 def _size_problem(voxel: Iterable[float | str]) -> str:
-    """ITK makes a mirrored direction of a negative size in a MetaImage."""
+    """Find a fault in a voxel size. ITK turns a negative size in a MetaImage into a mirrored direction."""
     try:
         values = [float(v) for v in voxel]
     except ValueError:
@@ -134,10 +134,10 @@ def _size_problem(voxel: Iterable[float | str]) -> str:
 
 
 def says_orientation(file: Path) -> bool:
-    """Whether the header of an image says how the patient lay. ITK takes an orientation for granted, and writes it, where not.
+    """Whether the header of an image gives its orientation. Where it does not, ITK assumes one and writes it.
 
     Args:
-        file: NIfTI file or MetaImage, whose stream is whole. Files of other formats are taken not to say it.
+        file: NIfTI file or MetaImage that can be read to its end; for files of other formats the answer is False.
     """
     if is_meta(file):
         with file.open("rb") as stream:
@@ -150,13 +150,13 @@ def says_orientation(file: Path) -> bool:
 
 
 def header_text(file: Path) -> list[str]:
-    """Places in a NIfTI file that hold text, which may say who a patient is.
+    """Find the places in a NIfTI file that hold text, which may identify a patient.
 
     Args:
-        file: Image file, checked; others than NIfTI have none.
+        file: Image file that was checked before; files of other formats than NIfTI have no such places.
 
-    Returns:
-        Names of header fields; ``extensions``; ``gzip`` for the name of a file that gzip keeps.
+        Returns:
+            Names of header fields; ``extensions`` for NIfTI extensions; ``gzip`` for a file name or comment that gzip keeps.
     """
     if not is_nifti(file):
         return []
@@ -182,14 +182,14 @@ def _text_fields(header: nib.Nifti1Header) -> list[str]:
 
 
 def copy_without_text(source: Path, target: Path) -> None:
-    """Copy a compressed NIfTI file without the text that :func:`header_text` finds; all else, bit for bit, stays.
+    """Copy a compressed NIfTI file without the text that :func:`header_text` finds; all else stays, bit for bit.
 
     Args:
-        source: A file ``.nii.gz`` without header problem and damage.
-        target: The copy, ``.nii.gz``; its folder exists.
+        source: A ``.nii.gz`` file without damage and without a fault in its header.
+        target: The copy to write, ``.nii.gz``; its folder must exist.
 
     Raises:
-        OSError: As raised by the file system, see :func:`atomic_write`.
+        OSError: The file system refused, see :func:`atomic_write`.
     """
     with gzip.open(source) as stream:
         header = nifti_header(stream.read(HEADER_BYTES))

@@ -1,4 +1,4 @@
-"""Folders of preprocessed cases: nnU-Net's, and beside it that of the cases without label. Reading them runs no code."""
+"""Folders of preprocessed cases: nnU-Net's own, and beside it one of cases without label. Reading them runs no code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emim_nnunet.nnunet.cases import infer_dataset_class, nnUNetDatasetBlosc2, n
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
-UNREADABLE = (  # what comes of files that are missing, damaged or not what they should be
+UNREADABLE = (  # errors of reading files that are missing, damaged or of another kind
     OSError,  # missing, not permitted, a disk that fails
     EOFError,  # numpy: an empty file
     RuntimeError,  # blosc2: whatever its library reports
@@ -50,10 +50,10 @@ class Case:
     """A preprocessed case.
 
     Attributes:
-        folder: Folder of preprocessed files.
-        identifier: Case id.
-        patient: Whose it is, where a patient may have several cases; empty = the case's own.
-        origin: Data set that it comes from, of several pooled ones.
+        folder: The folder of the preprocessed files.
+        identifier: The case id.
+        patient: The patient, where a patient may have several cases; empty = each case has a patient of its own.
+        origin: The name of the data set that it comes from, where several were pooled; otherwise empty.
     """
 
     folder: Path
@@ -63,29 +63,29 @@ class Case:
 
     @property
     def subject(self) -> str:
-        """The patient, or the case where each has its own."""
+        """The patient; the case id where each case has a patient of its own."""
         return self.patient or self.identifier
 
 
 def case_folders(cases: Sequence[Case]) -> list[Path]:
-    """The different folders of cases, in order of first appearance."""
+    """The different folders of the cases, in order of first appearance."""
     return list(dict.fromkeys(case.folder for case in cases))
 
 
 def orientations_file(data_folder: Path) -> Path:
-    """Where the orientations of preprocessed cases are noted: not among them, where nnU-Net takes no other files."""
+    """Path of the orientations of preprocessed cases: not in their folder, because nnU-Net accepts no other files there."""
     return data_folder.parent / "orientations" / f"{data_folder.name}.json"
 
 
 def read_orientations(folder: Path, transpose: Sequence[int]) -> dict[str, str]:
-    """To which side of the patient the axes of preprocessed cases lead, where preparation could tell.
+    """Read to which side of the patient the axes of preprocessed cases lead, where preparation could tell.
 
     Args:
-        folder: Of preprocessed cases.
+        folder: Folder of preprocessed cases.
         transpose: ``transpose_forward`` of the plans.
 
-    Returns:
-        By case id a letter per axis, as ``SPL``; empty where the folder does not say it.
+        Returns:
+            Case id -> a letter per axis, such as ``SPL``; empty where no orientations are stored.
     """
     try:
         content = json.loads(orientations_file(folder).read_text())
@@ -100,14 +100,14 @@ def unlabelled_folder(data_folder: Path) -> Path:
 
 
 def case_identifiers(folder: Path) -> list[str]:
-    """Ids of the preprocessed cases in a folder, sorted; none where it is missing or empty, which nnU-Net does not take."""
+    """Sorted ids of the preprocessed cases in a folder; empty where it is missing or empty, which nnU-Net does not accept."""
     if not any(folder.glob("*.pkl")):
         return []
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
 def case_stamp(folder: Path, identifier: str) -> Stamp:
-    """Name, bytes and time of change (ns) of each file that holds the voxels of a case; empty where there is none."""
+    """Name, size in bytes and time of change in ns of each file that holds voxels of a case; empty where there is none."""
     for names in ((f"{identifier}.b2nd", f"{identifier}_seg.b2nd"), (f"{identifier}.npz",)):
         try:
             states = [os.stat(folder / name) for name in names]
@@ -118,17 +118,17 @@ def case_stamp(folder: Path, identifier: str) -> Stamp:
 
 
 def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
-    """Image and segmentation as nnU-Net opens them, without the pickled properties beside them.
+    """Open image and segmentation as nnU-Net does, without the pickled properties beside them.
 
     Args:
-        folder: Of preprocessed cases.
-        identifier: Case id.
+        folder: Folder of preprocessed cases.
+        identifier: The case id.
 
-    Returns:
-        (C, *shape) float and (1, *shape) int: arrays, or open files that read what is asked for.
+        Returns:
+            Image (C, *shape) float and segmentation (1, *shape) int: arrays, or open files that read only the voxels asked for.
 
     Raises:
-        Exception: One of :data:`UNREADABLE`: files are missing, damaged or do not belong together.
+        Exception: One of :data:`UNREADABLE`, where files are missing, damaged or do not belong together.
     """
     image, seg = _open(folder / identifier, "", "data"), _open(folder / identifier, "_seg", "seg")
     if image.ndim != 4 or image.shape[1:] != seg.shape[1:] or 0 in (*image.shape, *seg.shape):
@@ -152,13 +152,13 @@ def _open(case: Path, suffix: str, key: str) -> Any:
 
 @contextmanager
 def readable(identifier: str) -> Iterator[None]:
-    """Name the case whose files cannot be read. Around reading only: the errors of anything else must not be taken for these.
+    """Turn the errors of reading a case into a message that names it. Put only reading into the block, no other work.
 
     Args:
-        identifier: Case id.
+        identifier: The case id.
 
-    Raises:
-        UserError: Instead of :data:`UNREADABLE`; all other errors stay what they are.
+        Raises:
+            UserError: One of :data:`UNREADABLE` was raised in the block; all other errors pass unchanged.
     """
     try:
         yield
@@ -177,10 +177,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_properties(case: Path) -> dict[str, Any]:
-    """What nnU-Net's preprocessing notes about a case: numbers, texts and arrays; nothing else is let in.
+    """Read what nnU-Net's preprocessing stores about a case: numbers, texts and arrays; anything else is refused.
 
     Args:
-        case: Folder and id.
+        case: Path of the case without ending: its folder and its id.
 
     Raises:
         UserError: The file is missing or damaged, or restoring it would run code.
@@ -198,34 +198,34 @@ def read_properties(case: Path) -> dict[str, Any]:
 
 
 class _WithoutCode:
-    """A ``load_case`` for nnU-Net's classes that runs no code of the files."""
+    """Gives nnU-Net's classes a ``load_case`` that runs no code in the files."""
 
     source_folder: str
     folder_with_segs_from_previous_stage: str | None
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image, segmentation, that of the stage before (None where there is none) and properties."""
+        """Load image, segmentation, segmentation of the stage before (None where there is none) and properties."""
         folder, previous = Path(self.source_folder), self.folder_with_segs_from_previous_stage
         earlier = None if previous is None else _open(Path(previous) / identifier, "", "seg")
         return *open_case(folder, identifier), earlier, read_properties(folder / identifier)
 
 
 class Blosc2WithoutCode(_WithoutCode, nnUNetDatasetBlosc2):
-    """nnU-Net's reader of ``.b2nd``."""
+    """nnU-Net's reader of ``.b2nd`` files, without running code in pickles."""
 
 
 class NumpyWithoutCode(_WithoutCode, nnUNetDatasetNumpy):
-    """nnU-Net's reader of ``.npz``."""
+    """nnU-Net's reader of ``.npz`` files, without running code in pickles."""
 
 
 def without_code(dataset_class: type[Any]) -> type[Any]:
-    """What reads the same files as one of nnU-Net's classes, its pickles with :func:`read_properties`.
+    """Find the class that reads the same files as one of nnU-Net's classes, but pickles with :func:`read_properties`.
 
     Args:
-        dataset_class: Of ``infer_dataset_class``.
+        dataset_class: A class that nnU-Net's ``infer_dataset_class`` returns.
 
-    Returns:
-        A subclass.
+        Returns:
+            A subclass of the same kind that runs no code; ``dataset_class`` itself if it is one already.
     """
     if issubclass(dataset_class, _WithoutCode):
         return dataset_class

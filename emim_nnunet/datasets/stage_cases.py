@@ -1,4 +1,4 @@
-"""Which cases an SSL stage learns from and which it is measured on."""
+"""The choice of the cases that an SSL stage learns from and of those that it is measured on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from emim_nnunet.errors import UserError
 
 
 def prepare_splits(data: PreprocessedDataset, fold: int | str) -> None:
-    """Make sure that nnU-Net can split few cases as well (its five folds need five), and that it has the fold.
+    """Make sure that a data set has a split, even with fewer than the five cases that nnU-Net needs, and has the fold.
 
-    For a fold that is not in the split, nnU-Net would take a random one, whose validation cases others learn from.
+    For a fold that is not in the split, nnU-Net would draw a random one, whose validation cases are training cases elsewhere.
 
     Args:
-        data: Gets ``splits_final.json`` where it lacks it.
-        fold: Number of a fold, or ``all``.
+        data: The data set; ``splits_final.json`` is written to its folder if it is missing.
+        fold: The number of a fold, or ``all``.
 
     Raises:
-        UserError: A numbered fold of a single patient, no such fold, or a split of other cases.
+        UserError: A numbered fold is asked of a single patient, there is no such fold, or the split is of other cases.
     """
     if fold == "all":
         return
@@ -35,13 +35,13 @@ def prepare_splits(data: PreprocessedDataset, fold: int | str) -> None:
 
 @dataclass(frozen=True)
 class StageCases:
-    """Cases of an SSL stage.
+    """The cases of an SSL stage.
 
     Attributes:
         training: Cases that it learns from.
         probe: Cases that it is measured on.
-        probe_is_held_out: Whether no probe case is learnt from.
-        left_out: Cases that would be learnt from if they were not of patients of the probe set.
+        probe_is_held_out: Whether the stage learns from none of the probe cases.
+        left_out: Cases that it does not learn from because they are of patients of the probe set.
     """
 
     training: list[Case]
@@ -53,21 +53,22 @@ class StageCases:
 def stage_cases(
     data: PreprocessedDataset, training_ids: list[str], validation_ids: list[str], *, use_validation: bool
 ) -> StageCases:
-    """Training cases of the fold and all unlabelled ones to learn from, validation cases of the fold to measure on.
+    """Choose the cases of an SSL stage.
 
-    Other cases of the patients of the held-out cases are left out.
+    It learns from the training cases of the fold and all unlabelled ones, and is measured on the validation cases. Cases of the
+    same patients as the held-out cases are left out.
 
     Args:
-        data: Where the cases are, whose they are, and the unlabelled ones.
-        training_ids: Labelled cases of the fold.
-        validation_ids: Labelled cases of the fold.
-        use_validation: Learn from the validation cases too.
+        data: The preprocessed data set, with its patients and unlabelled cases.
+        training_ids: Ids of the labelled training cases of the fold.
+        validation_ids: Ids of the labelled validation cases of the fold.
+        use_validation: Whether to learn from the validation cases too.
 
     Returns:
         The cases; without validation cases the probe set is the training set.
 
     Raises:
-        UserError: No case at all.
+        UserError: There is no case to learn from.
     """
     data.require_cases()
     held_out = [] if use_validation else [i for i in validation_ids if i not in training_ids]

@@ -1,4 +1,4 @@
-"""Numbers that say whether a pretraining has collapsed, and rules that say it plainly."""
+"""Measures of whether a pretraining has collapsed, and rules that turn them into a verdict."""
 
 from emim_nnunet.diagnostics.dense_probe import dense_probe
 from emim_nnunet.diagnostics.hypersphere import alignment, uniformity

@@ -1,7 +1,7 @@
 """Dense probe: how well labels can be read off the frozen features of a stage, cell by cell, with a linear model.
 
-Of the numbers in this room the only one that looks at labels. It says what is linearly present in frozen features, which is
-not the same as what fine-tuning gains.
+This is the only measure in this package that uses labels. It tells what is linearly present in frozen features, which is not
+the same as what fine-tuning gains.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def dense_probe(rows: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> 
     """R2 of ridge regression from features to label fractions, on patients that were not fitted.
 
     Args:
-        rows: (N, C) float, features of cells.
-        targets: (N, K) float, share of each of K labels in the cell.
-        patients: (N,) whose cell it is; at most five folds, none splits a patient.
+        rows: (N, C) float, features of N cells.
+        targets: (N, K) float in [0, 1], the share of each of K labels in each cell.
+        patients: (N,) the patient of each cell; there are at most five folds, and none splits a patient.
 
     Returns:
-        R2 over all held-out cells, weighted by the variance of each label; at most 1, 0 = no better than the mean; NaN when no
+        R2 over all held-out cells, weighted by the variance of each label: at most 1, 0 = no better than the mean. NaN when no
         target varies.
 
     Raises:
-        ValueError: Fewer than two patients.
+        ValueError: There are fewer than two patients.
     """
     num_patients = len(np.unique(patients))
     if num_patients < 2:

@@ -1,8 +1,8 @@
 """Uniformity and alignment of unit vectors (Wang and Isola, arXiv 2005.10242).
 
-Low alignment alone says nothing (constant features are perfectly aligned), and uniformity hardly notices *dimensional*
-collapse: both belong beside the spectrum, not in its place. Features of LeakyReLU networks share a large mean, which makes all
-of them point the same way; centre them before.
+Low alignment alone says nothing (constant features are perfectly aligned), and uniformity hardly changes with *dimensional*
+collapse: both are reported beside the spectrum and do not replace it. Features of LeakyReLU networks share a large mean, so
+that all of them point the same way; they must be centred before.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from torch import Tensor
 
 
 def uniformity(rows: Tensor, t: float = 2.0) -> float:
-    """log of the mean over pairs of exp(-t |z - z'|^2) for unit vectors z.
+    """Logarithm of the mean over pairs of exp(-t |z - z'|^2) for unit vectors z.
 
     Args:
-        rows: (N, D) float, normalised here.
-        t: Temperature; 2 in the paper.
+        rows: (N, D) float; the function normalises them.
+        t: The temperature, > 0; 2 in the paper.
 
     Returns:
-        0 = all rows point the same way; about -2 t = -4 for uniform directions in many dimensions; NaN with fewer than 2 rows.
+        A number <= 0: 0 = all rows point the same way, about -2 t = -4 = uniform directions in many dimensions. NaN with fewer
+        than 2 rows.
     """
     if len(rows) < 2:
         return float("nan")
@@ -32,11 +33,11 @@ def alignment(rows_a: Tensor, rows_b: Tensor) -> float:
     """Mean squared distance between unit vectors of the same cells in two views.
 
     Args:
-        rows_a: (N, D) float, normalised here.
-        rows_b: (N, D) float, normalised here.
+        rows_a: (N, D) float, cells in view a; the function normalises them.
+        rows_b: (N, D) float, the same cells in view b.
 
-    Returns:
-        0 = equal directions, 2 = unrelated ones, 4 = opposite ones; NaN without rows.
+        Returns:
+            A number in [0, 4]: 0 = equal directions, 2 = unrelated ones, 4 = opposite ones. NaN without rows.
     """
     if len(rows_a) == 0:
         return float("nan")

@@ -1,4 +1,4 @@
-"""One evaluation of a network on a probe set: thin accumulators around the functions beside this file."""
+"""One evaluation of a network on a probe set: accumulates over batches what the other modules here compute."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from emim_nnunet.distributed import gather_objects
 from emim_nnunet.masking import voxels_to_cells
 from emim_nnunet.randomness import Stream, seeded_generator
 
-PAIRS_PER_PATCH = 16  # rows of a patch that uniformity and alignment look at
+PAIRS_PER_PATCH = 16  # rows of a patch that uniformity and alignment use
 
 
 class CollapseProbe:
-    """Sums over the patches of a probe set; the result is the same for every batch size and number of ranks.
+    """Accumulates sums over the patches of a probe set; the result does not depend on batch size and number of ranks.
 
     Args:
-        mask_grid: Cells of the mask per axis: features are averaged over them.
-        channel_names: C names of the modalities.
-        seed: Decides which cells uniformity and alignment look at.
-        cell_size: Voxels of a mask cell per axis, to measure the losses of the constant predictions too; that takes three
-            float64 values per voxel and modality of a patch, and the result depends on the patches and masks alone.
+        mask_grid: Cells of the mask per axis, over which features are averaged.
+        channel_names: The names of the C modalities.
+        seed: Seed of the choice of the cells that uniformity and alignment use.
+        cell_size: Voxels of a mask cell per axis, to measure the losses of constant predictions too; None = they are not
+            measured. They take three float64 values per voxel and modality of a patch and depend on the patches and masks
+            alone.
     """
 
     def __init__(
@@ -59,14 +60,15 @@ class CollapseProbe:
         masked_features: Sequence[Tensor] | None = None,
         hidden: Tensor | None = None,
     ) -> None:
-        """Add patches.
+        """Add the features of patches.
 
         Args:
-            indices: Number of each patch in the probe set.
-            foreground: (B, 1, *P) bool.
-            features: Stage outputs for the whole patch, (B, C_s, *S_s) each: what a downstream network will see.
-            masked_features: Likewise for the masked patch, for the alignment of both.
-            hidden: (B, C, *P) bool, which voxels are masked there.
+            indices: The number of each patch in the probe set.
+            foreground: (B, 1, *P) bool, True inside the body.
+            features: Output (B, C_s, *S_s) of each stage for the unmasked patch, which is what a downstream network will get.
+            masked_features: Output (B, C_s, *S_s) of each stage for the masked patch, for the alignment of both; None = not
+                measured.
+            hidden: (B, C, *P) bool, True where the masked patch is masked; None = nowhere.
         """
         self._num_patches += len(indices)
         if not self._stages:
@@ -88,7 +90,7 @@ class CollapseProbe:
     def _keep_pairs(
         self, kept: dict, indices: Sequence[int], present: Tensor, usable: Tensor, rows: Tensor, others: Tensor | None
     ) -> None:
-        """Keep some rows of each patch, in both views; of a missing second view none."""
+        """Keep some rows of each patch from both views; without a second view, no rows of it."""
         starts = [0, *present.sum(1).cumsum(0).tolist()]
         for index, start, here, use in zip(indices, starts, present.cpu(), usable.cpu(), strict=False):
             candidates = use[here].nonzero().flatten()
@@ -98,7 +100,7 @@ class CollapseProbe:
             kept[index] = (rows[chosen].cpu(), (rows[:0] if others is None else others[chosen]).cpu())
 
     def update_reconstruction(self, prediction: Tensor, target: Tensor, counted: Tensor, foreground: Tensor) -> None:
-        """Add the reconstruction of patches; arguments as in :func:`reconstruction_sums`."""
+        """Add the reconstruction of patches; the arguments are those of :func:`reconstruction_sums`."""
         sums = reconstruction_sums(prediction, target, counted, foreground)
         self._sums = sums if self._sums is None else self._sums + sums
         if self.cell_size is not None:
@@ -106,12 +108,13 @@ class CollapseProbe:
             self._positions = positions if self._positions is None else self._positions + positions
 
     def measure(self) -> dict[str, Any]:
-        """All scores of what was added, on all ranks, as plain numbers.
+        """Compute all scores of what was added on all ranks, as plain numbers.
 
         Returns:
-            ``num_patches``; ``reconstruction``, of :func:`reconstruction_scores`, or None for a network that reconstructs
-            nothing; ``stages``, a dict of :func:`stage_scores` each, with ``uniformity`` and ``alignment`` of the centred
-            features besides (alignment NaN without masked features); ``constant_losses`` where asked for.
+            ``num_patches``; ``reconstruction``, see :func:`reconstruction_scores`, or None for a network that reconstructs
+            nothing; ``stages``, for each the scores of :func:`stage_scores` with ``uniformity`` and ``alignment`` of the
+            centred features (alignment is NaN without masked features); ``constant_losses``, see :func:`constant_losses`, where
+            they were asked for.
 
         Raises:
             ValueError: No patch was added on any rank.
@@ -148,6 +151,6 @@ class CollapseProbe:
 
 
 def sum_of(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Sum of what is there; None of nothing."""
+    """Sum of the tensors that are not None; None where there are none."""
     present = [part for part in parts if part is not None]
     return torch.stack(present).sum(0) if present else None

@@ -1,4 +1,4 @@
-"""Complete collapse: how much better a reconstruction is than predictions that ignore the input.
+"""Complete collapse: how much better a reconstruction is than predictions that do not use the input.
 
 Complete collapse (arXiv 2407.10377) means that the output does not depend on the input. The best constant under squared
 error is the mean of the masked targets, so the *collapsed loss* is their variance, and
@@ -29,28 +29,28 @@ CONSTANTS = ("global", "modality", "cell_position", "voxel_position")
 
 
 def to_float64(values: Tensor) -> Tensor:
-    """float64 on the same device, on the CPU where the device has no float64 (Apple's mps)."""
+    """Convert to float64 on the same device, or on the CPU where the device has no float64 (Apple's mps)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def reconstruction_sums(prediction: Tensor, target: Tensor, counted: Tensor, foreground: Tensor) -> Tensor:
-    """Sums over the voxels that the loss counts, apart for the inside and the outside of the body.
+    """Sums over the voxels that the loss counts, separately inside and outside the body.
 
     Args:
-        prediction: (B, C, *P) float.
-        target: (B, C, *P) float.
-        counted: (B, C, *P) bool, what the loss counts.
+        prediction: (B, C, *P) float, the reconstruction.
+        target: (B, C, *P) float, what it is compared with.
+        counted: (B, C, *P) bool, True where the loss counts a voxel.
         foreground: (B, 1, *P) bool, True inside the body.
 
     Returns:
-        (2, C, 6) float64, [inside, outside] x modalities x (count, squared error, target, squared target, prediction,
-        squared prediction).
+        (2, C, 6) float64 on the CPU: [inside, outside] x modalities x (count, squared error, target, squared target,
+        prediction, squared prediction).
     """
     sums = []
     for p, t, c, f in zip(prediction, target, counted, foreground, strict=True):  # one sample at a time: little memory
         p, t, c, f = to_float64(p), to_float64(t), c.to(p.device), f.to(p.device)
         values = ((p - t).square(), t, t.square(), p, p.square())
-        # where() and not a product: what does not count may be anything, NaN included
+        # where() and not a product: a voxel that does not count may hold any value, NaN included
         sums += [
             torch.stack([w.flatten(1).sum(1).double(), *(torch.where(w, v, 0.0).flatten(1).sum(1) for v in values)], 1)
             for w in (c & f, c & ~f)
@@ -59,10 +59,10 @@ def reconstruction_sums(prediction: Tensor, target: Tensor, counted: Tensor, for
 
 
 def _squares_about_mean(sums: Tensor, total: int, squares: int) -> Tensor:
-    """(...) summed squared deviation from the mean; 0 where nothing was counted."""
+    """Summed squared deviation from the mean, (...) float64; 0 where nothing was counted."""
     count = sums[..., COUNT]
     deviation = sums[..., squares] - sums[..., total].square() / count.clamp_min(1.0)
-    # cancellation leaves rounding errors of this relative size: no variance, not a tiny one
+    # cancellation leaves rounding errors of this relative size, which count as no variance
     floor = 1e-12 * sums[..., squares]
     return torch.where((count > 0) & (deviation <= floor), 0.0, deviation)
 
@@ -72,15 +72,15 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def reconstruction_scores(sums: Tensor, channel_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """All scores of a reconstruction, pooled over modalities and for each of them.
+    """Compute all scores of a reconstruction, pooled over modalities and for each of them.
 
     Pooled values compare the summed squared error with the summed squared error of the trivial prediction, which has constants
     of its own for each modality. Modalities whose targets are nearly constant have no skill and do not count in the pooled
     one.
 
     Args:
-        sums: (2, C, 6) of :func:`reconstruction_sums`.
-        channel_names: C names.
+        sums: (2, C, 6) float64, see :func:`reconstruction_sums`.
+        channel_names: The names of the C modalities.
 
     Returns:
         ``{"all": scores, NAME: scores, ...}``; scores are ``count``, ``loss``, ``collapsed_loss``, ``skill`` (over one
@@ -115,11 +115,11 @@ def reconstruction_scores(sums: Tensor, channel_names: Sequence[str]) -> dict[st
 
 
 def position_sums(target: Tensor, counted: Tensor) -> Tensor:
-    """Sums per modality and voxel position in the patch.
+    """Sums for each modality and voxel position in the patch.
 
     Args:
-        target: (B, C, *P) float.
-        counted: (B, C, *P) bool.
+        target: (B, C, *P) float, what the loss compares with.
+        counted: (B, C, *P) bool, True where the loss counts a voxel.
 
     Returns:
         (3, C, *P) float64 on the CPU: count, target, squared target.
@@ -130,17 +130,17 @@ def position_sums(target: Tensor, counted: Tensor) -> Tensor:
 
 
 def constant_losses(sums: Tensor, cell_size: Sequence[int]) -> dict[str, float]:
-    """Losses of four predictions that ignore the image, each the best of its kind on the very same voxels.
+    """Losses of four predictions that do not use the image, each the best of its kind on the same voxels.
 
     With few patches the constants per voxel position fit those patches themselves, so that loss is optimistic.
 
     Args:
-        sums: (3, C, *P) of :func:`position_sums`.
+        sums: (3, C, *P) float64, see :func:`position_sums`.
         cell_size: Voxels of a mask cell per axis.
 
     Returns:
-        Mean squared error of one constant over all (``global``), one per ``modality``, one per modality and
-        ``cell_position`` in the patch, one per modality and ``voxel_position``. NaN when nothing was counted.
+        Mean squared errors: of a single constant (``global``), one constant per ``modality``, one per modality and
+        ``cell_position`` in the patch, and one per modality and ``voxel_position``. NaN when nothing was counted.
     """
     num_modalities, patch = sums.shape[1], sums.shape[2:]
     blocks = [n for p, c in zip(patch, cell_size, strict=True) for n in (p // c, c)]

@@ -1,8 +1,8 @@
-"""From measurements to a verdict.
+"""The rules that turn measurements into a verdict.
 
 The thresholds were calibrated on real data and on fresh phantom seeds; documentation/explanation/collapse.md says how, and
-``benchmarks/collapse/calibrate.py`` repeats it. A verdict is a pure function of the history of a run, so it can be given
-again from a report, and a finding disappears when its reason does: plateaus end by themselves.
+``benchmarks/collapse/calibrate.py`` repeats it. A verdict depends only on the history of a run, so it can be repeated from a
+report. A finding disappears when its reason does, because plateaus can end by themselves.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ RANK_IS_NOT_QUALITY = "rank is a diagnostic, not a quality: an untrained network
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Numbers of the rules.
+    """The thresholds of the rules.
 
     Attributes:
-        no_skill: Foreground skill below which a reconstruction is no better than a constant.
-        patience: Evaluations in a row that this must last.
-        patience_steps: Training steps that this must last too, and that there must have been since the warm-up before a rank
-            can drop: three epochs of nnU-Net's 250. Epochs of a few steps say nothing yet.
-        constant_output: With no skill: standard deviation ratio below which the output is called constant.
-        low_skill: Foreground skill that deserves a note.
-        low_modality_skill: Likewise of a single modality.
-        outline_skill: Skill over a constant above which a network that does not beat the outline has learnt the outline only.
-        rank_drop: Share of its best effective rank after warm-up below which a stage's rank is dropping.
-        dead_share: Share of dead channels that is an error.
-        variation: Variance over mean squared norm below which features are constant.
-        top_share: Share of the first direction that deserves a note.
-        participation_ratio: Participation ratio that deserves a note, in stages of at least ``wide`` channels.
-        wide: See there.
+        no_skill: Foreground skill below which a reconstruction counts as no better than a constant.
+        patience: Number of evaluations in a row with ``no_skill`` after which the rule fires.
+        patience_steps: Number of training steps that ``no_skill`` must last too, and that must have passed since the warm-up
+            before a dropping rank is reported: three epochs of nnU-Net's 250 steps. Epochs of a few steps tell nothing yet.
+        constant_output: Ratio of standard deviations, prediction over target, below which an output without skill is called
+            constant.
+        low_skill: Foreground skill below which there is a note.
+        low_modality_skill: Foreground skill of a single modality below which there is a note.
+        outline_skill: Skill over a constant above which a network that is no better than the outline counts as having learnt
+            only the outline.
+        rank_drop: Share of the stage's best effective rank after the warm-up below which its rank counts as dropping.
+        dead_share: Share of dead channels in a stage above which there is an error.
+        variation: Variance over mean squared norm below which features count as constant.
+        top_share: Share of the variance in the first direction above which there is a note.
+        participation_ratio: Participation ratio below which there is a note, in stages of at least ``wide`` channels.
+        wide: Least number of channels of a stage for which ``participation_ratio`` is looked at.
     """
 
     no_skill: float = 0.02
@@ -55,13 +57,13 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule that fired.
+    """A rule that fired, and what it found.
 
     Attributes:
-        rule: Its name, stable over versions.
+        rule: The name of the rule, which stays the same over versions.
         level: ``note``, ``warning`` or ``error``.
-        scope: What it is about: ``reconstruction``, the name of a modality or ``stage N``.
-        message: For people: what was seen and what to do.
+        scope: What the finding is about: ``reconstruction``, the name of a modality, or ``stage N``.
+        message: A text for people: what was measured and what to do.
     """
 
     rule: str
@@ -72,12 +74,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say together.
+    """The result of all rules together.
 
     Attributes:
         level: The highest level of the findings; ``ok`` without any; ``insufficient`` when there was too little data for every
             rule.
-        findings: Highest level first.
+        findings: What the rules found, highest level first.
     """
 
     level: str
@@ -90,7 +92,7 @@ class Verdict:
         return self.level if not worst else f"{self.level.upper()}: " + "; ".join(finding.message for finding in worst)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The verdict as plain values, for JSON and checkpoints."""
         return {"level": self.level, "findings": [asdict(finding) for finding in self.findings]}
 
 
@@ -108,14 +110,14 @@ def judge(
             untrained) and ``step`` = number of training steps done; without ``step`` the rules count evaluations alone. The
             last one is judged; earlier ones matter for rules about several evaluations.
         warmup_epochs: Evaluations up to this epoch do not count for these rules.
-        norm_pix: Whether targets were normalised per cell, which is a known cause.
-        thresholds: Numbers; None = the calibrated ones.
+        norm_pix: Whether targets were normalised per cell, which is a known cause of collapse.
+        thresholds: The thresholds of the rules; None = the calibrated ones.
 
     Returns:
         The verdict.
 
     Raises:
-        ValueError: An empty history.
+        ValueError: The history is empty.
     """
     if not history:
         raise ValueError("a verdict needs at least one measurement")
@@ -136,7 +138,7 @@ def judge(
 
 
 def _broken(now: Mapping[str, Any], numbers: Thresholds) -> Iterator[Finding]:
-    """NaN, constant features, dead channels."""
+    """Findings about NaN, constant features and dead channels."""
     scores = now["reconstruction"]
     if scores is not None and scores["all"]["count"] > 0 and not isfinite(scores["all"]["loss"]):
         yield Finding("non_finite", "error", "reconstruction", "the reconstruction holds NaN or Inf")
@@ -154,7 +156,7 @@ def _broken(now: Mapping[str, Any], numbers: Thresholds) -> Iterator[Finding]:
 
 
 def _empty(now: Mapping[str, Any]) -> Iterator[Finding]:
-    """Probe crops with nothing in them to predict, so that no skill is defined."""
+    """Findings about probe crops that hold nothing to predict, so that no skill is defined."""
     scores = now["reconstruction"] or {}
     empty = [
         name
@@ -170,7 +172,7 @@ def _empty(now: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _steps(history: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], numbers: Thresholds) -> int:
-    """Training steps in which the ``last`` measurements of a history were taken; enough of them where they are not known."""
+    """Training steps over which the ``last`` measurements were taken; ``patience_steps``, which suffices, where unknown."""
     before = history[-len(last) - 1] if len(last) < len(history) else {"step": 0}
     first, final = (measurement.get("step") for measurement in (before, history[-1]))
     return numbers.patience_steps if first is None or final is None else final - first
@@ -179,7 +181,7 @@ def _steps(history: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any
 def _reconstruction(
     history: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, Any]], numbers: Thresholds, norm_pix: bool
 ) -> Iterator[Finding]:
-    """Complete collapse and its look-alikes."""
+    """Findings about complete collapse, and about states that look like it."""
     now = history[-1]
     if now["reconstruction"] is None:
         return
@@ -218,7 +220,7 @@ def _reconstruction(
 def _ranks(
     history: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, Any]], numbers: Thresholds
 ) -> Iterator[Finding]:
-    """Dimensional collapse, in stages with enough rows only."""
+    """Findings about dimensional collapse, only in stages with enough rows."""
     now = history[-1]
     trained = _steps(history, settled, numbers) >= numbers.patience_steps
     for number, stage in enumerate(now["stages"]):

@@ -1,7 +1,7 @@
 """Dimensional collapse: the spectrum of the covariance of feature rows, accumulated without storing rows.
 
-A row is the feature vector of one cell of one patch (see :func:`foreground_rows`). All statistics are float64 and centred.
-NaN in a row stays NaN in everything that follows from it.
+A row is the feature vector of one cell of one patch (see :func:`foreground_rows`). All statistics are float64 and centred. NaN
+in a row makes everything that is computed from it NaN.
 
 One definition of *effective rank* is used throughout: exp of the entropy of p = s / sum(s), where s are the **singular
 values** of the centred rows, i.e. square roots of the eigenvalues of the covariance (Roy and Vetterli, EUSIPCO 2007).
@@ -22,27 +22,28 @@ from torch import Tensor
 from emim_nnunet.diagnostics.reconstruction import to_float64
 from emim_nnunet.masking import foreground_cells, voxels_to_cells
 
-ROWS_PER_CHANNEL = 10  # fewer rows than this times the channels, and even isotropic data look collapsed
-DEAD = 1e-4  # times the median standard deviation of the channels
+ROWS_PER_CHANNEL = 10  # with fewer rows per channel, even isotropic data look collapsed
+DEAD = 1e-4  # relative to the median standard deviation of the channels
 ROUNDING = 1e-7  # relative precision of float32
 NULL_SEED = 0
 
 
 def cell_grid(stage_grid: Sequence[int], mask_grid: Sequence[int]) -> tuple[int, ...]:
-    """Grid on which a stage is sampled: the mask's, or the stage's own where that is coarser or does not line up."""
+    """Grid on which a stage is sampled, per axis: the mask's if it divides the stage's grid, otherwise the stage's own."""
     return tuple(m if s % m == 0 else s for s, m in zip(stage_grid, mask_grid, strict=True))
 
 
 def foreground_rows(features: Tensor, foreground: Tensor, mask_grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Features of the cells that lie in the body.
+    """Average features over cells, and take the cells that lie in the body.
 
     Args:
-        features: (B, C, *S), output of a stage.
-        foreground: (B, 1, *P) bool.
+        features: (B, C, *S) float, output of a stage.
+        foreground: (B, 1, *P) bool, True inside the body.
         mask_grid: Cells of the mask per axis.
 
     Returns:
-        rows (N, C) float64, average-pooled over cells; and ``present`` (B, cells) bool, which cells they are (row-major).
+        The rows (N, C) float64, one per cell, and ``present`` (B, cells) bool, True for the cells (row-major) that they belong
+        to.
     """
     grid = cell_grid(features.shape[2:], mask_grid)
     present = foreground_cells(foreground, grid).flatten(1)
@@ -52,12 +53,12 @@ def foreground_rows(features: Tensor, foreground: Tensor, mask_grid: Sequence[in
 
 @dataclass
 class CovarianceSums:
-    """Count, mean and scatter of rows; pieces merge exactly (Chan et al. 1983), so neither batches nor ranks matter.
+    """Count, mean and scatter of rows. Parts merge exactly (Chan et al. 1983), so neither batches nor ranks matter.
 
     Attributes:
-        count: N rows.
-        mean: (C,) float64.
-        scatter: (C, C) float64, sum over rows of the outer products of deviations from the mean.
+        count: Number N of rows.
+        mean: (C,) float64, the mean of the rows.
+        scatter: (C, C) float64, the sum over rows of the outer products of deviations from the mean.
     """
 
     count: int
@@ -66,14 +67,14 @@ class CovarianceSums:
 
     @classmethod
     def of(cls, rows: Tensor) -> CovarianceSums:
-        """Of (N, C) rows, on the CPU."""
+        """Compute the sums of rows (N, C), on the CPU."""
         rows = to_float64(rows).cpu()
         mean = rows.mean(0) if len(rows) else torch.zeros(rows.shape[1], dtype=torch.float64)
         centred = rows - mean
         return cls(len(rows), mean, centred.T @ centred)
 
     def merged(self, other: CovarianceSums) -> CovarianceSums:
-        """Of the rows of both."""
+        """The sums of the rows of both."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -84,12 +85,12 @@ class CovarianceSums:
 
     @property
     def covariance(self) -> Tensor:
-        """(C, C) float64, unbiased; NaN with fewer than two rows."""
+        """The unbiased covariance (C, C) float64; NaN with fewer than two rows."""
         return self.scatter / (self.count - 1) if self.count > 1 else torch.full_like(self.scatter, torch.nan)
 
 
 def eigenvalues(covariance: Tensor) -> Tensor:
-    """Eigenvalues in descending order, rounding errors below 0 set to 0.
+    """Compute eigenvalues in descending order; rounding errors below 0 are set to 0.
 
     Args:
         covariance: (C, C) float64, symmetric.
@@ -103,13 +104,13 @@ def eigenvalues(covariance: Tensor) -> Tensor:
 
 
 def correlation(covariance: Tensor) -> Tensor:
-    """Correlation matrix; rows and columns of channels without variance are 0.
+    """Compute the correlation matrix; rows and columns of channels without variance are 0.
 
     Args:
-        covariance: (C, C) float64.
+        covariance: (C, C) float64, symmetric.
 
-    Returns:
-        (C, C) float64.
+        Returns:
+            (C, C) float64 with entries in [-1, 1].
     """
     std = covariance.diagonal().clamp_min(0.0).sqrt()
     scale = torch.where(std > 0, 1.0 / std, torch.where(std == 0, 0.0, torch.nan))
@@ -122,42 +123,44 @@ def _shares(values: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of singular values, 1..C.
+    """Effective rank: exp of the entropy of the singular values, a number in 1..C.
 
     Args:
-        values: (C,) eigenvalues of a covariance.
+        values: (C,) float64, eigenvalues of a covariance.
 
-    Returns:
-        NaN when all are 0 or one is NaN.
+        Returns:
+            The effective rank; NaN when all eigenvalues are 0 or one is NaN.
     """
     p = _shares(values.sqrt())
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
 
 def participation_ratio(values: Tensor) -> float:
-    """(sum l)^2 / sum l^2, 1..C; far more sensitive to one dominant direction than the effective rank.
+    """Participation ratio (sum l)^2 / sum l^2 of the eigenvalues l, a number in 1..C; NaN when undefined.
+
+    It is far more sensitive to one dominant direction than the effective rank.
 
     Args:
-        values: (C,) eigenvalues of a covariance.
+        values: (C,) float64, eigenvalues of a covariance.
     """
     return float(1.0 / _shares(values).square().sum())
 
 
 def top_share(values: Tensor) -> float:
-    """Share of the variance in the first direction, 1/C..1.
+    """Share of the variance that lies in the first direction, in [1/C, 1]; NaN when undefined.
 
     Args:
-        values: (C,) eigenvalues of a covariance, descending.
+        values: (C,) float64, eigenvalues of a covariance, descending.
     """
     return float(_shares(values)[0])
 
 
 def directions_for(values: Tensor, share: float = 0.99) -> float:
-    """Number of directions that hold this share of the variance ("k99"); NaN when undefined.
+    """Least number of directions that hold this share of the variance ("k99" for 99 %), in 1..C; NaN when undefined.
 
     Args:
-        values: (C,) eigenvalues of a covariance, descending.
-        share: In (0, 1).
+        values: (C,) float64, eigenvalues of a covariance, descending.
+        share: Share of the variance, in (0, 1).
     """
     cumulative = _shares(values).cumsum(0)
     if torch.isnan(cumulative).any():
@@ -166,26 +169,28 @@ def directions_for(values: Tensor, share: float = 0.99) -> float:
 
 
 def dead_channels(sums: CovarianceSums) -> int:
-    """Channels that are constant: standard deviation at most 1e-4 of the median one, or of float32's rounding of their mean.
+    """Count constant channels.
+
+    Their standard deviation is at most 1e-4 of the median one, or at most the rounding error of their mean in float32.
 
     Args:
-        sums: Accumulated rows.
+        sums: The sums of the rows.
     """
     std = sums.covariance.diagonal().clamp_min(0.0).sqrt()
     return int(((std <= DEAD * std.median()) | (std <= ROUNDING * sums.mean.abs())).sum())
 
 
 def isotropic_eigenvalues(num_rows: int, num_channels: int) -> Tensor:
-    """What the spectrum of *uncorrelated* channels looks like with this many rows: it falls too, the more the fewer the rows.
+    """Spectrum of *uncorrelated* channels with a number of rows: it falls too, and more steeply with fewer rows.
 
     Drawn once from the Wishart distribution by Bartlett's decomposition with a fixed seed.
 
     Args:
-        num_rows: N, at least 2.
-        num_channels: C.
+        num_rows: Number N of rows, at least 2.
+        num_channels: Number C of channels.
 
-    Returns:
-        (C,) float64, descending; about 1 on average.
+        Returns:
+            (C,) float64, eigenvalues of a covariance, descending; about 1 on average.
     """
     rng = np.random.default_rng([NULL_SEED, num_rows, num_channels])
     degrees = num_rows - 1
@@ -199,10 +204,10 @@ def isotropic_eigenvalues(num_rows: int, num_channels: int) -> Tensor:
 
 
 def stage_scores(sums: CovarianceSums) -> dict[str, Any]:
-    """All numbers about the spectrum of one stage.
+    """Compute all scores of the spectrum of one stage.
 
     Args:
-        sums: Accumulated rows.
+        sums: The sums of the rows of the stage.
 
     Returns:
         ``count`` and ``channels``; ``status`` ``ok``, or ``insufficient`` with fewer than 10 rows per channel, where no

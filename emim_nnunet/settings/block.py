@@ -1,4 +1,4 @@
-"""The ``emim`` block of the plans JSON: where every number of an SSL stage lives.
+"""The ``emim`` block of the plans JSON, which holds every setting of the SSL stage and the segmentation stage.
 
 nnU-Net trainers cannot take extra constructor arguments, so settings are keys of a flat ``emim`` block inside a
 configuration of the plans. The planner writes what depends on the data; everything else has a default in the config
@@ -23,20 +23,20 @@ Config = TypeVar("Config")
 
 
 def emim_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """The ``emim`` block of a configuration, inheritance resolved.
+    """Read the ``emim`` block of a configuration, inheritance resolved.
 
     nnU-Net merges ``inherits_from`` shallowly, so a child's block would replace its parent's; here the blocks are merged
     key by key, the child's keys winning.
 
     Args:
         plans: The plans JSON as a dict.
-        configuration: Name of a configuration in it.
+        configuration: Name of a configuration of the plans.
 
     Returns:
         A new flat dict.
 
     Raises:
-        UserError: Unknown configuration, circular inheritance, or no ``emim`` block anywhere in the chain.
+        UserError: The configuration is unknown, inherits from itself, or no configuration in its chain has an ``emim`` block.
     """
     blocks = [link[BLOCK] for link in inheritance(plans, configuration) if BLOCK in link]
     if not blocks:
@@ -53,11 +53,11 @@ def check_known_keys(block: dict[str, Any], config_classes: Iterable[type]) -> N
     """Refuse keys that belong to no config dataclass.
 
     Args:
-        block: A resolved ``emim`` block.
-        config_classes: All dataclasses that may take keys from it.
+        block: An ``emim`` block, inheritance resolved.
+        config_classes: All dataclasses whose fields may be keys of the block.
 
     Raises:
-        UserError: Naming the unknown keys and all valid ones.
+        UserError: A key is unknown; the message names the unknown keys and all valid ones.
     """
     valid = {field.name for config_class in config_classes for field in fields(config_class)}
     unknown = sorted(set(block) - valid)
@@ -69,14 +69,14 @@ def check_known_keys(block: dict[str, Any], config_classes: Iterable[type]) -> N
 
 
 def config_from_block(config_class: type[Config], block: dict[str, Any]) -> Config:
-    """Build a config dataclass from the keys of the block that it knows.
+    """Build a config dataclass from those keys of the block that are its fields.
 
     Lists become tuples, whole numbers are accepted where a float is expected; the dataclass checks ranges itself in
     ``__post_init__``.
 
     Args:
         config_class: A frozen dataclass.
-        block: A resolved ``emim`` block.
+        block: An ``emim`` block, inheritance resolved.
 
     Raises:
         UserError: A required key is missing, or a value has the wrong type, is not finite or too large to be meant.
@@ -93,7 +93,7 @@ def config_from_block(config_class: type[Config], block: dict[str, Any]) -> Conf
 
 
 def _checked(value: Any, expected: Any, name: str) -> Any:
-    """``value`` as the annotated type, or a UserError naming the key."""
+    """Turn ``value`` into the annotated type; a value of another type is a UserError that names the key."""
     if get_origin(expected) in (Union, UnionType):
         options = get_args(expected)
         if value is None and NoneType in options:
@@ -114,7 +114,7 @@ def _checked(value: Any, expected: Any, name: str) -> Any:
 
 
 def _check_size(value: Any, name: str) -> None:
-    """Whether a number, or each of several, is finite and can be meant."""
+    """Check that a number, or each number of a tuple, is finite and not larger than its limit."""
     for number in value if isinstance(value, tuple) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):
             limit = limit_of(name) if isinstance(number, int) or name in LIMITS else number
@@ -123,6 +123,6 @@ def _check_size(value: Any, name: str) -> None:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a UserError about the ``emim`` block unless ``condition`` holds (for ``__post_init__`` range checks)."""
+    """Raise a UserError about the ``emim`` block unless ``condition`` holds; for range checks in ``__post_init__``."""
     if not condition:
         raise UserError(f"in the '{BLOCK}' block of the plans: {message}")

@@ -1,4 +1,4 @@
-"""Settings of the training loop, read from the ``emim`` block of the plans."""
+"""Settings of the SSL stage and of the segmentation stage, read from the ``emim`` block of the plans."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from emim_nnunet.settings.block import require
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Settings of the SSL stage that no method owns.
+    """Settings of the SSL stage that belong to no method.
 
     Attributes:
-        batch_size: Samples per step over all GPUs.
-        num_epochs: Epochs.
-        num_iterations_per_epoch: Steps per epoch.
-        num_val_iterations_per_epoch: Batches of the fixed probe set that is measured after each epoch.
+        batch_size: Number of samples per step, over all GPUs.
+        num_epochs: Number of epochs.
+        num_iterations_per_epoch: Number of training steps per epoch.
+        num_val_iterations_per_epoch: Number of batches of the fixed probe set, which is measured after each epoch.
         initial_lr: Peak learning rate of AdamW.
-        weight_decay: Of AdamW, on weights only (not on biases, norms and fill values).
-        warmup_epochs: Epochs of linear warm-up before the cosine decay.
-        gradient_clip: Largest gradient norm.
-        mirror: Random flips along every axis.
-        p_rotation: Probability that a crop is rotated; angles and all else as in nnU-Net.
-        p_scaling: Probability that a crop is scaled.
-        seed: Everything random follows from it.
-        checkpoint_minutes: Least time between two checkpoints; 0 writes one after every epoch.
-        reconstruction_every: Epochs between two pictures of reconstructions.
-        use_validation_cases: Train on the validation cases of the fold too.
-        collapse_patience: Stop when the collapse monitor has warned for this many epochs in a row; None = never stop.
-        max_skipped_steps: Steps of an epoch whose loss or gradient may be not finite; they change nothing. One more stops the
-            stage; 0 = stop at the first.
+        weight_decay: Weight decay of AdamW, which acts on weights only (not on biases, norms and fill values).
+        warmup_epochs: Number of epochs of linear warm-up before the cosine decay; at most a tenth of the epochs is used.
+        gradient_clip: Largest norm of the gradient; larger gradients are scaled down to it.
+        mirror: Whether crops are flipped at random along every axis.
+        p_rotation: Probability that a crop is rotated; the angles are those of nnU-Net.
+        p_scaling: Probability that a crop is scaled; the factors are those of nnU-Net.
+        seed: Seed of everything random.
+        checkpoint_minutes: Least time between two checkpoints in minutes; 0 = a checkpoint after every epoch.
+        reconstruction_every: Number of epochs between two sets of pictures of reconstructions.
+        use_validation_cases: Whether the stage trains on the validation cases of the fold too.
+        collapse_patience: Number of epochs in a row with a warning of the collapse monitor after which the stage stops; None =
+            never stop.
+        max_skipped_steps: Number of steps of an epoch whose loss or gradient may be not finite; such steps change nothing. One
+            more stops the stage; 0 = stop at the first.
     """
 
     batch_size: int
@@ -80,19 +81,21 @@ class FinetuneConfig:
     """Settings of the segmentation stage. The keys start with ``finetune_``.
 
     Attributes:
-        finetune_num_epochs: Epochs (nnU-Net: 1000).
-        finetune_num_iterations_per_epoch: Steps per epoch (nnU-Net: 250).
-        finetune_num_val_iterations_per_epoch: Validation batches per epoch (nnU-Net: 50).
-        finetune_final_validation: Predict and score whole validation cases after the training, as nnU-Net does; where not,
-            ``--val`` does it later.
+        finetune_num_epochs: Number of epochs (nnU-Net: 1000).
+        finetune_num_iterations_per_epoch: Number of training steps per epoch (nnU-Net: 250).
+        finetune_num_val_iterations_per_epoch: Number of validation batches per epoch (nnU-Net: 50).
+        finetune_final_validation: Whether whole validation cases are predicted and scored after the training, as nnU-Net does;
+            if not, ``--val`` does it later.
         finetune_initial_lr: Peak learning rate of SGD (nnU-Net from scratch: 1e-2).
-        finetune_warmup_epochs: Epochs of linear warm-up before nnU-Net's polynomial decay.
-        finetune_init: ``pretrained`` encoder, or ``scratch``: the control with the same schedule.
-        finetune_ssl_fold: Which SSL stage to take: the ``same`` fold, or ``all``, which has seen the validation cases
-            (their images, not their labels).
-        finetune_ssl_trainer: Class name of the trainer whose SSL stage to take; None = the one that the trainer belongs to.
-        finetune_seed: Seeds decoder, order of cases and augmentation; exact only without worker processes
-            (``nnUNet_n_proc_DA=0``). None = as nnU-Net, which is not seeded.
+        finetune_warmup_epochs: Number of epochs of linear warm-up before nnU-Net's polynomial decay; at most a tenth of the
+            epochs is used.
+        finetune_init: How the encoder starts: ``pretrained``, or ``scratch``, the control with the same schedule.
+        finetune_ssl_fold: Fold of the SSL stage whose encoder is taken: the ``same`` fold, or ``all``, which has seen the
+            validation cases (their images, not their labels).
+        finetune_ssl_trainer: Class name of the trainer whose SSL stage is taken; None = the one that the fine-tuning trainer
+            belongs to.
+        finetune_seed: Seed of decoder, order of cases and augmentation; results repeat exactly only without worker processes
+            (``nnUNet_n_proc_DA=0``). None = no seed, as in nnU-Net.
         linear_probe_lr: Peak learning rate of AdamW in the linear probe.
     """
 

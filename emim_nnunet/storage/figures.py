@@ -1,4 +1,4 @@
-"""What all pictures have in common.
+"""Helpers for all pictures.
 
 Figures are built on the Agg canvas without pyplot, so nothing global changes, and are written atomically.
 """
@@ -22,20 +22,20 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a figure as PNG, atomically.
 
     Args:
-        figure: Made without pyplot.
-        path: PNG to write.
-        dpi: Dots per inch.
+        figure: The figure, made without pyplot.
+        path: The PNG file to write.
+        dpi: Resolution in dots per inch.
     """
     FigureCanvasAgg(figure)
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi, facecolor=figure.get_facecolor()))
 
 
 def rounded(value: float) -> str:
-    """A number for people; ``n/a`` where it is undefined."""
+    """A number with three decimals for people to read; ``n/a`` where it is undefined or infinite."""
     return f"{value:.3f}" if np.isfinite(value) else "n/a"
 
 
 def legend_beside(ax: Axes) -> None:
-    """A legend to the right of the axes, where it covers no curve; none where there is nothing to explain."""
+    """Draw the legend to the right of the axes, where it covers no curve; draws none where no curve has a label."""
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)

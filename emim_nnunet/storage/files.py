@@ -23,9 +23,9 @@ CHUNK = 1 << 24
 
 
 class _Checksummed:
-    """What ``write`` of :func:`atomic_write` gets: bytes go on to a file and into a checksum.
+    """The file object that ``write`` of :func:`atomic_write` gets: it passes bytes on to a file and into a checksum.
 
-    torch.save reports a failed write as a RuntimeError about its own buffer, so the real cause is kept.
+    torch.save reports a failed write as a RuntimeError about its own buffer, so the original error is kept here.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -48,16 +48,16 @@ class _Checksummed:
 def atomic_write(path: Path, write: Callable[[Any], object], *, keep_as: Path | None = None) -> None:
     """Write a file as a whole or not at all.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk, read back, compared and then renamed; an
-    earlier file of that name stays until then.
+    The content is written to a temporary file in the same folder, flushed to the disk, read back and compared; then the file is
+    renamed. An earlier file of that name stays until then.
 
     Args:
-        path: Target.
-        write: Writes the content into what it gets, which has ``write`` and ``flush``.
-        keep_as: Name under which the earlier file stays, in the same folder.
+        path: The file to write.
+        write: Writes the content into the object that it gets, which has ``write`` and ``flush``.
+        keep_as: Path in the same folder under which the earlier file is kept; None = it is replaced.
 
     Raises:
-        OSError: As raised by the file system, or what was read back is not what was written; the target is unchanged then.
+        OSError: The file system refused, or the bytes read back differ from those written; an earlier file is unchanged then.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
@@ -84,13 +84,13 @@ def atomic_write(path: Path, write: Callable[[Any], object], *, keep_as: Path | 
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy the content of a file with :func:`atomic_write`."""
+    """Copy the content of a file to ``target`` with :func:`atomic_write`."""
     with source.open("rb") as stream:
         atomic_write(target, lambda file: shutil.copyfileobj(stream, file))
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the content of a file, 64 hexadecimal digits."""
+    """The SHA-256 of the content of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -102,22 +102,22 @@ def write_json(path: Path, content: object, indent: int = 2) -> None:
     """Write JSON with :func:`atomic_write`.
 
     Args:
-        path: Target.
-        content: What ``json`` can hold.
-        indent: Of the text.
+        path: The file to write.
+        content: A value that ``json`` can write.
+        indent: Number of spaces per level of the text.
 
     Raises:
-        OSError: As raised by the file system; the target is unchanged then.
+        OSError: The file system refused; an earlier file is unchanged then.
     """
     text = json.dumps(content, indent=indent)
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        UserError: It cannot be read, or is not JSON.
+        UserError: The file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -126,7 +126,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with :func:`atomic_write`."""
+    """Write a text as UTF-8 with :func:`atomic_write`."""
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
@@ -138,17 +138,17 @@ def remove_leftovers(path: Path) -> None:
 
 
 def new_work_folder(target: Path) -> Path:
-    """A hidden folder beside ``target`` that no other run uses, to be filled and renamed; not made yet."""
+    """Path, not made yet, of a hidden folder beside ``target`` that no other run uses, to be filled and then renamed."""
     return target.with_name(f".{target.name}.{uuid4().hex[:8]}{PARTIAL}")
 
 
 def left_work_folders(folder: Path, beginning: str) -> list[Path]:
-    """Work folders in ``folder`` that ended runs left, of targets whose names begin so; only where no other run can be."""
+    """Work folders that ended runs left, of targets whose names start with ``beginning``; only where no other run can be."""
     return sorted(folder.glob(f".{glob.escape(beginning)}*{PARTIAL}"))
 
 
 def plain_json(value: Any) -> Any:
-    """Undefined numbers as None: JSON has no NaN.
+    """Replace undefined and infinite numbers by None, because JSON has no NaN.
 
     Args:
         value: Nested dicts, lists and tuples of plain values.
@@ -171,7 +171,7 @@ def _checksum_on_disk(path: Path) -> int:
 
 
 def _give_second_name(path: Path, name: Path) -> None:
-    """Let ``name`` be the file that ``path`` is; without hard links, ``path`` is missing until it is written again."""
+    """Give the file ``path`` a second name; without hard links it is renamed, so ``path`` is missing until written again."""
     link = name.with_name(f".{name.name}{TEMPORARY}")
     try:
         link.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ def _give_second_name(path: Path, name: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's umask (mkstemp makes files private; results are shared in a group)."""
+    """The umask of the process; mkstemp makes private files, but results are shared in a group."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

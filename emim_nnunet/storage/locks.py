@@ -1,8 +1,8 @@
 """Locks: two processes never write the same data set, prepared folder, stage, comparison or report at once.
 
-A lock is a file that only one process can create (O_EXCL, which holds on network file systems too). It says whose it is and is
-touched every few seconds. What an owner left behind is taken over: at once where it was a process of this machine that is
-gone, or an earlier start of the same SLURM job; after minutes without a touch where it was on another machine.
+A lock is a file that only one process can create (O_EXCL, which works on network file systems too). It names its owner, who
+touches it every few seconds. A lock that its owner left behind is taken over: at once if the owner was a process of this
+machine that is gone, or an earlier start of the same SLURM job; after minutes without a touch if it was on another machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uuid import uuid4
 from emim_nnunet.errors import UserError
 
 HEARTBEAT_SECONDS = 20.0
-STALE_SECONDS = 300.0  # without a touch, on another machine
+STALE_SECONDS = 300.0  # a lock of another machine counts as abandoned after so long without a touch
 TRIES, PAUSE_SECONDS = 5, 2.0
 UNKNOWN = -1
 logger = logging.getLogger(__name__)
@@ -32,18 +32,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
-        host: Name, for people.
-        machine: Equal where process numbers mean the same: host, boot and namespace.
+        host: Name of its machine, for people.
+        machine: Host, boot and process namespace; equal for two processes if process numbers mean the same to both.
         pid: Process number.
-        start: When the process started, in ticks after the boot; -1 where the system does not tell.
-        command: What it runs.
-        since: When it took the lock, UTC.
-        job: SLURM job; empty = none.
+        start: Time at which the process started, in clock ticks after the boot; -1 where the system does not tell.
+        command: Name of the command that it runs.
+        since: UTC time at which it took the lock, ``YYYY-MM-DD HH:MM``.
+        job: Cluster and number of its SLURM job; empty = none.
         restart: How often SLURM has started that job again.
-        token: Of this lock alone.
+        token: A random text that no other lock has.
     """
 
     host: str
@@ -61,7 +61,7 @@ class Owner:
 
 
 class Lock:
-    """A lock that this process holds; made by :func:`acquire`. As a context manager it is released at the end."""
+    """A lock that this process holds, made by :func:`acquire`. As a context manager it is released at the end."""
 
     def __init__(self, path: Path, what: str, owner: Owner) -> None:
         self._path, self._what, self._owner = path, what, owner
@@ -76,17 +76,17 @@ class Lock:
         self.release()
 
     def check(self) -> None:
-        """Whether it is still held: before something is replaced that cannot be brought back.
+        """Check that this process still holds the lock, before it replaces something that cannot be brought back.
 
         Raises:
-            UserError: It was taken over, by force or because this process stood still for minutes.
+            UserError: The lock was taken over, by force or because this process stood still for minutes.
         """
         text, owner = _read(self._path)
         if text is None:
-            with suppress(OSError):  # somebody removed the file: it is ours still, if nobody is faster
+            with suppress(OSError):  # somebody removed the file: the lock is still ours, if no other process is faster
                 _create(self._path, self._owner)
             text, owner = _read(self._path)
-        for _ in range(TRIES):  # a network file system that stumbles is no reason to end a training
+        for _ in range(TRIES):  # a short fault of a network file system is no reason to end a training
             if text is None or owner is not None:
                 break
             time.sleep(PAUSE_SECONDS)
@@ -95,7 +95,7 @@ class Lock:
             raise UserError(f"{self._what} was taken over by {owner or 'another process'}: this process ends")
 
     def release(self) -> None:
-        """Give it back; after as many releases as acquisitions the file is removed."""
+        """Release the lock once; the file is removed after as many releases as acquisitions."""
         with _guard:
             if self._owner.pid != os.getpid():  # a fork of the process that holds it
                 return
@@ -104,7 +104,7 @@ class Lock:
                 return
             _held.pop(self._path, None)
             self._end.set()
-            with suppress(OSError):  # what stays is taken over by the next process
+            with suppress(OSError):  # a file that stays is taken over by the next process
                 if _read(self._path)[1] == self._owner:
                     self._path.unlink()
 
@@ -121,29 +121,29 @@ _by_force = False
 
 
 def lock_of(target: Path) -> Path:
-    """Where the lock of a file or folder is: beside it, hidden."""
+    """Path of the lock of a file or folder: a hidden file beside it."""
     target = target.absolute()
     return target.with_name(f".{target.name}.lock")
 
 
 def take_over_locks(by_force: bool) -> None:
-    """Whether this process takes locks that other machines hold, whatever their age (``--take_over``)."""
+    """Set whether this process takes over locks that other machines hold, whatever their age (``--take_over``)."""
     global _by_force
     _by_force = by_force
 
 
 def acquire(target: Path, what: str) -> Lock:
-    """Take the lock of something, which this process may hold already.
+    """Take the lock of a file or folder; this process may hold it already.
 
     Args:
-        target: File or folder that will be written; need not exist. Missing folders above are made.
-        what: Name of it, for the message.
+        target: File or folder that will be written. It need not exist; missing folders above it are made.
+        what: Name of the target, for the message.
 
     Returns:
-        The lock, to be released.
+        The lock, which the caller must release.
 
     Raises:
-        UserError: Another process holds it, which is named; or its folder cannot be written.
+        UserError: Another process, which the message names, holds the lock; or the folder above the target cannot be written.
     """
     path = lock_of(target)
     with _guard:
@@ -177,7 +177,7 @@ def _take(path: Path, what: str) -> Owner:
 
 
 def _create(path: Path, owner: Owner) -> None:
-    """Create the file as a whole; FileExistsError where there is one."""
+    """Create the lock file with its content; FileExistsError where there is one already."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -190,12 +190,12 @@ def _create(path: Path, owner: Owner) -> None:
 
 
 def _read(path: Path) -> tuple[str | None, Owner | None]:
-    """Text of a lock (None = there is none) and its owner (None = not known: it is just being written, or was not)."""
+    """Text of a lock (None = there is no file) and its owner (None = unknown, because the file is not completely written)."""
     try:
         text = path.read_text()
     except FileNotFoundError:
         return None, None
-    except OSError:  # another user's, perhaps
+    except OSError:  # perhaps the file of another user
         return "", None
     try:
         return text, Owner(**json.loads(text))
@@ -204,7 +204,7 @@ def _read(path: Path) -> tuple[str | None, Owner | None]:
 
 
 def _why_abandoned(path: Path, owner: Owner | None) -> str | None:
-    """Why a lock may be taken over; None = it may not."""
+    """The reason why a lock may be taken over; None = it may not."""
     if owner is not None:
         this = _this_process()
         if owner.machine == this.machine:
@@ -222,7 +222,7 @@ def _why_abandoned(path: Path, owner: Owner | None) -> str | None:
 
 
 def _remove_abandoned(path: Path, text: str, what: str) -> None:
-    """Remove a lock, unless it has changed since it was read: of several processes that found it abandoned, one takes it."""
+    """Remove a lock, unless it has changed since it was read, so that only one of several processes takes it over."""
     only_one = path.with_name(f"{path.name}.take_over")
     try:
         os.close(os.open(only_one, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -238,7 +238,7 @@ def _remove_abandoned(path: Path, text: str, what: str) -> None:
 
 
 def _seconds_since_touched(path: Path) -> float:
-    """By the clock of the file system, which may be another machine's."""
+    """Seconds since a lock was touched, by the clock of the file system, which may be that of another machine."""
     with suppress(OSError), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.") as now:
         return os.stat(now.name).st_mtime - path.stat().st_mtime
     return 0.0
@@ -261,7 +261,7 @@ def _this_process() -> Owner:
 
 
 def _identity_of_boot() -> list[str]:
-    """What tells containers and boots apart whose hosts have one name; where there is no such thing, nothing."""
+    """What distinguishes containers and boots whose hosts have the same name; empty where the system does not tell."""
     found = []
     with suppress(OSError):
         found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -270,8 +270,8 @@ def _identity_of_boot() -> list[str]:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process of this machine started, in ticks after the boot; -1 = it lives, None = it does not."""
-    if os.name == "nt":  # a signal of number 0 would end it there
+    """When a process of this machine started, in clock ticks after the boot; -1 = unknown, but it lives; None = it is gone."""
+    if os.name == "nt":  # signal 0 would end the process there
         return UNKNOWN
     if Path("/proc/self/stat").exists():
         try:
@@ -283,7 +283,7 @@ def _start_of(pid: int) -> int | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process of another user
         pass
     return UNKNOWN
 

@@ -15,9 +15,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a CSV with a head line, atomically.
 
     Args:
-        path: Target.
-        rows: Values by column; columns are the union of all keys in order of first appearance. What a row does not have is left
-            empty.
+        path: The CSV file to write.
+        rows: Values by column, one mapping per row. The columns are the union of all keys in order of first appearance; a cell
+            is empty where a row lacks the key.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -28,11 +28,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a Markdown table.
+    """Make the lines of a Markdown table.
 
     Args:
         header: Names of the columns; the first one may be empty.
-        rows: As many cells each.
+        rows: The cells of each row, as many as there are columns.
+
+        Returns:
+            The head line, the separator and a line per row.
     """
     lines = [header, *rows]
     head, *rest = ["| " + " | ".join(map(str, line)) + " |" for line in lines]

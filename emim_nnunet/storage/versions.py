@@ -1,4 +1,4 @@
-"""Where numbers come from: versions and names that go into every checkpoint."""
+"""Versions of software, which go into every checkpoint and report."""
 
 from __future__ import annotations
 

@@ -76,8 +76,7 @@ class FinetuneTrainer(StageTrainer):
         )
 
     def initialize(self) -> None:
-        """Initialise as nnU-Net does; notice if weights are loaded into the encoder later, which ``-pretrained_weights``
-        does."""
+        """Initialise as nnU-Net does, and notice if ``-pretrained_weights`` loads weights into the encoder later."""
         self._seed()
         super().initialize()
         self.dataset_class = without_code(self.dataset_class)

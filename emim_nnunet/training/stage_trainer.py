@@ -1,5 +1,4 @@
-"""What the trainers of both stages have in common: settings from the plans, one writing process, stopping on a signal, and logs
-that hold no paths of this machine."""
+"""What the trainers of both stages share: settings from the plans, one writer, stopping on a signal, logs without paths."""
 
 from __future__ import annotations
 
