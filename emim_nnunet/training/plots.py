@@ -141,8 +141,7 @@ def plot_reconstruction(
         low, high = _draw_modality(axes[c], pictures, masked[c], foreground, aspect)
         axes[c, 0].set_ylabel(f"{channel_names[c]}\ngrey {low:.2f} to {high:.2f}", color=TEXT, fontsize=9)
         _draw_letters(axes[c, 0], orientation[-2:])
-        if spacing is not None:
-            _draw_bar(axes[c, 0], image.shape[-1], spacing[-1])
+        _draw_bar(axes[c, 0], image.shape[-1], spacing)
     for ax, name in zip(axes[0], columns, strict=True):
         ax.set_title(name, color=TEXT, fontsize=10)
     _bare(axes)
@@ -179,11 +178,13 @@ def _draw_letters(ax: Axes, orientation: str) -> None:
         ax.text(x, y, letter, transform=ax.transAxes, color=MARKS, fontsize=9, weight="bold", ha=across, va=up)
 
 
-def _draw_bar(ax: Axes, width: int, spacing: float) -> None:
+def _draw_bar(ax: Axes, width: int, spacing: Sequence[float] | None) -> None:
     """Draw a bar of a round number of mm, at most a third of the ``width`` (pixels) of the picture; none if 1 mm is longer."""
-    lengths = [mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width * spacing / 3]
+    if spacing is None:
+        return
+    lengths = [mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width * spacing[-1] / 3]
     if lengths:
-        share = lengths[-1] / spacing / width
+        share = lengths[-1] / spacing[-1] / width
         ax.plot([0.04, 0.04 + share], [0.05, 0.05], transform=ax.transAxes, color=MARKS, lw=2, solid_capstyle="butt")
         ax.text(0.04, 0.07, f"{lengths[-1]} mm", transform=ax.transAxes, color=MARKS, fontsize=7, va="bottom")
 
