@@ -45,7 +45,7 @@ def settings_without_effect(block: dict[str, Any], config_class: type[SSLConfig]
 
 
 def refuse_settings_without_effect(block: dict[str, Any], method: type[SSLMethod]) -> None:
-    """Refuse keys that the method inherits from another method's settings but does not use.
+    """Refuse keys of another method that look like settings of this one.
 
     Raises:
         UserError: Such a key is set; the message names the first one.
