@@ -222,8 +222,8 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         target: (B,) int64 class numbers, -1 = unknown.
         weight: (classes,) float, the weight of each class.
 
-        Returns:
-            () float; 0 where no target is known.
+    Returns:
+        () float; 0 where no target is known.
     """
     total = all_reduce_sum(F.cross_entropy(logits, target, weight, ignore_index=-1, reduction="sum"))
     return total / all_reduce_sum((target >= 0).sum().to(total.dtype)).clamp_min(1)

@@ -153,8 +153,8 @@ def case_vector(model: CaseClassifier, data: PreprocessedDataset, case: Case, de
         case: The case.
         device: The device to compute on.
 
-        Returns:
-            (width,) float32 on the CPU.
+    Returns:
+        (width,) float32 on the CPU.
 
     Raises:
         UserError: The case has no body.
