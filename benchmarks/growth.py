@@ -3,8 +3,8 @@
     python benchmarks/growth.py --json OUT
 
 Writes ``step_ratio_10000`` (median step with 10,000 cases over that with 10) and ``start_seconds_extra_10000`` (seconds from
-building the trainer to the end of the first step, more than with 10 cases). A tiny network, so that what is left of a step is
-loading. The three counts are measured in turn, each time in a new process. About 3 minutes.
+building the trainer to the end of the first step, more than with 10 cases). The network is tiny, so that a step consists mostly
+of loading. The three counts are measured in turn, each time in a new process. About 3 minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHAPE, PATCH = (48, 48, 48), 32
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Read the options, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--rounds", type=int, default=3, help="processes per count (default: 3)")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def write(folder: Path, count: int) -> None:
-    """A data set of that many cases."""
+    """Write a preprocessed data set of ``count`` cases, with plans, below ``folder``."""
     target = folder / "nnUNet" / "preprocessed" / data.dataset_name(1)
     data.write_plans(target, 1, [], batch_size=2, num_val_iterations_per_epoch=1)
     data.write_cases(target / "tiny", min(count, COUNTS[0]), 1, SHAPE, PATCH)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from measure.common import markdown_table, run_task, threads_env, write_results
 
-# channels, voxels and mm of the median case; 500 cases
+# number of channels, voxels and spacing in mm of the median case
 DATA_SETS = {
     "brain, 4 channels, 1 mm": (4, [150, 182, 150], [1.0, 1.0, 1.0]),
     "thick slices, 1 channel, 5 x 0.6 x 0.6 mm": (1, [24, 448, 448], [5.0, 0.6, 0.6]),
@@ -26,7 +26,7 @@ SSL_METHOD = "EMIM"
 
 
 def main() -> None:
-    """Parse, plan, measure, write."""
+    """Read the options, plan, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=float, nargs="+", default=[8.0, 16.0, 24.0], help="GB (default: 8 16 24)")
     parser.add_argument("--configurations", nargs="+", default=["2d", "3d_fullres"], choices=["2d", "3d_fullres"])
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(dataset: str, configuration: str, env: dict[str, str]) -> dict[str, float]:
-    """GB that torch allocated in steps of both stages on the GPU."""
+    """Peak memory in GB (1e9 bytes) that torch allocated on the GPU in steps of each stage."""
     task = {"dataset": dataset, "configuration": configuration, "device": "cuda", "steps": STEPS}
     ssl = task | {"trainer": f"nnUNetTrainer{SSL_METHOD}Pretrain", "warmup": 0, "threads": 1}
     return {
@@ -66,12 +66,12 @@ def measure(dataset: str, configuration: str, env: dict[str, str]) -> dict[str, 
 
 
 def counts(figure: dict[str, Any]) -> tuple[float, ...]:
-    """Counted GB of our plan: the segmentation, and the SSL stage with every method."""
+    """Memory in GB that the planner counts for our plan: of the segmentation, and of the SSL stage with each method."""
     return figure["ours"]["segmentation"], *figure["ssl"].values()
 
 
 def promise_kept(figures: list[dict[str, Any]]) -> dict[str, float]:
-    """How far the measured peaks are from target and count at worst, as ratios."""
+    """Largest ratio of measured peak to target, and smallest and largest ratio of measured peak to count."""
     pairs = [
         (f["target"], counted, f[f"measured_{stage}"])
         for f in figures
@@ -85,7 +85,7 @@ def promise_kept(figures: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(figures: list[dict[str, Any]], *, measured: bool) -> str:
-    """One line per plan."""
+    """A Markdown table with a row per plan; ``measured`` adds the columns of the measured peaks."""
     methods = list(figures[0]["ssl"])
     header = ["data", "target, GB", "configuration", "nnU-Net's plan", "counted", "our plan", "counted", "SSL batch"]
     header += [f"counted, {name}" for name in methods]

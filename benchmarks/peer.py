@@ -23,11 +23,11 @@ from measure import data
 from measure.common import markdown_table, run_task, show, spread, threads_env, write_results
 
 METHODS = {"mim": "nnUNetTrainerMIMPretrain", "emim": "nnUNetTrainerEMIMPretrain"}
-START_PATCH = 160  # the peer's trainer knows no other
+START_PATCH = 160  # the only side of a patch that the peer's trainer has
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Read the options, measure both sides, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="Python of an environment with nnssl")
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
@@ -45,11 +45,11 @@ def main() -> None:
 
 
 class Sides:
-    """Both sides on one data set.
+    """Measures both sides on the same data set.
 
     Args:
-        arguments: Of the command.
-        folder: For the data.
+        arguments: The options of the command.
+        folder: An empty folder for the data.
     """
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
@@ -72,16 +72,16 @@ class Sides:
             self.result["peer_versions"] = self.peer("versions")
 
     def own(self, task: str, **arguments: Any) -> dict[str, Any]:
-        """A measurement of ours."""
+        """Run a measurement of this package; ``task`` and ``arguments`` as in ``measure/own.py``."""
         return run_task("own.py", task, arguments, env=self.env | {"BENCHMARK_START": str(time())})
 
     def peer(self, task: str, **arguments: Any) -> dict[str, Any]:
-        """A measurement of theirs."""
+        """Run a measurement of the peer; ``task`` and ``arguments`` as in ``measure/peer_side.py``."""
         env = self.env | {"BENCHMARK_START": str(time())}
         return run_task("peer_side.py", task, arguments, python=self.arguments.peer_python, env=env)
 
     def measure(self) -> None:
-        """Everything that was asked for."""
+        """Measure everything that was asked for, and write the figures."""
         for name in self.arguments.only:
             getattr(self, name)()
         header = ["figure", "ours", "nnssl BaseMAETrainer", "ratio"]
@@ -90,7 +90,7 @@ class Sides:
         write_results(a.json, self.result, title, markdown_table(header, self.rows))
 
     def step(self) -> None:
-        """Training steps and peak memory."""
+        """Measure the time of training steps and their peak memory."""
         a = self.arguments
         common = {"device": a.device, "steps": a.steps, "warmup": 1, "threads": a.threads}
         runs: dict[str, list[dict[str, Any]]] = {"mim": [], "emim": [], "peer": []}
@@ -101,7 +101,7 @@ class Sides:
                 runs[name].append(
                     self.own("step", dataset="901", configuration=f"p{a.patch}", trainer=trainer, **common)
                 )
-        clock = "wall" if a.device == "cuda" else "cpu"  # CPU seconds: other work on the machine counts less
+        clock = "wall" if a.device == "cuda" else "cpu"  # CPU seconds depend less on other work on the machine
         seconds = {n: [t for run in r for t in run[clock]] for n, r in runs.items() if r}
         peaks = {n: [run["peak_bytes"] / 1e9 for run in r] for n, r in runs.items() if r}
         self.result["step_seconds"] = {n: spread(v) for n, v in seconds.items()}
@@ -116,7 +116,7 @@ class Sides:
             self.result["memory_ratio"] = max(self.result[f"{name}_memory_ratio"] for name in METHODS)
 
     def loader(self) -> None:
-        """Reading and augmentation, seconds per patch of one channel in one process."""
+        """Measure reading and augmentation in one process, in patches of one channel per second."""
         a = self.arguments
         for patch in a.loader_patches:
             ours, theirs = [], []
@@ -133,7 +133,7 @@ class Sides:
             self.result["loader_ratio"] = min(self.result[f"loader_ratio_{p}"] for p in a.loader_patches)
 
     def start(self) -> None:
-        """From the command to the first step."""
+        """Measure the time from the command to the first step."""
         a = self.arguments
         common = ["-device", a.device]
         ours, theirs = [], []
@@ -147,7 +147,7 @@ class Sides:
         self.add("start_ratio", f"command to first step, {START_PATCH}^3, s", ours, theirs or None)
 
     def add(self, key: str, label: str, ours: list[float], theirs: list[float] | None) -> None:
-        """A row, and its ratio of medians."""
+        """Add a row to the table, and the ratio of medians, ours over theirs, to the figures."""
         row = [label, show(spread(ours)), "not measured", ""]
         if theirs:
             self.result[key] = median(ours) / median(theirs)

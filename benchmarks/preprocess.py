@@ -22,7 +22,7 @@ WORKERS = (1, 2, 8)
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Read the options, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--rounds", type=int, default=3, help="runs per number of workers (default: 3)")
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def command(name: str, options: list[str], env: dict[str, str]) -> None:
-    """Run a command of this package; shows its output only if it fails."""
+    """Run a command of this package; its output is shown only if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", f"emim_nnunet.cli.{name}", *options],
         env=env,

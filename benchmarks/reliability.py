@@ -41,7 +41,7 @@ PARTS = ("kills", "collisions", "writes", "inputs")
 
 
 def main() -> None:
-    """Parse, try everything, write."""
+    """Read the options, try everything, and write the figures; exit code 1 if something was lost or mishandled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--full", action="store_true", help="the large counts (about an hour)")
@@ -71,18 +71,18 @@ def main() -> None:
                 print(f"{job}: {problem}")
             rows = [[part, *row] for part in PARTS if part in found for row in found[part]["groups"]]
             table = markdown_table(["part", "what", "tried", "lost or mishandled"], rows)
-            # after each part: a long run is not lost
+            # written after each part, so that an interrupted run keeps its results
             write_results(arguments.json, summary(found), "Reliability", table)
     sys.exit(1 if any(part["problems"] for part in found.values()) else 0)
 
 
 def earlier_parts(path: Path | None) -> dict[str, Any]:
-    """The parts that an earlier run wrote, which ``--only`` leaves as they are."""
+    """Read the parts that an earlier run wrote, which ``--only`` leaves as they are."""
     return json.loads(path.read_text()).get("parts", {}) if path is not None and path.is_file() else {}
 
 
 def figures_of(problems: dict[str, str]) -> dict[str, Any]:
-    """Counts of a part and of its groups, which jobs name before a colon, and the jobs that found something."""
+    """Count the jobs of a part and of its groups (the name of a job up to the colon), and collect those with a problem."""
     groups: dict[str, list[str]] = {}
     for job, problem in problems.items():
         groups.setdefault(job.split(":")[0], []).append(problem)
@@ -94,7 +94,7 @@ def figures_of(problems: dict[str, str]) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """The figures under their names, and all about each part."""
+    """The figures under the names that the head of this file explains, and ``parts`` with all details."""
     names = {
         "kills": ("kill_points", "kill_lost"),
         "collisions": ("collisions", "collisions_lost"),
@@ -109,7 +109,10 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(part: str, jobs: list[Job], folder: Path, num_jobs: int) -> dict[str, str]:
-    """Problem of every job. Each of some processes, forked with the jobs in memory, forks again for every command."""
+    """Run all jobs and return the problem of each, empty = none.
+
+    ``num_jobs`` processes are forked with the jobs in memory; each forks again for every command.
+    """
     global run_job
 
     def run_job(number: int) -> str:
@@ -125,7 +128,7 @@ def _run_job(number: int) -> str:
 
 
 def kill_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    """SIGKILL and SIGTERM at random moments, for every method."""
+    """Jobs that end SSL stages with SIGKILL or SIGTERM at random moments, for every method."""
     from emim_nnunet.methods import method_classes
 
     points = arguments.points or (20 if arguments.full else 4)
@@ -144,12 +147,12 @@ def kill_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
 def bind(
     interrupt: Callable[..., str], method: str, world: Path, *, expected: dict, options: dict
 ) -> Callable[[Path], str]:
-    """The job of a kill point."""
+    """Make the job of a kill point."""
     return lambda copy: interrupt(method, world, copy, expected, **options)
 
 
 def collision_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    """Every pair of commands, the second at random moments after the first."""
+    """Jobs that start two commands on the same thing, the second at random moments after the first."""
     world = folder / "planned"
     build_world(world)
     collisions.prepare_world(world)
@@ -164,7 +167,7 @@ def collision_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]
 
 
 def write_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    """Faults in writes of every operation; planning takes long, so a few of its writes only."""
+    """Jobs that make writes of every operation fail; only a few writes of planning, because it takes long."""
     draw = random.Random(arguments.seed)
     world = folder / "world"
     for operation in writes.OPERATIONS:
@@ -181,7 +184,7 @@ def write_jobs(arguments: argparse.Namespace, folder: Path) -> Iterator[Job]:
 
 
 def input_jobs(arguments: argparse.Namespace, folder: Path) -> Iterable[Job]:
-    """The table, and chance."""
+    """Jobs that try bad inputs: all of the table, and random ones."""
     world = folder / "world"
     for entry in inputs.INPUTS:
         yield f"{entry.kind}: {entry.command} {entry.name}", lambda copy, e=entry: inputs.try_input(e, world, copy)

@@ -38,7 +38,7 @@ TITLES = {
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Read the options, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=TITLES)
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
@@ -61,12 +61,12 @@ def main() -> None:
 
 
 def task_of(a: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """Arguments of a measurement."""
+    """Arguments of a measurement: data set and configuration, and ``more``."""
     return {"dataset": str(900 + a.channels), "configuration": f"p{a.patch}"} | more
 
 
 def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """Parts of a step, its share of what convolutions reach on this device, and the peak of memory, for every method."""
+    """Measure the parts of a step, its speed relative to the fastest convolution, and its peak memory, for every method."""
     peaks = run_task("own.py", "convolutions", task_of(a, device=a.device, threads=a.threads), env=env)
     fastest = max(peaks["flops_per_second"])
     result: dict[str, Any] = {"convolution_flops_per_second": peaks["flops_per_second"]}
@@ -101,7 +101,7 @@ def measure_step(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, 
 
 
 def measure_loader(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """Reading, and reading with the augmentation (here on the CPU)."""
+    """Measure patches per second of reading alone, and of reading with the augmentation (here on the CPU)."""
     runs = [run_task("own.py", "loader", task_of(a, patches=60, threads=a.threads), env=env) for _ in range(a.rounds)]
     rates = {
         "reading": [1 / mean(run["read"]) for run in runs],
@@ -114,7 +114,7 @@ def measure_loader(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str
 
 
 def measure_start(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """From ``emim_train`` to the first step."""
+    """Measure the time from ``emim_train`` to the first step."""
     result, rows = {}, []
     for trainer in TRAINERS:
         command = [str(900 + a.channels), f"p{a.patch}", "all", "-tr", trainer, "-p", data.PLANS, "-device", a.device]
@@ -129,7 +129,7 @@ def measure_start(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str,
 
 
 def measure_epoch(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """Steps with the real loader."""
+    """Measure steps with the real loader: patches per second, and the share of time that waits for data."""
     result, rows = {}, []
     for trainer in TRAINERS:
         task = task_of(a, trainer=trainer, device=a.device, steps=max(a.steps, 3), workers=a.workers)
@@ -140,7 +140,7 @@ def measure_epoch(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str,
 
 
 def measure_variants(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """Steps of plain MIM in other memory formats, precisions and compiled, against the default of this device."""
+    """Measure steps of plain MIM in other memory formats and precisions and compiled, against the default of the device."""
     common = task_of(a, trainer=TRAINERS[0], device=a.device, steps=a.steps, threads=a.threads, warmup=1)
     steps: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for _ in range(a.rounds):
@@ -153,7 +153,7 @@ def measure_variants(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[s
 
 
 def measure_ranks(a: argparse.Namespace, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """The same batch per process on 1 and 2 processes."""
+    """Measure patches per second of 1 and 2 processes with the same batch per process."""
     rates = {}
     for ranks in (1, 2):
         task = task_of(

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how much a score would change with other patients, cases or seeds."""
+"""Bootstrap intervals, which show how much a score would change with other patients, cases or seeds."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ LEVEL = 0.95
 def bootstrap_interval(
     statistic: Callable[[np.random.Generator], np.ndarray], resamples: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of statistics at a level of 95 % (Efron and Tibshirani 1993, chapter 13).
+    """Compute percentile intervals of statistics at a level of 95 % (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        statistic: Draws a sample with replacement and gives (N,) float, NaN where it is undefined.
-        resamples: How often it is asked.
-        seed: Of the generator that it is given.
+        statistic: Draws a sample with replacement from the generator it gets, and returns (N,) float statistics of it, NaN
+            where undefined.
+        resamples: Number of samples to draw.
+        seed: Seed of the generator.
 
     Returns:
-        Lower and upper ends, (N,) each; NaN where the statistic is never defined.
+        The lower ends (N,) and the upper ends (N,) of the intervals; NaN where a statistic is undefined in all samples.
     """
     rng = np.random.default_rng(seed)
     samples = np.array([statistic(rng) for _ in range(resamples)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # never defined
+        warnings.simplefilter("ignore", RuntimeWarning)  # a statistic that is undefined in all samples
         low, high = np.nanquantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high

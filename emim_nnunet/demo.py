@@ -1,4 +1,4 @@
-"""The demo: every command a user types, in order, on phantoms, and a report that can be looked at."""
+"""The demo: runs every command that a user would type, in order, on phantoms, and writes a report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPE = (48, 48, 48)
 MARKER = ".emim_demo"
 LABEL_NAMES = {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
 
-# a small network and short schedules, so that two CPU cores are enough; the way to shorten any run
+# a small network and short schedules, so that two CPU cores are enough; any run can be shortened in this way
 DEMO_CONFIGURATION: dict[str, Any] = {
     "inherits_from": "3d_fullres",
     "batch_size": 2,
@@ -57,19 +57,19 @@ RUNS = {"pretrained": ("nnUNetTrainerEMIM", "3d_demo"), "scratch": ("nnUNetTrain
 
 
 def run_demo(output: Path, *, device: str = "cpu", seed: int = 0, overwrite: bool = False) -> Path:
-    """Run the main job on phantoms.
+    """Run the whole workflow on phantoms.
 
     Args:
-        output: Folder to write; everything stays inside it.
-        device: Where to train: ``cpu``, ``cuda`` or ``mps``.
+        output: The folder to write to; nothing outside it is written.
+        device: The device to train on: ``cpu``, ``cuda`` or ``mps``.
         seed: Seed of the phantoms.
-        overwrite: Replace the result of an earlier demo.
+        overwrite: Whether to replace the result of an earlier demo.
 
     Returns:
         The folder of the report.
 
     Raises:
-        UserError: ``output`` exists or is being written, or a command failed.
+        UserError: ``output`` exists or is being written by another process, or a command failed.
     """
     output = output.absolute()
     with acquire(output, f"the demo {output}"):
@@ -117,21 +117,21 @@ def _prepare_folder(output: Path, overwrite: bool) -> None:
 
 
 def _environment(output: Path) -> dict[str, str]:
-    """The process environment with nnU-Net's folders inside the output and settings that suit a small machine."""
+    """The environment of this process, with nnU-Net's folders inside the output and settings for a small machine."""
     folders = {name: str(output / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in folders.values():
         Path(folder).mkdir()
     small = {
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net's CPU training uses all cores: waiting threads must not spin
+        "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net's CPU training uses all cores, so waiting threads must not use any
         "MPLBACKEND": "Agg",
     }
     return os.environ | folders | small
 
 
 def _call(program: str, arguments: list[str], environment: dict[str, str], output: Path) -> None:
-    """Run a console script of this environment; its output goes to ``demo.log``, with the command line before it."""
+    """Run a console script of this environment; its command line and its output go to ``demo.log``."""
     script = shutil.which(program, path=sysconfig.get_path("scripts")) or shutil.which(program)
     if script is None:
         raise UserError(f"the command {program} is not installed in this environment: pip install emim_nnunet")
@@ -172,7 +172,7 @@ def add_demo_configurations(plans_file: Path) -> None:
     """Add ``3d_demo`` and its control ``3d_demo_scratch`` to plans: a small network on the same preprocessed data.
 
     Args:
-        plans_file: Plans JSON with a ``3d_fullres`` configuration; rewritten.
+        plans_file: Plans JSON with a ``3d_fullres`` configuration; the file is rewritten.
     """
     plans = read_json(plans_file)
     architecture = deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
@@ -191,14 +191,14 @@ def add_demo_configurations(plans_file: Path) -> None:
 
 
 def write_report(output: Path) -> Path:
-    """Collect pictures, the Dice table and the log of the SSL stage.
+    """Collect pictures, the Dice table and the log of the SSL stage in a report.
 
     Args:
-        output: Folder of a finished demo.
+        output: The folder of a finished demo.
 
     Returns:
-        Folder ``report`` in it: ``README.md``, ``dice.json``, ``overlay_*.png``, ``progress.png``, ``ssl_log.csv``,
-        ``collapse_spectrum.png``, ``collapse_report.json``, ``reconstructions/``.
+        The folder ``report`` in it, with ``README.md``, ``dice.json``, ``overlay_*.png``, ``progress.png``,
+        ``ssl_log.csv``, ``collapse_spectrum.png``, ``collapse_report.json`` and ``reconstructions/``.
     """
     from emim_nnunet.nnunet.images import SimpleITKIO
     from emim_nnunet.nnunet.inference import compute_metrics_on_folder
@@ -247,13 +247,13 @@ REPORT = """# Demo report
 
 
 def dice_table(dice: dict[str, Any]) -> str:
-    """Markdown table of mean Dice per region, scratch against pretrained, with the number of cases.
+    """Make a Markdown table of the mean Dice per region, from scratch and pretrained, with the number of cases.
 
     Args:
-        dice: As in ``dice.json``.
+        dice: The content of ``dice.json``.
 
     Returns:
-        Text.
+        The table and a line that explains it.
     """
     regions = list(dice["scratch"])
     arms = ("scratch", "pretrained")

@@ -1,4 +1,4 @@
-"""Where a command computes: one rule for all of them."""
+"""The choice of the device of a command, by the same rule for all commands."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ DEVICES = ("cuda", "cpu", "mps")
 
 
 def choose_device(asked: str | None) -> str:
-    """The device that was asked for; otherwise the GPU, or the CPU where there is none, which is said.
+    """Choose the device that was asked for; otherwise the GPU, or the CPU with a line in the log where there is no GPU.
 
     Args:
-        asked: Value of ``-device``, or None.
+        asked: Value of ``-device``; None = not given.
 
     Returns:
         One of :data:`DEVICES`.
 
     Raises:
-        UserError: It is unknown, or not there.
+        UserError: The device is unknown, or this machine does not have it.
     """
     if asked is not None:
         check_device(asked)
@@ -34,13 +34,13 @@ def choose_device(asked: str | None) -> str:
 
 
 def check_device(kind: str) -> None:
-    """Whether this machine has a kind of device.
+    """Check that this machine has a kind of device.
 
     Args:
         kind: ``cuda``, ``cpu`` or ``mps``.
 
     Raises:
-        UserError: It has not; says what to type.
+        UserError: The machine does not have it; the message says which option to use.
     """
     if kind not in DEVICES:
         raise UserError(f"-device {kind}: must be one of {', '.join(DEVICES)}")

@@ -1,7 +1,8 @@
-"""Several processes for one step: the process group, and reductions over ranks that keep gradients (free without a group).
+"""Several processes for one step: the process group, and reductions over ranks that keep gradients.
 
-A loss over a *sharded* batch must equal the loss of one process over the whole batch. DDP averages gradients over ranks,
-so a loss is built from global sums, and the sums are reduced with an operation whose backward reduces as well.
+A loss over a *sharded* batch must equal the loss of one process over the whole batch. DDP averages gradients over ranks, so a
+loss is built from global sums, and the sums are reduced with an operation whose backward pass reduces as well. Without a
+process group the reductions do nothing and cost nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 
 @contextmanager
 def process_group(kind: str) -> Iterator[torch.device]:
-    """The process group that torchrun has started this process for; nothing where it was not.
+    """Join the process group for which torchrun has started this process; does nothing where it was started alone.
 
     Args:
-        kind: ``cuda``, ``cpu`` or ``mps``.
+        kind: The kind of device: ``cuda``, ``cpu`` or ``mps``.
 
     Yields:
         The device of this process.
@@ -40,22 +41,22 @@ def process_group(kind: str) -> Iterator[torch.device]:
 
 
 def is_distributed() -> bool:
-    """Whether more than one rank takes part."""
+    """Whether this process belongs to a group of more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's rank, 0 without a process group."""
+    """The rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
+    """The number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over ranks, differentiable: the gradient that reaches each rank is summed over ranks too.
+    """Sum a tensor over ranks, differentiably: the gradient that reaches each rank is summed over ranks too.
 
     With DDP, which *averages* parameter gradients, a loss built from these sums and evaluated identically on every rank
     has the parameter gradient of one process over the whole batch.
@@ -70,13 +71,14 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """Rows of all ranks in rank order, differentiable as :func:`all_reduce_sum`.
+    """Gather the rows of all ranks in rank order, differentiably like :func:`all_reduce_sum`.
 
     Args:
-        rows: (N, ...), of whole numbers or floats; N may differ between ranks.
+        rows: (N, ...) int or float; N may differ between ranks.
 
     Returns:
-        (sum of N, ...), and the place of this rank's first row; ``rows`` and 0 without a process group.
+        The rows of all ranks (sum of N, ...), and the index of this rank's first row in them; ``rows`` and 0 without a process
+        group.
     """
     if not is_distributed():
         return rows, 0
@@ -90,7 +92,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
 
 
 def gather_objects(item: object) -> list:
-    """Picklable objects of all ranks in rank order (``[item]`` without a process group)."""
+    """Gather picklable objects of all ranks in rank order; ``[item]`` without a process group."""
     if not is_distributed():
         return [item]
     gathered: list = [None] * dist.get_world_size()
@@ -99,14 +101,14 @@ def gather_objects(item: object) -> list:
 
 
 def weighted_moments(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of weighted rows over all ranks.
+    """Compute mean and biased variance of weighted rows over all ranks.
 
     Args:
         rows: (N, D) float; N may differ between ranks.
         weight: (N,) float >= 0; rows of weight 0 do not count.
 
     Returns:
-        mean (D,), variance (D,) >= 0 and the total weight (), at least 1.
+        The mean (D,), the variance (D,) >= 0, and the total weight (), which is set to at least 1.
     """
     count = all_reduce_sum(weight.sum()).clamp_min(1.0)
     mean = all_reduce_sum((rows * weight[:, None]).sum(0)) / count
@@ -115,15 +117,15 @@ def weighted_moments(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def standardise(rows: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Weighted rows with mean 0 and variance 1 per column, statistics over all ranks.
+    """Standardise weighted rows to mean 0 and variance 1 per column, with the statistics of all ranks.
 
     Args:
         rows: (N, D) float.
-        weight: (N,) float >= 0.
-        eps: Added to the variance.
+        weight: (N,) float >= 0; rows of weight 0 do not count in the statistics.
+        eps: A small number > 0 that is added to the variance.
 
     Returns:
-        (N, D); rows of weight 0 are transformed like the others.
+        (N, D) float; rows of weight 0 are transformed like the others.
     """
     mean, variance, _ = weighted_moments(rows, weight)
     return (rows - mean) * torch.rsqrt(variance + eps)

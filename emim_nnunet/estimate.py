@@ -1,4 +1,4 @@
-"""What a planned run will cost on this machine, from a few measured steps with the real data, before it starts."""
+"""An estimate of what a planned run costs on this machine, from a few measured steps with the real data."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 WARMUP_STEPS = 2
-DRAINED_BATCHES = 32  # more than any loader keeps ready
-# files that are there at once: the two newest ones and the next one while it is written; nnU-Net: latest, best, final
+DRAINED_BATCHES = 32  # more batches than any loader keeps ready
+# checkpoints that exist at once: the two newest and the next one while it is written; nnU-Net: latest, best, final
 SSL_CHECKPOINTS, NNUNET_CHECKPOINTS = 3, 3
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Cost of one stage.
+    """The cost of one stage.
 
     Attributes:
         stage: ``SSL stage`` or ``segmentation``.
-        trainer: Class name.
-        device: Where it was measured.
-        batch_size: Samples per step.
-        num_epochs: Planned.
-        num_iterations_per_epoch: Planned.
-        first_step_seconds: Compilation included, where there is one.
-        step_seconds: Median step without waiting for data.
-        loading_seconds: Median time in which the workers make a batch when nothing else waits for them.
-        validation_seconds: Of an epoch's validation.
-        patches_per_second: In training, whichever of step and loading is slower.
-        hours: Of the whole stage.
-        peak_memory_gigabytes: 1e9 bytes; of the GPU as torch allocates it; on the CPU of the process, an
-            earlier stage included; None where the system does not tell (Windows, without a GPU).
-        counted_memory_gigabytes: What the planner counts with for a GPU, see :mod:`emim_nnunet.planners.memory`.
-        checkpoint_gigabytes: One checkpoint.
-        disk_gigabytes: All checkpoints that are kept at once.
+        trainer: Class name of the trainer.
+        device: Kind of the device that it was measured on.
+        batch_size: Number of samples per step.
+        num_epochs: Number of planned epochs.
+        num_iterations_per_epoch: Number of planned steps per epoch.
+        first_step_seconds: Time of the first step in s, with compilation where there is one.
+        step_seconds: Median time of a step in s, without waiting for data.
+        loading_seconds: Mean time in s in which the workers make a batch when nothing else happens.
+        validation_seconds: Time of the validation of an epoch in s.
+        patches_per_second: Samples per second in training, limited by the slower one of step and loading.
+        hours: Time of the whole stage in h.
+        peak_memory_gigabytes: Peak memory in 1e9 bytes: on a GPU what torch allocated, otherwise that of the process, which
+            includes an earlier stage; None where the system does not tell (Windows without a GPU).
+        counted_memory_gigabytes: Memory in 1e9 bytes that the planner counts with for a GPU, see
+            :mod:`emim_nnunet.planners.memory`.
+        checkpoint_gigabytes: Size of one checkpoint in 1e9 bytes.
+        disk_gigabytes: Size in 1e9 bytes of all checkpoints that are kept at the same time.
     """
 
     stage: str
@@ -75,7 +76,7 @@ class StageEstimate:
     disk_gigabytes: float
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines of text that show the estimate to people."""
         slow = self.loading_seconds > self.step_seconds
         loading = (
             f"{self.loading_seconds:.2f} s a batch: the device will WAIT for data; more workers (nnUNet_n_proc_DA) or a faster "
@@ -96,7 +97,7 @@ class StageEstimate:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The estimate as plain values, for JSON."""
         return asdict(self)
 
 
@@ -104,14 +105,14 @@ def estimate(trainer: nnUNetTrainer, steps: int) -> Iterator[StageEstimate]:
     """Measure the stages of a trainer: the SSL stage, the segmentation, or both.
 
     Args:
-        trainer: As nnU-Net makes it, not initialised; its output folder should be a temporary one.
-        steps: Training steps to measure in each stage, after two for warming up.
+        trainer: The trainer as nnU-Net makes it, not initialised; its output folder should be a temporary one.
+        steps: Number of training steps to measure in each stage, after two steps of warming up.
 
     Yields:
         One estimate per stage, in the order in which they run.
 
     Raises:
-        UserError: Out of memory; says what to change.
+        UserError: The memory of the device does not suffice; the message says what to change.
     """
     if isinstance(trainer, FinetuneTrainer) and trainer.runs_ssl_stage:
         first = trainer.ssl_trainer_class(
@@ -146,13 +147,13 @@ def _measure(trainer: nnUNetTrainer, steps: int) -> StageEstimate:
 
 @contextmanager
 def _loaders(trainer: nnUNetTrainer) -> Iterator[tuple[Iterator, Iterator]]:
-    """Training and validation batches; ends the workers."""
+    """Give the training and validation batches, and end their workers after the ``with`` block."""
     loaders = trainer.get_dataloaders()
     try:
         yield loaders
     finally:
         for loader in loaders:
-            end = getattr(loader, "close", None) or getattr(loader, "_finish", None)  # ours, nnU-Net's with workers
+            end = getattr(loader, "close", None) or getattr(loader, "_finish", None)  # ours; nnU-Net's with workers
             if end is not None:
                 end()
 
@@ -167,7 +168,7 @@ def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Itera
     for _ in range(WARMUP_STEPS + steps):
         batch = next(training)
         taken.append(_seconds(trainer, partial(trainer.train_step, batch)))
-    # first drain what the workers made meanwhile, then see how fast they make more
+    # first take the batches that the workers have made already, then measure how fast they make new ones
     loading = [_seconds(trainer, partial(next, training)) for _ in range(2 * DRAINED_BATCHES)][DRAINED_BATCHES:]
     trainer.network.eval()
     if is_ssl:
@@ -200,7 +201,7 @@ def _measure_steps(trainer: nnUNetTrainer, training: Iterator, validation: Itera
 
 
 def _seconds(trainer: nnUNetTrainer, call: Any) -> float:
-    """Wall time of a call, the device's work included."""
+    """Wall time of a call in s, with the work of the device."""
     start = perf_counter()
     call()
     if trainer.device.type == "cuda":
@@ -220,12 +221,12 @@ def _peak_gigabytes(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated() / 1e9
     if resource is None:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, other systems KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _checkpoint_bytes(trainer: nnUNetTrainer) -> int:
-    """Weights, each stored once, and the optimiser's state."""
+    """Number of bytes of the weights, each stored once, and of the state of the optimiser."""
     network: nn.Module = trainer.network
     states = (v for state in trainer.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
     return sum(t.numel() * t.element_size() for t in chain(network.parameters(), network.buffers(), states))

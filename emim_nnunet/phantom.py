@@ -1,4 +1,4 @@
-"""The embedded demo data: deterministic four-modality phantoms of a brain with glioma-like lesions."""
+"""Phantoms of a brain with glioma-like lesions in four modalities, computed from a seed: the data of the demo."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ NOISE = 45.0
 def make_phantom(
     seed: int, shape: tuple[int, int, int] = (48, 48, 48), noise: float = NOISE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One phantom: folded grey and white matter, ventricles, one or two tumours, vessels, bias field, noise, gain.
+    """Make a phantom: folded grey and white matter, ventricles, one or two tumours, vessels, bias field, noise and gain.
 
     Args:
-        seed: Everything follows from it.
-        shape: Voxels (D, H, W), at least 24 each.
-        noise: Standard deviation of the noise; about 200 is as strong as the signal.
+        seed: Seed of everything random.
+        shape: Number of voxels (D, H, W), at least 24 each.
+        noise: Standard deviation of the noise in units of intensity; about 200 is as strong as the signal.
 
     Returns:
-        Images (4, D, H, W) float32, order :data:`MODALITIES`, >= 1 in the brain and 0 outside; label (D, H, W) uint8:
-        0 background, 1 necrotic core, 2 oedema, 3 enhancing tumour.
+        The images (4, D, H, W) float32 in the order of :data:`MODALITIES`, >= 1 in the brain and 0 outside, and the label (D,
+        H, W) uint8: 0 background, 1 necrotic core, 2 oedema, 3 enhancing tumour.
     """
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
@@ -63,7 +63,7 @@ def make_phantom(
 
 
 def _smooth_noise(rng: np.random.Generator, size: np.ndarray, voxels: float) -> np.ndarray:
-    """Smooth noise of mean 0 and deviation 1; ``voxels`` is the scale in a volume of 48 voxels."""
+    """Smooth noise of mean 0 and standard deviation 1; ``voxels`` is its scale in a volume of 48 voxels per axis."""
     noise = gaussian_filter(rng.standard_normal(size), voxels * size / 48, mode="wrap")
     return (noise - noise.mean()) / noise.std()
 
@@ -112,16 +112,16 @@ def write_brats2023(
     """Write phantoms in the layout of BraTS 2023 GLI: labelled ones as training data, the others as validation data.
 
     Args:
-        folder: Created where missing.
-        num_labelled: Cases with a segmentation.
-        num_unlabelled: Cases without.
-        seed: Of the first phantom; the following ones count up.
-        shape: Voxels (D, H, W).
-        first_case: Number in the first case id.
-        noise: As in :func:`make_phantom`.
+        folder: The folder to write to; it is made when needed.
+        num_labelled: Number of cases with a segmentation.
+        num_unlabelled: Number of cases without segmentation.
+        seed: Seed of the first phantom; each following one has the next seed.
+        shape: Number of voxels (D, H, W).
+        first_case: Number in the id of the first case.
+        noise: Standard deviation of the noise, see :func:`make_phantom`.
 
     Returns:
-        Case ids, labelled ones first.
+        The case ids, labelled cases first.
     """
     cases = []
     for number in range(num_labelled + num_unlabelled):

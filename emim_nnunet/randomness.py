@@ -1,7 +1,8 @@
-"""Counter-based randomness: every draw is a function of the seed and of what it is for, never of what was drawn before.
+"""Counter-based randomness: every draw depends on the seed and on its purpose, never on what was drawn before.
 
 The crop and the mask of sample ``i`` come from a generator seeded with (seed, stream, i). So an interrupted run continues
-exactly without storing random states, and neither the number of data-loading workers nor of ranks changes what is drawn.
+exactly without stored random states, and neither the number of data-loading workers nor the number of ranks changes what is
+drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a generator is for."""
+    """The purpose of a generator, part of its key."""
 
     ORDER = 0
     CROP = 1
@@ -24,13 +25,13 @@ class Stream(IntEnum):
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on the whole key.
+    """Make a CPU generator that depends on the whole key.
 
     Args:
         key: Whole numbers >= 0, for example (seed, stream, sample number).
 
     Returns:
-        A new generator; equal keys give equal draws, different keys independent ones.
+        A new generator; equal keys give equal draws, different keys give independent ones.
     """
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed)

@@ -54,7 +54,7 @@ METHODS = {
 
 
 def main() -> None:
-    """Parse and rewrite the plans."""
+    """Read the options and rewrite the plans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_id", type=int)
     parser.add_argument("-p", dest="plans", default="nnUNetEMIMPlans")

@@ -15,13 +15,13 @@ from emim_nnunet.methods.mim import MIM
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared.
+    """An arm of the experiment: a method with settings, or training from scratch.
 
     Attributes:
-        settings: Of the ``emim`` block.
+        settings: Keys of the ``emim`` block, with their values.
         method: Class of the method; None = from scratch.
-        cell: Voxels of a mask cell per axis.
-        lr_factor: Times the peak rate of pretraining.
+        cell: Voxels of a mask cell along each axis.
+        lr_factor: Factor of the peak learning rate of pretraining.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -31,10 +31,10 @@ class Arm:
 
 
 class ModalityOnly(EMIM):
-    """Three of four modalities masked everywhere: the masked fraction of the other arms without a position or patch mask."""
+    """E-MIM with three of four modalities masked everywhere: the masked fraction of the other arms, but whole modalities."""
 
     def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
-        """See :meth:`EMIM.draw`."""
+        """Draw as :meth:`EMIM.draw` does, but a mask of whole modalities."""
         draws = super().draw(generator, present)
         hidden = torch.randperm(self.num_modalities, generator=generator)[: round(0.75 * self.num_modalities)]
         masked = torch.zeros_like(draws["masked"])
@@ -43,12 +43,12 @@ class ModalityOnly(EMIM):
 
 
 class GlobalBarlow(EMIM):
-    """Barlow twins on globally pooled vectors, one row per sample: degenerate at small batches, kept as a control."""
+    """E-MIM with Barlow twins on globally pooled vectors, one row per sample: degenerate at small batches, a control."""
 
     def pyramid_barlow_twins(
         self, features_a: Any, features_b: Any, visible: Tensor, foreground: Tensor, draws: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """See :meth:`EMIM.pyramid_barlow_twins`."""
+        """Compute the loss as :meth:`EMIM.pyramid_barlow_twins` does, but on the averages over each patch."""
         pooled = [[f.mean((2, 3, 4), keepdim=True).expand_as(f) for f in view] for view in (features_a, features_b)]
         first = {k: torch.zeros_like(v).index_fill(1, torch.tensor(0), 1.0) for k, v in draws.items() if "scores" in k}
         everything = torch.ones_like(foreground)
@@ -59,14 +59,18 @@ class GlobalBarlow(EMIM):
 
 
 class DeepestOnly(nn.Module):
-    """A reconstruction decoder that sees the deepest stage only: no skip connections."""
+    """A reconstruction decoder without skip connections: it gets the deepest stage only.
+
+    Args:
+        decoder: The decoder to wrap; it gets zeros for the other stages.
+    """
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """As the decoder it wraps."""
+        """Reconstruct the patch (B, C, *P) from the deepest stage."""
         return self.decoder([*(torch.zeros_like(f) for f in features[:-1]), features[-1]])
 
 
@@ -78,7 +82,7 @@ class WithoutSkips(EMIM):
         self.decoder = DeepestOnly(self.decoder)
 
 
-# equal masked fraction: 48 of 64 cells, and 0.754 for the hybrid mask
+# about the same masked fraction in all arms: 48 of 64 cells (0.75), and 0.754 for the hybrid mask
 FRACTION = {"position_ratio": 0.25, "patch_ratio": 0.5625}
 
 
@@ -119,7 +123,7 @@ ARMS: dict[str, Arm] = {
 POSITION_16 = PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False}
 
 
-HMP_16 = PLAIN | {"position_ratio": 0.25, "patch_ratio": 0.5}  # 0.719: 8 cells allow nothing closer
+HMP_16 = PLAIN | {"position_ratio": 0.25, "patch_ratio": 0.5}  # 0.719, the closest fraction that 8 cells allow
 
 
 PLATEAU_ARMS: dict[str, Arm] = {

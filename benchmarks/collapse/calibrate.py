@@ -1,4 +1,4 @@
-"""How far the collapse monitor's thresholds are from what healthy and collapsed runs really do.
+"""How far the collapse monitor's thresholds are from the numbers of healthy and collapsed runs.
 
     python benchmarks/collapse/calibrate.py RUN [RUN ...]
 
@@ -19,7 +19,7 @@ from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.diagnostics import Thresholds, judge
 from emim_nnunet.storage.tables import markdown_table
 
-SHORT_RUNS = Thresholds(patience_steps=0)  # whatever lasts for three evaluations, of however few steps
+SHORT_RUNS = Thresholds(patience_steps=0)  # three evaluations in a row suffice, even of few steps
 COLUMNS = (
     "run",
     "skill at the end",
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Parse and print a Markdown table."""
+    """Read the options and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders")
     arguments = parser.parse_args()
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool]]:
-    """Name, history, warm-up and kind of target of every run in a folder."""
+    """Name, history, warm-up (evaluations) and ``norm_pix`` of every run in a folder."""
     checkpoint_file = folder / "checkpoint_final.pth"
     if checkpoint_file.is_file():
         checkpoint = load_checkpoint(checkpoint_file)
@@ -65,7 +65,7 @@ def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool
 
 
 def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: bool) -> list[str]:
-    """Cells of the table."""
+    """The cells of a run in the table."""
     settled = [m for m in history if m["epoch"] > warmup]
     scores = [m["reconstruction"]["all"] for m in settled]
     worst = min(scores, key=lambda s: s["foreground_skill"])
@@ -100,7 +100,7 @@ def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: boo
 
 
 def counts(fired: Sequence[set[str]]) -> str:
-    """``rule (times)`` for each rule."""
+    """Each rule and the number of times that it fired, as ``rule (times)``."""
     names = sorted(set().union(*fired))
     return ", ".join(f"{name} ({sum(name in rules for rules in fired)})" for name in names)
 

@@ -24,7 +24,7 @@ ITERATIONS = 250
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Read the options, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_id")
     parser.add_argument("configuration")
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Build the trainer, time it, print a table."""
+    """Build the trainer, measure its times, and print them."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
     from emim_nnunet.trainer_search import enable_search
@@ -61,7 +61,7 @@ def measure(arguments: argparse.Namespace) -> None:
         parts["probe"].append(probe)
         parts["monitor"].append(monitor)
     folder = Path(trainer.output_folder)
-    trainer.monitor.history[-2]["level"] = trainer.monitor.history[-1]["level"]  # a change would draw the picture
+    trainer.monitor.history[-2]["level"] = trainer.monitor.history[-1]["level"]  # a new level would draw the picture
     trainer.monitor.write(folder, {}, picture=True)  # the first picture builds font caches
     files = seconds(lambda: trainer.monitor.write(folder, {}, picture=False), device)
     picture = seconds(lambda: trainer.monitor.write(folder, {}, picture=True), device) - files
@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def evaluation(trainer: Any, device: torch.device, epoch: int) -> tuple[float, float]:
-    """Seconds of a pass over the probe set without the monitor, and of the monitor."""
+    """Time of a pass over the probe set without the monitor, and time of the monitor, in s."""
     update, spent = trainer.monitor.update, [0.0]
 
     def timed(*args: Any) -> None:
@@ -99,7 +99,7 @@ def evaluation(trainer: Any, device: torch.device, epoch: int) -> tuple[float, f
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall time of a call, the device's work included."""
+    """Wall time of a call in s, with the work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = perf_counter()

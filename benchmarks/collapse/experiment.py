@@ -1,4 +1,4 @@
-"""One job of the collapse experiment: pretrain one arm with one seed, look at it, fine-tune it.
+"""One job of the collapse experiment: pretrain one arm with one seed, measure it, and fine-tune it.
 
 Networks, loss and methods are the package's and nnU-Net's own; the loops are short ones of this file, because nnU-Net's
 segmentation training cannot be seeded and an experiment about small differences must be paired: everything that is not the
@@ -44,27 +44,27 @@ NUM_CLASSES = 4
 REGIONS = {"whole tumour": (1, 2, 3), "tumour core": (1, 3), "enhancing tumour": (3,)}
 PROBE_GRID = (8, 8, 8)
 PROBE_SEED = 1_000_003
-TEST_SEED, UNLABELLED_SEED, LABELLED_SEED = 10_000_000, 1_000, 500  # of the phantoms; far apart
+TEST_SEED, UNLABELLED_SEED, LABELLED_SEED = 10_000_000, 1_000, 500  # far apart, so that no two uses share a seed
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything.
+    """The sizes of data and trainings.
 
     Attributes:
-        unlabelled: Phantoms to pretrain on.
-        probe: Held-out phantoms for the monitor and the dense probe.
-        test: Held-out phantoms for the Dice score.
-        ssl_steps: Steps of pretraining.
-        ssl_batch: Its batch size.
-        ssl_lr: Its peak rate.
-        evaluations: Evaluations of the monitor, equally spaced.
-        plateau_steps: Steps of an arm of :data:`PLATEAU_ARMS`.
-        plateau_evaluations: Evaluations of the monitor in it.
-        labelled: Numbers of labelled phantoms.
-        finetune_steps: Steps of fine-tuning.
-        finetune_batch: Its batch size.
-        finetune_lr: Its peak rate.
+        unlabelled: Number of phantoms to pretrain on.
+        probe: Number of held-out phantoms for the monitor and the dense probe.
+        test: Number of held-out phantoms for the Dice score.
+        ssl_steps: Number of steps of pretraining.
+        ssl_batch: Batch size of pretraining.
+        ssl_lr: Peak learning rate of pretraining.
+        evaluations: Number of evaluations of the monitor, equally spaced.
+        plateau_steps: Number of steps of pretraining of an arm of :data:`PLATEAU_ARMS`.
+        plateau_evaluations: Number of evaluations of the monitor in such an arm.
+        labelled: Numbers of labelled phantoms to fine-tune on.
+        finetune_steps: Number of steps of fine-tuning.
+        finetune_batch: Batch size of fine-tuning.
+        finetune_lr: Peak learning rate of fine-tuning.
     """
 
     unlabelled: int = 48
@@ -84,10 +84,10 @@ class Budget:
 
 @cache
 def phantoms(first_seed: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (N, 4, *P) float32, z-scored inside the body as nnU-Net does; bodies (N, 1, *P) bool; labels (N, *P) long.
+    """Make phantoms: images (N, 4, *P) float32, bodies (N, 1, *P) bool and labels (N, *P) int64.
 
-    Noise as strong as the signal is added: without it, a handful of labelled phantoms teaches everything, and no pretraining
-    (400 or 1000 steps) changed the Dice score.
+    Images are z-scored inside the body as nnU-Net does. Noise as strong as the signal is added: without it, a handful of
+    labelled phantoms suffices to learn the task, and no pretraining (400 or 1000 steps) changed the Dice score.
     """
     images, bodies, labels = [], [], []
     for seed in range(first_seed, first_seed + number):
@@ -103,7 +103,7 @@ def phantoms(first_seed: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def unet(seed: int) -> nn.Module:
-    """nnU-Net's plain U-Net with four small stages, a function of the seed."""
+    """nnU-Net's plain U-Net with four small stages; its weights depend on the seed alone."""
     stages = len(FEATURES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -127,7 +127,7 @@ def unet(seed: int) -> nn.Module:
 
 
 def cosine_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine to 0."""
+    """Learning rate of a step (from 0): linear warm-up over a tenth of the steps, then a cosine to 0."""
     warmup = max(1, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -135,7 +135,7 @@ def cosine_rate(step: int, steps: int, peak: float) -> float:
 
 
 def make_method(arm: Arm, seed: int) -> SSLMethod:
-    """The arm's method around a fresh encoder."""
+    """The method of an arm around a fresh encoder."""
     assert arm.method is not None
     config = arm.method.config_class(cell_size=(arm.cell,) * 3, **arm.settings)
     with torch.random.fork_rng(devices=[]):
@@ -144,12 +144,12 @@ def make_method(arm: Arm, seed: int) -> SSLMethod:
 
 
 def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[str, Any]]]:
-    """Pretrain and evaluate.
+    """Pretrain an arm, and measure it at equal distances.
 
     Args:
-        arm: What.
-        seed: Of phantoms, initialisation, order, flips and masks.
-        budget: How much.
+        arm: The arm, which must have a method.
+        seed: Seed of phantoms, initialisation, order, flips and masks.
+        budget: The sizes of data and trainings.
 
     Returns:
         The trained method and its measurements, the first one of the untrained network; ``epoch`` counts evaluations and
@@ -181,14 +181,14 @@ def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[
 
 
 def case_of(index: int, number: int, seed: int) -> int:
-    """Every case once per round, in a new order each round."""
+    """The case of a sample: every case comes once per round, in a new order each round."""
     round_number, place = divmod(index, number)
     return int(torch.randperm(number, generator=seeded_generator(seed, Stream.ORDER, round_number))[place])
 
 
 @torch.no_grad()
 def evaluate(method: SSLMethod, seed: int, budget: Budget) -> dict[str, Any]:
-    """The monitor's measurement on held-out phantoms with fixed masks."""
+    """Measure what the collapse monitor measures, on held-out phantoms with fixed masks."""
     image, body, _ = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
     grid = grid_size(SHAPE, method.config.cell_size)
     probe = CollapseProbe(grid, MODALITIES, seed)
@@ -203,7 +203,7 @@ def evaluate(method: SSLMethod, seed: int, budget: Budget) -> dict[str, Any]:
 
 @torch.no_grad()
 def trivial_losses(arm: Arm, seed: int, budget: Budget) -> dict[str, float]:
-    """Losses of the best constants on the probe set of a seed."""
+    """Losses of the best constant predictions on the probe set of a seed, see :func:`constant_losses`."""
     image, body, _ = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
     method = make_method(arm, seed)
     parts = method(image, body, draw(method, PROBE_SEED, list(range(budget.probe)))).reconstruction
@@ -212,7 +212,7 @@ def trivial_losses(arm: Arm, seed: int, budget: Budget) -> dict[str, float]:
 
 @torch.no_grad()
 def probe_stages(encoder: nn.Module, seed: int, budget: Budget) -> list[float]:
-    """R2 of the dense probe at each stage: label fractions of cells of 4^3 voxels (or the stage's own), split by phantom."""
+    """R2 of the dense probe at each stage, split by phantom, on cells of 4^3 voxels (or the stage's own, if larger)."""
     image, body, label = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
     classes = nn.functional.one_hot(label, NUM_CLASSES).movedim(-1, 1).float()
     result = []
@@ -227,16 +227,17 @@ def probe_stages(encoder: nn.Module, seed: int, budget: Budget) -> list[float]:
 
 
 def finetune(encoder_state: dict[str, Tensor] | None, seed: int, num_labelled: int, budget: Budget) -> dict[str, Any]:
-    """Train nnU-Net's U-Net with nnU-Net's loss; Dice on held-out phantoms.
+    """Train nnU-Net's U-Net with nnU-Net's loss, and measure Dice on held-out phantoms.
 
     Args:
-        encoder_state: Pretrained encoder; None = from scratch.
-        seed: Of labelled phantoms (a prefix of those that 4, 8, ... would take), initialisation, order and flips.
-        num_labelled: Labelled phantoms; they are among the unlabelled ones of pretraining, as in practice.
-        budget: How much.
+        encoder_state: State dict of the pretrained encoder; None = from scratch.
+        seed: Seed of phantoms, initialisation, order and flips.
+        num_labelled: Number of labelled phantoms: the first of the unlabelled ones of pretraining, so a smaller set is part of
+            a larger one.
+        budget: The sizes of data and trainings.
 
     Returns:
-        ``dice``: per region a list over test phantoms; ``mean``: their mean.
+        ``dice``: region -> a list over test phantoms; ``mean``: the mean of all.
     """
     image, _, label = (x[:num_labelled] for x in phantoms(UNLABELLED_SEED * (seed + 1), budget.unlabelled))
     network = unet(seed + LABELLED_SEED)
@@ -266,8 +267,8 @@ def finetune(encoder_state: dict[str, Tensor] | None, seed: int, num_labelled: i
 
 @torch.no_grad()
 def test_dice(network: nn.Module, seed: int, budget: Budget) -> dict[str, list[float]]:
-    """Dice per region and test phantom; 1 when both are empty."""
-    first = TEST_SEED + UNLABELLED_SEED * seed + budget.probe  # after the phantoms of the probe
+    """Region -> Dice of each test phantom; 1 where both prediction and label are empty."""
+    first = TEST_SEED + UNLABELLED_SEED * seed + budget.probe  # the seed after those of the probe's phantoms
     image, _, label = phantoms(first, budget.test)
     network.eval()
     predicted = torch.cat([network(image[i : i + 4]).argmax(1) for i in range(0, budget.test, 4)])
@@ -280,15 +281,16 @@ def test_dice(network: nn.Module, seed: int, budget: Budget) -> dict[str, list[f
 
 
 def run_job(name: str, seed: int, budget: Budget) -> dict[str, Any]:
-    """One arm, one seed, everything.
+    """Run all parts of one arm with one seed.
 
     Args:
-        name: Key of :data:`ARMS` or :data:`PLATEAU_ARMS`; the latter are only pretrained.
-        seed: See :func:`pretrain`.
-        budget: How much.
+        name: Key of :data:`ARMS` or :data:`PLATEAU_ARMS`; arms of the latter are only pretrained.
+        seed: Seed of everything random, see :func:`pretrain` and :func:`finetune`.
+        budget: The sizes of data and trainings.
 
     Returns:
-        Plain values: ``history``, ``constant_losses``, ``probe`` (R2 per stage), ``finetuned`` by number of labelled phantoms.
+        Plain values: ``arm``, ``seed``, ``history``, ``constant_losses``, ``probe`` (R2 per stage) and ``finetuned`` (by
+        number of labelled phantoms); those that an arm does not have are absent.
     """
     torch.set_num_threads(1)
     arm = (ARMS | PLATEAU_ARMS)[name]

@@ -1,4 +1,4 @@
-"""From the jobs of the collapse experiment to a table and figures."""
+"""The report of the collapse experiment: a table and figures from the results of its jobs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from emim_nnunet.diagnostics import Thresholds, judge
 from emim_nnunet.storage.figures import TITLE, save_figure
 from emim_nnunet.storage.tables import markdown_table
 
-DEEP = (2, 3)  # stages shown in the table; all are in the JSON
+DEEP = (2, 3)  # stages that the table shows; the JSON holds all
 REFERENCE, HMP = "scratch", "HMP"
-SHORT_RUNS = Thresholds(patience_steps=0)  # of some hundred steps: whatever lasts for three evaluations
+SHORT_RUNS = Thresholds(patience_steps=0)  # runs have some hundred steps: three evaluations in a row suffice
 LEVEL_FLAGGED = ("warning", "error")
 
 
 def summarise(results: Sequence[dict[str, Any]], budget: Budget) -> dict[str, Any]:
-    """Per arm: values of every seed, mean and 95 % t-interval over seeds, paired differences.
+    """Summarise each arm: values of every seed, mean and 95 % t-interval over seeds, paired differences.
 
     Args:
-        results: Of :func:`experiment.run_job`.
-        budget: Of the run.
+        results: What :func:`experiment.run_job` returned for each job.
+        budget: The budget that the jobs ran with.
 
     Returns:
-        By arm: ``skill``, ``foreground_skill``, ``std_ratio`` (at the end), ``plateau_end`` (see there), ``flagged`` (share
-        of evaluations with a warning), ``effective_rank``, ``participation_ratio``, ``untrained_rank`` and ``probe`` (a
-        list over stages each), ``constant_losses``, ``dice`` by number of labelled phantoms, with the paired differences to
-        scratch and to HMP.
+        Name of the arm -> ``skill``, ``foreground_skill`` and ``std_ratio`` at the end, ``plateau_end`` (see
+        :func:`plateau_end`), ``flagged`` (share of evaluations with a warning or an error), ``effective_rank``,
+        ``participation_ratio``, ``untrained_rank`` and ``probe`` (lists over stages), ``constant_losses``, and ``dice`` by
+        number of labelled phantoms, with the paired differences to scratch and to HMP.
     """
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -79,10 +79,13 @@ def _dice(runs: list[dict[str, Any]], by_arm: dict[str, list[dict[str, Any]]], l
 
 
 def interval(values: Iterable[float]) -> dict[str, Any]:
-    """Mean and 95 % interval of Student's t over seeds; no interval for one value.
+    """Mean and 95 % interval of Student's t over seeds.
 
     Args:
-        values: One per seed.
+        values: One value per seed.
+
+    Returns:
+        ``mean``, ``low``, ``high`` (both None for a single value) and ``values``.
     """
     array = np.asarray(list(values), dtype=float)
     mean = float(array.mean())
@@ -102,7 +105,7 @@ def plateau_end(history: Sequence[dict[str, Any]]) -> int | None:
 
 
 def levels(history: Sequence[dict[str, Any]]) -> list[str]:
-    """The monitor's level at each evaluation; rules begin after the warm-up (a tenth of the run)."""
+    """The level of the verdict at each evaluation; rules about several evaluations begin after a tenth of the run."""
     warmup = (len(history) - 1) // 10
     return [judge(history[: i + 1], warmup_epochs=warmup, thresholds=SHORT_RUNS).level for i in range(len(history))]
 
@@ -111,14 +114,14 @@ def levels(history: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def write_table(report: dict[str, Any], path: Path) -> str:
-    """A Markdown table, also written to a file.
+    """Make a Markdown table and write it to a file.
 
     Args:
-        report: Of ``run.py``.
-        path: File.
+        report: The report that ``run.py`` makes.
+        path: The file to write.
 
     Returns:
-        The text.
+        The text of the table.
     """
     labelled = [str(n) for n in report["budget"]["labelled"]]
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -181,12 +184,12 @@ def _plateaus(values: Sequence[int | None] | None) -> str:
 
 
 def write_figures(results: Sequence[dict[str, Any]], curves_path: Path, dice_path: Path) -> None:
-    """Skill and rank over steps, and fine-tuned Dice of every seed.
+    """Draw skill and rank over steps, and the fine-tuned Dice of every seed.
 
     Args:
-        results: Of :func:`experiment.run_job`.
-        curves_path: PNG to write.
-        dice_path: PNG to write.
+        results: What :func:`experiment.run_job` returned for each job.
+        curves_path: The PNG file for skill and rank.
+        dice_path: The PNG file for Dice.
     """
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -230,7 +233,7 @@ def _draw_curves(by_arm: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def _curve(ax: Axes, runs: list[dict[str, Any]], value: Callable, name: str, style: dict[str, Any]) -> None:
-    """Mean over seeds, and their range."""
+    """Draw the mean of a value over seeds as a line, and its range over seeds as a band."""
     steps = [m["step"] for m in runs[0]["history"]]
     values = np.array([[value(m) for m in run["history"]] for run in runs])
     ax.plot(steps, values.mean(0), label=name, lw=1.8, **style)

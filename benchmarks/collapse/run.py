@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # one thread a job, before torch is imported
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # one thread per job; set before torch is imported
 
 import argparse
 import json
@@ -50,7 +50,7 @@ QUICK = Budget(
 
 
 def main() -> None:
-    """Parse, run what is missing, report."""
+    """Read the options, run the jobs that are missing, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where to write the results")
     parser.add_argument("--quick", action="store_true", help="two seeds and short runs")
@@ -82,12 +82,12 @@ def main() -> None:
 
 
 def beside(file: Path, ending: str) -> Path:
-    """``OUT.json`` -> ``OUT`` + ending."""
+    """Path of a file or folder beside ``OUT.json``: ``OUT`` and an ending."""
     return file.with_name(file.stem + ending)
 
 
 def parse_seeds(text: str, parser: argparse.ArgumentParser) -> list[int]:
-    """``0-4`` or ``5,6,7``."""
+    """Read the seeds from a text such as ``0-4`` or ``5,6,7``."""
     match = re.fullmatch(r"(\d+)-(\d+)", text)
     if match:
         return list(range(int(match[1]), int(match[2]) + 1))
@@ -99,7 +99,7 @@ def parse_seeds(text: str, parser: argparse.ArgumentParser) -> list[int]:
 def run_all(
     names: list[str], seeds: list[int], budget: Budget, folder: Path, workers: int
 ) -> tuple[list[dict[str, Any]], float]:
-    """Results of all jobs in order, those of an earlier call with the same budget taken from the folder."""
+    """Run the jobs whose results (with the same budget) are not in the folder; returns all results in order, and seconds."""
     start = time()
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(name, seed) for seed in seeds for name in names]

@@ -4,8 +4,8 @@
     export nnUNet_raw=FOLDER/nnUNet_raw nnUNet_preprocessed=FOLDER/nnUNet_preprocessed nnUNet_results=FOLDER/nnUNet_results
     nnUNet_n_proc_DA=0 emim_compare 993 3d_compare -o OUT --num_test 8 -device cpu
 
-24 cases without label and 12 with one; noise as strong as the signal: without it a handful of labelled phantoms teaches
-everything, and no pretraining changes the Dice score.
+There are 24 cases without label and 12 with one. The noise is as strong as the signal: without it, a handful of labelled
+phantoms suffices to learn the task, and no pretraining changes the Dice score.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BLOCK = {
 
 
 def main() -> None:
-    """Parse and prepare."""
+    """Read the options and prepare the phantoms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.absolute()

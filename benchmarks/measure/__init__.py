@@ -1,4 +1,4 @@
-"""What the benchmarks share. They run from a checkout, installed or not."""
+"""Modules that the benchmarks share. The benchmarks run from a checkout, whether the package is installed or not."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Running measurements in processes of their own, and writing what they gave."""
+"""Running measurements in processes of their own, and writing their results."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def run_task(
     """Run one measurement in a fresh process, so that imports, caches and peaks of others do not count.
 
     Args:
-        script: File of this folder.
-        task: Name of a function in it.
-        arguments: Its keyword arguments.
-        python: Interpreter.
-        env: Added to the environment.
+        script: Name of a file in this folder.
+        task: Name of a function in that file.
+        arguments: Keyword arguments of the function, as plain values.
+        python: The Python interpreter to run it with.
+        env: Variables to add to the environment.
 
     Returns:
-        What the function returned.
+        The value that the function returned.
 
     Raises:
-        SystemExit: The process failed; shows the end of its output.
+        SystemExit: The process failed; the message shows the end of its output.
     """
     environment = dict(os.environ) | dict(env)
     if python == sys.executable:
@@ -50,7 +50,7 @@ def run_task(
 
 
 def threads_env(threads: int, folder: Path) -> dict[str, str]:
-    """Environment of a measurement: threads, workers and all folders of both programs."""
+    """Environment variables of a measurement: number of threads, and the folders of nnU-Net and nnssl below ``folder``."""
     places = {
         f"{program}_{name}": str(folder / program / name)
         for program in ("nnUNet", "nnssl")
@@ -65,7 +65,7 @@ def threads_env(threads: int, folder: Path) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that matter, where installed."""
+    """Versions of Python and of those packages that matter and are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Model of the CPU and number of cores that this process may use."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -88,17 +88,17 @@ def machine() -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest of some runs."""
+    """Median, smallest and largest value of some runs, and their number."""
     return {"median": median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
 def show(values: Mapping[str, float], digits: int = 3) -> str:
-    """``median (min-max)``."""
+    """The text ``median (min-max)``, with ``digits`` significant digits."""
     return f"{values['median']:.{digits}g} ({values['min']:.{digits}g}-{values['max']:.{digits}g})"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """The text of a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -107,12 +107,12 @@ def write_results(path: Path | None, result: Mapping[str, Any], title: str, tabl
     """Print the table; write the JSON and, beside it, the Markdown.
 
     Args:
-        path: JSON file; None = only print.
-        result: Figures.
-        title: Of the Markdown.
-        table: Markdown.
+        path: The JSON file to write; None = only print.
+        result: The figures, as plain values.
+        title: The title of the Markdown.
+        table: The table, as Markdown.
     """
-    command = [f".../{Path(word).name}" if os.path.isabs(word) else word for word in sys.argv]  # no path of one machine
+    command = [f".../{Path(word).name}" if os.path.isabs(word) else word for word in sys.argv]  # hides local paths
     about = {"date": date.today().isoformat(), "command": " ".join(["python", *command]), **machine()}
     print(table)
     if path is None:

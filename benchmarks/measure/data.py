@@ -1,4 +1,4 @@
-"""Synthetic preprocessed data sets of known size: ResEnc-L plans, bodies in noise. No image of a patient is needed."""
+"""Synthetic preprocessed data sets of known size: plans with ResEnc-L, and images of noise inside a body."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLANS = "nnUNetEMIMPlans"
 
 
 def volumes(count: int, channels: int, shape: Sequence[int], seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Bodies of z-scored noise: image (C, *shape) float32, 0 outside, and seg (1, *shape) int16, -1 outside, else 0."""
+    """Make bodies of noise: image (C, *shape) float32, standard normal inside, 0 outside; seg (1, *shape) int16, 0 and -1."""
     axes = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in shape], indexing="ij")
     body = sum(a**2 for a in axes) < 1.1
     random = np.random.default_rng(seed)
@@ -50,19 +50,19 @@ def volumes(count: int, channels: int, shape: Sequence[int], seed: int = 0) -> I
 
 
 def dataset_name(channels: int) -> str:
-    """Folder of the data set."""
+    """Name of the data set with that many channels, which is also the name of its folder."""
     return f"Dataset{900 + channels:03d}_Bench"
 
 
 def write_plans(folder: Path, channels: int, patches: Sequence[int], batch_size: int, **block: Any) -> None:
-    """``dataset.json`` and plans with a configuration ``pN`` (ResEnc-L) per patch side N, and ``tiny``.
+    """Write ``dataset.json`` and plans with a configuration ``pN`` (ResEnc-L) for each patch side N, and ``tiny``.
 
     Args:
-        folder: Preprocessed folder of the data set.
-        channels: Of the images.
+        folder: Folder of the preprocessed data set; it is made when needed.
+        channels: Number of channels of the images.
         patches: Sides of the patches in voxels.
-        batch_size: Of both stages.
-        block: More keys of the ``emim`` block.
+        batch_size: Batch size of both stages.
+        block: More keys of the ``emim`` block, with their values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = {str(c): f"channel{c}" for c in range(channels)}
@@ -131,7 +131,7 @@ def _configuration(
 
 
 def write_cases(folder: Path, count: int, channels: int, shape: Sequence[int], patch: int) -> None:
-    """Preprocessed files as nnU-Net's preprocessor writes them for that patch."""
+    """Write preprocessed cases as nnU-Net's preprocessor does for patches of that side."""
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
     folder.mkdir(parents=True)
@@ -140,7 +140,7 @@ def write_cases(folder: Path, count: int, channels: int, shape: Sequence[int], p
         for suffix, array in (("", image), ("_seg", seg)):
             blocks, chunks = comp_blosc2_params(array.shape, (patch,) * 3, array.itemsize)
             layout |= {f"blocks{suffix}": blocks, f"chunks{suffix}": chunks}
-        locations = np.argwhere(seg >= 0)[:: max(1, seg.size // 10_000)]  # as many as nnU-Net keeps of a class
+        locations = np.argwhere(seg >= 0)[:: max(1, seg.size // 10_000)]  # about as many as nnU-Net keeps of a class
         nnUNetDatasetBlosc2.save_case(
             image, seg, {"class_locations": {1: locations}}, str(folder / f"case{number:05d}"), **layout
         )
@@ -149,7 +149,7 @@ def write_cases(folder: Path, count: int, channels: int, shape: Sequence[int], p
 def prepare(
     folder: Path, channels: int, patches: Sequence[int], *, cases: int = 8, batch_size: int = 2, **block: Any
 ) -> None:
-    """The data set of some patch sides for nnU-Net below ``folder``, in the layout of :func:`common.threads_env`."""
+    """Write a data set for some patch sides into nnU-Net's folders below ``folder``, see :func:`common.threads_env`."""
     target = folder / "nnUNet" / "preprocessed" / dataset_name(channels)
     write_plans(target, channels, patches, batch_size, **block)
     for side in patches:
@@ -159,7 +159,7 @@ def prepare(
 
 
 def multiply(folder: Path, count: int) -> None:
-    """Fill a folder of preprocessed cases up to ``count`` with hard links to those that are there."""
+    """Fill a folder of preprocessed cases up to ``count`` cases with hard links to those that are there."""
     originals = sorted({p.name.split(".")[0].removesuffix("_seg") for p in folder.iterdir()})
     for number in range(len(originals), count):
         source = originals[number % len(originals)]
@@ -168,5 +168,5 @@ def multiply(folder: Path, count: int) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Take a data set away again."""
+    """Remove a folder and all that is in it."""
     shutil.rmtree(folder, ignore_errors=True)

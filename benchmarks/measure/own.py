@@ -22,7 +22,7 @@ PLANS = "nnUNetEMIMPlans"
 
 
 def make_trainer(dataset: str, configuration: str, trainer: str, device: str) -> Any:
-    """The real trainer on a data set in nnUNet_preprocessed, ready for steps."""
+    """Make the real trainer for a data set in ``nnUNet_preprocessed``, initialised and ready for steps."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
     from emim_nnunet.trainer_search import enable_search
@@ -36,7 +36,7 @@ def make_trainer(dataset: str, configuration: str, trainer: str, device: str) ->
 
 
 def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
-    """Batches of noise, numbered like those of the loader."""
+    """Endless batches of noise, with the keys and the numbering of the loader's batches."""
     batch, channels = trainer.config.batch_size, trainer.num_input_channels
     shape = trainer.method.crop_size(trainer.method_config, trainer.configuration_manager.patch_size)
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def synthetic_batches(trainer: Any) -> Iterator[dict[str, Any]]:
 
 
 def peak_bytes(device: str) -> int:
-    """Largest memory of this process so far: on the GPU what torch allocated, on the CPU the resident set."""
+    """Peak memory of this process so far in bytes: on the GPU what torch allocated, on the CPU the resident set."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -68,9 +68,9 @@ def step(
     threads: int,
     variant: str = "default",
 ) -> dict[str, Any]:
-    """Whole training steps: wall and CPU seconds each, and the peak of memory.
+    """Measure whole training steps: wall and CPU seconds of each, and the peak memory.
 
-    ``variant`` joins some of channels_last, bfloat16, compile with ``+``.
+    ``variant`` is ``default``, or some of channels_last, bfloat16 and compile, joined by ``+``.
     """
     torch.set_num_threads(threads)
     made = make_trainer(dataset, configuration, trainer, device)
@@ -103,7 +103,7 @@ def step(
 
 
 def step_flops(trainer: Any) -> int:
-    """Floating point operations of a step of this stage."""
+    """Number of floating point operations of a step of a trainer's stage."""
     from emim_nnunet.compare.compute import step_flops as count
 
     plans, method = trainer.plans_manager.plans, type(trainer.method).__name__
@@ -111,7 +111,7 @@ def step_flops(trainer: Any) -> int:
 
 
 def planned_gigabytes(trainer: Any) -> float:
-    """What the planner counts with for the batch of this stage, on a GPU in mixed precision."""
+    """Memory in GB that the planner counts for a trainer's stage on a GPU in mixed precision."""
     from emim_nnunet.planners.memory import ssl_gigabytes
 
     plan = trainer.configuration_manager.configuration
@@ -119,9 +119,9 @@ def planned_gigabytes(trainer: Any) -> float:
 
 
 def convolutions(dataset: str, configuration: str, device: str, threads: int) -> dict[str, Any]:
-    """Floating point operations a second of the 3x3x3 convolutions that the encoder consists of, one per stage, forward.
+    """Measure the operations per second of a 3x3x3 convolution of each encoder stage, in the forward pass.
 
-    In the precision of training: bfloat16 on a GPU, float32 on the CPU. The fastest of five runs each.
+    The precision is that of training: bfloat16 on a GPU, float32 on the CPU. The fastest of five runs counts.
     """
     from emim_nnunet.networks import stage_grids
 
@@ -147,9 +147,9 @@ def convolutions(dataset: str, configuration: str, device: str, threads: int) ->
 
 
 def parts(dataset: str, configuration: str, trainer: str, device: str, steps: int, threads: int) -> dict[str, Any]:
-    """Where the time of a step goes: seconds of each part in each step, after one for warming up.
+    """Measure the seconds of each part of a step, in each step after one for warming up.
 
-    The device is waited for after each part, so the sum is larger than an undisturbed step.
+    Each part waits for the device, so the sum is larger than the time of an undisturbed step.
     """
     torch.set_num_threads(threads)
     made = make_trainer(dataset, configuration, trainer, device)
@@ -167,7 +167,7 @@ def parts(dataset: str, configuration: str, trainer: str, device: str, steps: in
 
 
 def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
-    """Let the parts of a trainer's step report their time."""
+    """Wrap the parts of a trainer's step so that each adds its time in s to ``spent``."""
     method = trainer.method
     targets = [
         (trainer, "_inputs", "augmentation and masks"),
@@ -190,7 +190,7 @@ def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
 
 
 def clocked_call(call: Callable[..., Any], spent: dict[str, float], label: str, device: str) -> Callable[..., Any]:
-    """The call, adding its time to ``spent[label]``."""
+    """A function that does the same as ``call`` and adds its time in s to ``spent[label]``."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         with clocked(spent, label, device):
@@ -201,7 +201,7 @@ def clocked_call(call: Callable[..., Any], spent: dict[str, float], label: str, 
 
 @contextmanager
 def clocked(spent: dict[str, float], label: str, device: str) -> Iterator[None]:
-    """Add the wall time of a block to ``spent[label]``."""
+    """Add the wall time of a ``with`` block in s to ``spent[label]``."""
     synchronise(device)
     start = perf_counter()
     yield
@@ -210,13 +210,13 @@ def clocked(spent: dict[str, float], label: str, device: str) -> Iterator[None]:
 
 
 def synchronise(device: str) -> None:
-    """Wait for the GPU."""
+    """Wait until the GPU has done its work; does nothing on other devices."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def loader(dataset: str, configuration: str, patches: int, threads: int) -> dict[str, Any]:
-    """One process: reading crops (seconds each), and what the training device then does with them (here the CPU)."""
+    """Measure in one process the seconds per crop of reading, and of what the device then does in training (here the CPU)."""
     torch.set_num_threads(threads)
     os.environ["nnUNet_n_proc_DA"] = "0"
     made = make_trainer(dataset, configuration, "nnUNetTrainerMIMPretrain", "cpu")
@@ -235,10 +235,10 @@ def loader(dataset: str, configuration: str, patches: int, threads: int) -> dict
 
 
 def start(arguments: list[str]) -> dict[str, Any]:
-    """Seconds from the command to the first training step, whose batch is there then.
+    """Measure the seconds from the command to the first training step, whose batch is loaded by then.
 
     Args:
-        arguments: Of ``emim_train``.
+        arguments: The arguments of ``emim_train``.
     """
     begun = float(os.environ["BENCHMARK_START"])
     from emim_nnunet.cli.train import main
@@ -246,7 +246,7 @@ def start(arguments: list[str]) -> dict[str, Any]:
 
     def first_step(self: Any, batch: dict) -> None:
         report({"seconds": time() - begun})
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # the loader's workers too: they hold our output open
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the workers of the loader too, which keep our output open
 
     SSLTrainer.train_step = first_step
     main(arguments)
@@ -254,7 +254,7 @@ def start(arguments: list[str]) -> dict[str, Any]:
 
 
 def epoch(dataset: str, configuration: str, trainer: str, device: str, steps: int, workers: int) -> dict[str, Any]:
-    """An epoch of ``steps`` with the real loader: seconds, and the share in which the device waited for data."""
+    """Measure ``steps`` with the real loader: seconds, patches per second, and the share of time without work on the device."""
     os.environ["nnUNet_n_proc_DA"] = str(workers)
     made = make_trainer(dataset, configuration, trainer, device)
     batches, _ = made.get_dataloaders()
@@ -282,7 +282,7 @@ def epoch(dataset: str, configuration: str, trainer: str, device: str, steps: in
 
 
 def growth(dataset: str, configuration: str, trainer: str, steps: int, threads: int) -> dict[str, Any]:
-    """Start of a stage and its steps, for a number of cases: seconds until the first batch, per step, and memory."""
+    """Measure a stage with many cases: seconds from building the trainer to the end of the first step, per step, and memory."""
     torch.set_num_threads(threads)
     begin = perf_counter()
     made = make_trainer(dataset, configuration, trainer, "cpu")
@@ -303,7 +303,7 @@ def growth(dataset: str, configuration: str, trainer: str, steps: int, threads: 
 def scaling(
     dataset: str, configuration: str, trainer: str, steps: int, threads: int, ranks: int, batch_size: int
 ) -> dict[str, Any]:
-    """Steps of some gloo processes on this machine, ``batch_size`` samples over all of them: seconds of the first rank."""
+    """Measure steps of ``ranks`` gloo processes with ``batch_size`` samples over all of them: seconds of the first rank."""
     with tempfile.TemporaryDirectory() as folder:
         store, out = Path(folder) / "store", Path(folder) / "out.json"
         arguments = (ranks, str(store), str(out), dataset, configuration, trainer, steps, threads, batch_size)
@@ -340,7 +340,7 @@ def _rank(
 
 
 def report(result: dict[str, Any]) -> None:
-    """Hand a result to the parent process."""
+    """Print a result in the form in which the parent process reads it."""
     print("RESULT " + json.dumps(result), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The same measurements of nnssl's BaseMAETrainer. Runs in the peer's own environment: imports nothing of this package.
+"""The same measurements of nnssl's BaseMAETrainer. Runs in the peer's own environment and imports nothing of this package.
 
 Its code is measured as it is: its trainer, loader, augmentation and command, with the patch, batch and channels that are asked
 for; its trainer fixes patch and batch in its constructors, so they are set after construction.
@@ -20,7 +20,7 @@ IDENTIFIER = f"nnsslPlans_{CONFIGURATION}"
 
 
 def data(source: str, cases: int) -> dict[str, Any]:
-    """Write a data set in nnssl's preprocessed layout from ``source``/N.npy, (C, *shape) each."""
+    """Write a data set in nnssl's preprocessed layout from the images ``source``/N.npy, each (C, *shape)."""
     import numpy as np
     from nnssl.data.dataloading.dataset import nnSSLDatasetBlosc2
     from nnssl.data.raw_dataset import Collection, Dataset, Image, Session, Subject
@@ -63,7 +63,7 @@ def data(source: str, cases: int) -> dict[str, Any]:
 
 
 def make_trainer(patch: int, batch_size: int, channels: int, device: str, threads: int) -> Any:
-    """nnssl's own way to a trainer, then patch, batch and channels."""
+    """Make a trainer in nnssl's own way, then set patch, batch and channels."""
     import torch
     from nnssl.run.run_training import get_trainer_from_args
 
@@ -78,7 +78,7 @@ def make_trainer(patch: int, batch_size: int, channels: int, device: str, thread
 def step(
     patch: int, batch_size: int, channels: int, device: str, steps: int, warmup: int, threads: int
 ) -> dict[str, Any]:
-    """Whole training steps: wall and CPU seconds each, and the peak of memory."""
+    """Measure whole training steps: wall and CPU seconds of each, and the peak memory in bytes."""
     import torch
 
     trainer = make_trainer(patch, batch_size, channels, device, threads)
@@ -106,7 +106,7 @@ def step(
 
 
 def loader(patch: int, batch_size: int, patches: int, threads: int) -> dict[str, Any]:
-    """One process: seconds per patch of its loader with its training augmentation."""
+    """Measure in one process the seconds per patch of nnssl's loader with its training augmentation."""
     os.environ["nnUNet_n_proc_DA"] = "0"
     trainer = make_trainer(patch, batch_size, 1, "cpu", threads)
     trainer._set_batch_size()
@@ -121,10 +121,10 @@ def loader(patch: int, batch_size: int, patches: int, threads: int) -> dict[str,
 
 
 def start(arguments: list[str]) -> dict[str, Any]:
-    """Seconds from the command to the first training step, whose batch is there then.
+    """Measure the seconds from the command to the first training step, whose batch is loaded by then.
 
     Args:
-        arguments: Of ``nnssl_train``.
+        arguments: The arguments of ``nnssl_train``.
     """
     begun = float(os.environ["BENCHMARK_START"])
     from nnssl.run.run_training import run_training_entry
@@ -132,7 +132,7 @@ def start(arguments: list[str]) -> dict[str, Any]:
 
     def first_step(self: Any, batch: dict) -> None:
         print("RESULT " + json.dumps({"seconds": time() - begun}), flush=True)
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # the loader's workers too: they hold our output open
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the workers of the loader too, which keep our output open
 
     BaseMAETrainer.train_step = first_step
     sys.argv = ["nnssl_train", *arguments]
@@ -141,7 +141,7 @@ def start(arguments: list[str]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Versions in the peer's environment."""
+    """Versions of the packages in the peer's environment."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("nnssl", "torch", "numpy", "dynamic_network_architectures", "blosc2")}

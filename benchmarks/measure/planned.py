@@ -1,4 +1,4 @@
-"""What the planner counts with, and what a segmentation step takes: ``planned.py TASK JSON_ARGUMENTS``."""
+"""The memory that the planner counts, and that a segmentation step takes: ``planned.py TASK JSON_ARGUMENTS``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LABELS = {"background": 0, "oedema": 1, "core": 2, "enhancing": 3}
 def plan(
     dataset_id: int, channels: int, shape: list[int], spacing: list[float], cases: int, target: float
 ) -> dict[str, Any]:
-    """Plan a data set of which only the fingerprint is there: cases of one shape (voxels) and spacing (mm).
+    """Plan a data set of which only a fingerprint exists: ``cases`` cases of one shape (voxels) and spacing (mm).
 
     Returns:
-        Per configuration: patch and batch sizes of nnU-Net's plan for the target and of ours, and their counted GB.
+        Configuration -> patch and batch sizes of nnU-Net's plan for the target (GB) and of ours, and the GB that are counted.
     """
     from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
         nnUNetPlannerResEncL,
@@ -53,12 +53,12 @@ def plan(
 
 
 def describe(configuration: dict[str, Any]) -> dict[str, Any]:
-    """What decides its memory."""
+    """The keys of a configuration that decide how much memory it takes."""
     return {key: configuration[key] for key in ("patch_size", "batch_size")}
 
 
 def write_fingerprint(dataset_id: int, channels: int, shape: list[int], spacing: list[float], cases: int) -> Path:
-    """One tiny case, and the fingerprint of many large ones; returns the preprocessed folder of the data set."""
+    """Write one tiny case and a fingerprint of many large ones; returns the preprocessed folder of the data set."""
     import SimpleITK as sitk
 
     name = f"Dataset{dataset_id:03d}_Planned"
@@ -89,7 +89,7 @@ def write_fingerprint(dataset_id: int, channels: int, shape: list[int], spacing:
 
 
 def segmentation(dataset: str, configuration: str, device: str, steps: int) -> dict[str, Any]:
-    """Peak of memory in steps of nnU-Net's own trainer on noise."""
+    """Measure the peak memory in bytes of steps of nnU-Net's own trainer on noise."""
     made = make_trainer(dataset, configuration, "nnUNetTrainer", device)
     about = made.configuration_manager
     image = torch.randn(about.batch_size, made.num_input_channels, *about.patch_size)

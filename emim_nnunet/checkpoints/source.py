@@ -92,8 +92,8 @@ def read_source(path: Path) -> EncoderSource:
     Args:
         path: The checkpoint file.
 
-        Returns:
-            The checkpoint with what it says about its encoder.
+    Returns:
+        The checkpoint with what it says about its encoder.
 
     Raises:
         UserError: The file is unreadable, or does not describe its own network.

@@ -56,7 +56,7 @@ class Finetuning:
         settings: Learning rate, number of steps, batch size, seed and so on.
         device: The device to train on.
         output: The folder in which the state is saved; it must exist.
-        about: Plain values that describe the training; a state of a training with other values is refused.
+        about: Plain values that describe the training; a state of a training with other values (``versions`` aside) is refused.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Finetuning:
 
         Raises:
             UserError: The state belongs to another training, or loss or gradient was not finite in too many steps.
-            SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a state has been written then.
+            SystemExit: SIGTERM or SIGINT came; the code is :data:`EXIT_INTERRUPTED`, and a state has been written.
         """
         first = self._load_state() if resume else 0
         last, total = monotonic(), self.settings.steps
@@ -222,8 +222,8 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         target: (B,) int64 class numbers, -1 = unknown.
         weight: (classes,) float, the weight of each class.
 
-        Returns:
-            () float; 0 where no target is known.
+    Returns:
+        () float; 0 where no target is known.
     """
     total = all_reduce_sum(F.cross_entropy(logits, target, weight, ignore_index=-1, reduction="sum"))
     return total / all_reduce_sum((target >= 0).sum().to(total.dtype)).clamp_min(1)

@@ -97,7 +97,7 @@ def build_encoder(data: PreprocessedDataset, checkpoint: Path | None, seed: int)
     """
     manager = data.manager
     channels = determine_num_input_channels(PlansManager(data.plans), manager, data.dataset_json)
-    architecture, heads = manager.configuration["architecture"], 2  # the decoder is not looked at
+    architecture, heads = manager.configuration["architecture"], 2  # any number of heads: the decoder is not used
     network = planned_network(architecture, channels, heads, deep_supervision=False, seed=seed)
     if checkpoint is None:
         return encoder_of(network), []
@@ -153,8 +153,8 @@ def case_vector(model: CaseClassifier, data: PreprocessedDataset, case: Case, de
         case: The case.
         device: The device to compute on.
 
-        Returns:
-            (width,) float32 on the CPU.
+    Returns:
+        (width,) float32 on the CPU.
 
     Raises:
         UserError: The case has no body.

@@ -1,4 +1,4 @@
-"""One protocol for all SSL methods: same data, same compute, same fine-tuning, several seeds, paired differences."""
+"""Comparison of SSL methods by one protocol: equal data, compute and fine-tuning, several seeds, paired differences."""
 
 from emim_nnunet.compare.comparison import compare
 from emim_nnunet.compare.protocol import Protocol

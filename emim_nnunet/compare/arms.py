@@ -1,4 +1,4 @@
-"""What is compared: an arm is an SSL trainer with settings, or training from scratch."""
+"""The arms of a comparison: an arm is an SSL trainer with settings, or training from scratch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared.
+    """An arm of a comparison.
 
     Attributes:
-        name: Short, for tables and files.
-        method: Class name of the SSL method; None = from scratch.
+        name: A short name, for tables and files.
+        method: Class name of the SSL method; None = training from scratch.
         settings: Keys of the ``emim`` block that differ from the plans.
     """
 
@@ -30,7 +30,7 @@ class Arm:
 
     @property
     def trainer(self) -> str | None:
-        """Class name of the SSL trainer."""
+        """Class name of the SSL trainer; None = training from scratch."""
         return None if self.method is None else f"nnUNetTrainer{self.method}Pretrain"
 
 
@@ -52,13 +52,13 @@ DEFAULT_ARMS = (SCRATCH, "mim", "emim", "moco", "moco_zca", "mask_in_mask")
 
 
 def parse_arms(texts: Sequence[str]) -> list[Arm]:
-    """Arms of the command line.
+    """Read the arms of the command line.
 
     Args:
         texts: Names of :data:`ARMS`, or ``NAME=METHOD[,KEY=VALUE...]`` with JSON values.
 
     Raises:
-        UserError: Unknown name, malformed, or the same name twice.
+        UserError: A name is unknown, a text is malformed, or two arms have the same name.
     """
     arms = [_parse(text) for text in texts]
     names = [arm.name for arm in arms]

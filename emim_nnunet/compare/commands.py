@@ -22,11 +22,11 @@ CHECKPOINTS = (FINAL, LATEST)
 
 
 class Commands:
-    """Runs what is not done yet, and knows where the results are.
+    """Runs the commands whose results are missing, and knows where the results are.
 
     Args:
-        protocol: What is done.
-        workspace: Where, written.
+        protocol: The protocol of the comparison.
+        workspace: The folders of the comparison, with plans and splits already written.
     """
 
     def __init__(self, protocol: Protocol, workspace: Workspace) -> None:
@@ -34,7 +34,7 @@ class Commands:
         self.workspace = workspace
 
     def run(self) -> None:
-        """All SSL stages and exports, then all segmentation stages.
+        """Run all SSL stages and exports, then all segmentation stages; finished ones are not run again.
 
         Raises:
             UserError: A command failed.
@@ -60,11 +60,11 @@ class Commands:
                     for _ in pool.map(call, work):
                         bar.update()
                 except BaseException:
-                    stopped.set()  # what has begun ends, nothing new begins
+                    stopped.set()  # commands that run come to their end, no new one starts
                     raise
 
     def score_files(self) -> list[tuple[dict[str, Any], Path]]:
-        """What each of nnU-Net's summaries is of, and where it is."""
+        """Each summary of nnU-Net's: ``evaluation``, ``arm``, ``labelled`` and ``seed`` that it belongs to, and its file."""
         return [
             (
                 {"evaluation": evaluation, "arm": arm.name, "labelled": count, "seed": seed},
@@ -77,7 +77,7 @@ class Commands:
         ]
 
     def ssl_folders(self) -> list[tuple[str, int, Path]]:
-        """Arm, seed and output folder of each SSL stage."""
+        """Name of the arm, seed and output folder of each SSL stage."""
         return [
             (arm.name, seed, self._ssl_folder(arm, seed))
             for arm in self.protocol.arms

@@ -1,4 +1,4 @@
-"""``emim_compare``: a comparison from the preprocessed data to the report, by the protocol."""
+"""``emim_compare``: runs a comparison by its protocol, from the preprocessed data to the report."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from emim_nnunet.training.stage import read_block
 
 
 def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
-    """Run a comparison, or go on with one.
+    """Run a comparison, or continue one that was interrupted.
 
     Args:
-        protocol: What is done.
-        output: Folder for everything; a finished part is not done again.
-        json_path: Another place for the results.
+        protocol: The protocol of the comparison.
+        output: The folder for all files of the comparison; finished parts are not done again.
+        json_path: A second file to write the results to; None = none.
 
     Returns:
-        The Markdown file.
+        The path of ``results.md``.
 
     Raises:
-        UserError: Impossible protocol, a command failed, or another process writes the folder.
+        UserError: The protocol cannot be carried out, a command failed, or another process writes the folder.
     """
     with acquire(output, f"the comparison {output}"):
         return _compare(protocol, output, json_path)
@@ -51,7 +51,7 @@ def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
     }
     plans = workspace.write(splits, configurations)
     for name in configurations:
-        read_block(plans, name)  # a wrong setting is found before hours have passed
+        read_block(plans, name)  # finds a wrong setting before any training starts
     commands = Commands(protocol, workspace)
     commands.run()
     results = {
@@ -87,7 +87,7 @@ def _test_cases(protocol: Protocol, data: PreprocessedDataset) -> list[str]:
 
 
 def _configuration(protocol: Protocol, arm: Arm, seed: int, compute: dict[str, Any]) -> dict[str, Any]:
-    # the scores are those of the final validation
+    # the final validation gives the scores
     block = dict(arm.settings) | {"seed": seed, "finetune_seed": seed, "finetune_final_validation": True}
     if arm.method is None:
         block["finetune_init"] = SCRATCH
@@ -97,6 +97,6 @@ def _configuration(protocol: Protocol, arm: Arm, seed: int, compute: dict[str, A
 
 
 def _budget(plans: dict[str, Any], configurations: dict[str, Any]) -> dict[str, Any]:
-    """Of the fine-tuning, equal in all arms."""
+    """The epochs and steps of fine-tuning, which are equal in all arms."""
     block = read_block(plans, next(iter(configurations)))
     return {key: value for key, value in sorted(block.items()) if key.startswith("finetune_num")}

@@ -1,4 +1,4 @@
-"""What a training step of a method costs, so that methods can be given equal compute."""
+"""The cost of a training step of each method, so that methods can be compared with equal compute."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from emim_nnunet.training.stage import read_block
 
 
 def step_flops(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, method: str) -> int:
-    """Floating point operations of one training step, forward and backward, counted without computing anything.
+    """Count the floating point operations of one training step, forward and backward, without computing anything.
 
     Convolutions and matrix products count, a multiply-add as two. What is computed twice to save memory counts once.
 
     Args:
-        plans: Plans JSON.
-        dataset_json: ``dataset.json``.
-        configuration: Whose ``emim`` block holds the settings of the method.
-        method: Class name.
+        plans: The plans JSON as a dict.
+        dataset_json: The content of ``dataset.json``.
+        configuration: Name of the configuration, whose ``emim`` block holds the settings of the method.
+        method: Class name of the SSL method.
 
     Returns:
-        FLOPs of the whole batch.
+        The number of operations for the whole batch.
     """
     manager = PlansManager(plans)
     planned = manager.get_configuration(configuration)
@@ -44,14 +44,15 @@ def step_flops(plans: dict[str, Any], dataset_json: dict[str, Any], configuratio
 
 
 def equal_compute(protocol: Protocol, data: PreprocessedDataset) -> dict[str, dict[str, Any]]:
-    """Steps of each arm that pretrains, so that all spend as many floating point operations as the reference.
+    """Compute the steps of each arm that pretrains, so that all spend about as many operations as the reference.
 
     Args:
-        protocol: What is done.
-        data: Of the user.
+        protocol: The protocol of the comparison.
+        data: The preprocessed data set of the user.
 
     Returns:
-        Per arm ``gflops_per_step``, ``steps``, ``steps_per_epoch``, ``exaflops`` (1e18) and ``method``.
+        Name of the arm -> ``gflops_per_step``, ``steps``, ``steps_per_epoch``, ``exaflops`` (1e18 operations in all) and
+        ``method``.
 
     Raises:
         UserError: The reference is no arm that pretrains.

@@ -17,11 +17,13 @@ from emim_nnunet.storage.figures import TITLE, save_figure
 
 @style.context("default")
 def plot_scores(results: dict[str, Any], path: Path) -> None:
-    """A panel per evaluation and number of labelled cases: every case (mean over seeds), mean and interval of each arm.
+    """Draw the Dice of every test case (mean over seeds), and mean and interval of each arm.
+
+    There is a panel per evaluation and number of labelled cases.
 
     Args:
-        results: With ``scores`` and ``summary``.
-        path: PNG to write.
+        results: The results, with ``scores`` and ``summary``.
+        path: The PNG file to write.
     """
     panels = list(dict.fromkeys((row["evaluation"], row["labelled"]) for row in results["summary"]))
     arms = list(dict.fromkeys(row["arm"] for row in results["summary"]))
@@ -53,11 +55,11 @@ def plot_scores(results: dict[str, Any], path: Path) -> None:
 
 @style.context("default")
 def plot_spectra(spectra: Sequence[dict[str, Any]], path: Path) -> None:
-    """Singular values of the features of every stage, relative to the largest one, one line per arm and seed.
+    """Draw the singular values of the features of every stage, relative to the largest one, a line per arm and seed.
 
     Args:
-        spectra: Rows of :func:`collect_spectra`.
-        path: PNG to write.
+        spectra: The rows of :func:`collect_spectra`.
+        path: The PNG file to write.
     """
     arms, stages = (list(dict.fromkeys(row[key] for row in spectra)) for key in ("arm", "stage"))
     figure = Figure(figsize=(4.3 * len(stages), 3.9), layout="constrained")

@@ -13,20 +13,20 @@ TITLES = {"finetune": "Fine-tuned Dice", "linear": "Dice of the linear probe"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is done.
+    """The protocol of a comparison.
 
     Attributes:
-        dataset_id: Preprocessed data set.
-        configuration: Of the plans; its ``emim`` block sets the budgets of both stages.
-        plans_name: Plans.
-        arms: What is compared.
-        counts: Numbers of labelled training cases.
-        seeds: Of pretraining, choice of cases and fine-tuning.
-        evaluations: Some of :data:`EVALUATIONS`; none = only pretrain and draw the spectra.
-        num_test: Labelled cases for the test, drawn with seed 0; None = the validation cases of nnU-Net's fold 0.
-        reference: Arm whose planned schedule is the compute budget of all; None = the first that pretrains.
-        device: Where to train.
-        jobs: Commands that run at the same time.
+        dataset_id: Id of the preprocessed data set.
+        configuration: Name of a configuration of the plans; its ``emim`` block sets the budgets of both stages.
+        plans_name: Name of the plans.
+        arms: The arms that are compared.
+        counts: Numbers of labelled training cases to fine-tune on.
+        seeds: Seeds; each is used for pretraining, the choice of labelled cases and fine-tuning.
+        evaluations: Some of the keys of :data:`EVALUATIONS`; none = only pretrain and draw the spectra.
+        num_test: Number of labelled cases for the test, drawn with seed 0; None = the validation cases of nnU-Net's fold 0.
+        reference: Name of the arm whose planned schedule is the compute budget of all arms; None = the first that pretrains.
+        device: The device to train on: ``cuda``, ``cpu`` or ``mps``.
+        jobs: Number of commands that run at the same time.
     """
 
     dataset_id: int

@@ -1,4 +1,4 @@
-"""What a comparison reports: results for programs, tables and pictures for people."""
+"""The report of a comparison: results as JSON for programs, tables and pictures for people."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def write_results(results: dict[str, Any], output: Path, json_path: Path | None)
     """Write ``results.json``, ``results.md``, ``scores.png`` and ``spectra.png``.
 
     Args:
-        results: Of the comparison.
-        output: Folder.
-        json_path: Another place for the JSON; the Markdown is written beside it too.
+        results: The results of the comparison.
+        output: The folder to write to.
+        json_path: A second JSON file to write, with the Markdown beside it; None = none.
 
     Returns:
-        ``results.md``.
+        The path of ``results.md``.
     """
     results = results | {"summary": summarise(results["scores"]), "versions": versions()}
     text = json.dumps(plain_json(results), indent=1, allow_nan=False)
@@ -44,10 +44,10 @@ def write_results(results: dict[str, Any], output: Path, json_path: Path | None)
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables; the number of cases stands in every one.
+    """Make the text of ``results.md``; every table of scores states its number of cases.
 
     Args:
-        results: With ``summary``.
+        results: The results, with ``summary``.
     """
     cases = results["cases"]
     lines = [

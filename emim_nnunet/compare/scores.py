@@ -1,4 +1,4 @@
-"""What a comparison measures: scores of all cases, their intervals and differences, and spectra of the encoders."""
+"""The measurements of a comparison: scores of all cases, their intervals and differences, and spectra of the encoders."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RESAMPLES = 4000
 
 
 def read_scores(files: Sequence[tuple[dict[str, Any], Path]]) -> list[dict[str, Any]]:
-    """Dice per test case from nnU-Net's summaries.
+    """Read the Dice of each test case from nnU-Net's summaries.
 
     Args:
-        files: What each summary is of, and where it is.
+        files: For each summary a dict of what it belongs to, and its file, see :meth:`Commands.score_files`.
 
     Returns:
-        A row per summary and case: what it is of, ``case``, ``dice`` per label or region, ``mean`` over them (undefined ones,
-        where neither prediction nor reference has the label, left out).
+        A row per summary and case: the keys of the dict, ``case``, ``dice`` for each label or region, and their ``mean``,
+        without undefined ones (where neither prediction nor reference has the label).
     """
     rows = []
     for about, file in files:
@@ -39,17 +39,17 @@ def read_scores(files: Sequence[tuple[dict[str, Any], Path]]) -> list[dict[str, 
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and its 95 % bootstrap interval, seeds and cases drawn independently with replacement.
+    """Compute a mean and its 95 % bootstrap interval; seeds and cases are drawn independently, with replacement.
 
-    Scores of one case with several seeds, and of several cases with one seed, are not independent of each other; drawing both
-    keeps that.
+    Scores of one case with several seeds, and of several cases with one seed, depend on each other; drawing both accounts for
+    that.
 
     Args:
         values: (seeds, cases) float; NaN is left out.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        Mean, lower and upper end.
+        The mean, and the lower and upper end of the interval.
     """
     seeds, cases = values.shape
 
@@ -62,10 +62,10 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
 
 
 def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and interval of each arm, and its paired difference from scratch.
+    """Compute mean and interval of each arm, and its paired difference from training from scratch.
 
     Args:
-        scores: Rows of :func:`read_scores`.
+        scores: The rows of :func:`read_scores`.
 
     Returns:
         A row per evaluation, number of labelled cases and arm: ``mean``, ``low``, ``high``, ``num_cases``, ``num_seeds`` and,
@@ -90,13 +90,16 @@ def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, arm: str) -> np.ndarray:
-    """(seeds, cases) Dice, the mean over the labels, of one arm.
+    """Collect the Dice of one arm, averaged over the labels.
 
     Args:
-        scores: Rows of :func:`read_scores`.
-        evaluation: Of the row.
-        labelled: Likewise.
-        arm: Likewise.
+        scores: The rows of :func:`read_scores`.
+        evaluation: The evaluation, a key of :data:`.protocol.EVALUATIONS`.
+        labelled: The number of labelled training cases.
+        arm: The name of the arm.
+
+    Returns:
+        (seeds, cases) float64, NaN where undefined.
     """
     chosen = [r for r in scores if (r["evaluation"], r["labelled"], r["arm"]) == (evaluation, labelled, arm)]
     seeds, cases = (sorted({row[key] for row in chosen}) for key in ("seed", "case"))
@@ -107,10 +110,10 @@ def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, 
 
 
 def collect_spectra(folders: Sequence[tuple[str, int, Path]]) -> list[dict[str, Any]]:
-    """Spectra of the stages at the end of each SSL stage, and of the untrained network.
+    """Collect the spectra of all encoder stages at the end of each SSL stage, and of the untrained network.
 
     Args:
-        folders: Arm, seed and output folder of each SSL stage.
+        folders: Name of the arm, seed and output folder of each SSL stage.
 
     Returns:
         A row per arm, seed and stage: ``share`` of the variance per direction (squared singular values of the centred features

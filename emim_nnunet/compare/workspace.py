@@ -1,4 +1,4 @@
-"""The folders of a comparison: the user's preprocessed data linked, plans and splits of its own, results beside them."""
+"""The folders of a comparison: links to the user's preprocessed data, plans and splits of its own, and results."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 class Workspace:
-    """Where a comparison runs; nothing outside it is written.
+    """The folder in which a comparison runs; nothing outside it is written.
 
     Args:
-        output: Folder of the comparison.
-        data: Of the user.
+        output: The folder of the comparison.
+        data: The preprocessed data set of the user.
     """
 
     def __init__(self, output: Path, data: PreprocessedDataset) -> None:
@@ -33,20 +33,20 @@ class Workspace:
 
     @property
     def preprocessed(self) -> Path:
-        """The linked data set."""
+        """The folder of the linked data set."""
         return self.output / "nnUNet_preprocessed" / self.data.name
 
     @property
     def plans_name(self) -> str:
-        """Name of the plans."""
+        """The name of the plans."""
         return self.data.plans["plans_name"]
 
     def environment(self) -> dict[str, str]:
-        """Variables for nnU-Net's commands."""
+        """The environment variables for nnU-Net's commands, with nnU-Net's folders inside the workspace."""
         return os.environ | {name: str(self.output / name) for name in FOLDERS}
 
     def results(self, trainer: str, configuration: str, fold: int) -> Path:
-        """Where nnU-Net writes."""
+        """The folder that nnU-Net writes the results of a trainer, configuration and fold to."""
         name = f"{trainer}__{self.plans_name}__{configuration}"
         return self.output / "nnUNet_results" / self.data.name / name / f"fold_{fold}"
 
@@ -54,14 +54,14 @@ class Workspace:
         """Link the data and write plans and splits.
 
         Args:
-            splits: nnU-Net's folds.
-            configurations: To add to the plans.
+            splits: The folds, in the format of nnU-Net's ``splits_final.json``.
+            configurations: Name -> configuration, to add to the plans.
 
         Returns:
-            The plans.
+            The plans with these configurations.
 
         Raises:
-            UserError: The folder holds a comparison of other cases.
+            UserError: The folder holds a comparison with other cases, seeds or numbers of labelled cases.
         """
         file = self.preprocessed / SPLITS
         if file.is_file() and read_splits(self.preprocessed) != splits:
@@ -90,17 +90,19 @@ def make_splits(
     seeds: Sequence[int],
     patients: Mapping[str, str],
 ) -> list[dict[str, list[str]]]:
-    """Fold 0 for the SSL stages: all labelled cases but the test cases. Then, per seed and count, that many of them.
+    """Make the folds: fold 0 for the SSL stages, then one for each seed and number of labelled cases.
+
+    The training cases of fold 0 are all labelled cases except the test cases; those of the others are drawn from them.
 
     Args:
-        labelled: All labelled cases.
-        test: Test cases.
+        labelled: Ids of all labelled cases.
+        test: Ids of the test cases, which are the validation cases of every fold.
         counts: Numbers of labelled training cases; a smaller set is part of the larger ones of the same seed.
-        seeds: They choose.
+        seeds: Seeds of the choice of training cases.
         patients: Case -> patient; other cases of the patients of test cases are left out.
 
     Raises:
-        UserError: Fewer training cases than asked for.
+        UserError: There are fewer training cases than asked for.
     """
     tested = {patients.get(case, case) for case in test}
     pool = sorted(case for case in labelled if patients.get(case, case) not in tested)
@@ -117,5 +119,5 @@ def make_splits(
 
 
 def configuration_name(base: str, arm: Arm, seed: int) -> str:
-    """Name of the configuration of an arm and seed."""
+    """The name of the configuration of an arm and seed."""
     return f"{base}_{arm.name}_seed{seed}"

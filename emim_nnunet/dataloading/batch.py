@@ -1,4 +1,4 @@
-"""From a batch of the loader to what a network takes, on the device: the only place where that is done."""
+"""Turning a batch of the loader into the inputs of a network on the device: the only place where that is done."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from emim_nnunet.views.augmentation import clear_outside_, mirror_, rotate_and_s
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of crops, a function of the seed and the number of the crop.
+    """Random changes of crops, which depend on the seed and the number of the crop.
 
     Attributes:
-        seed: Of everything random.
+        seed: Seed of everything random.
         p_rotation: Probability that a crop is rotated.
         p_scaling: Probability that a crop is scaled.
-        mirror: Random flips along every axis.
+        mirror: Whether crops are flipped at random along every axis.
     """
 
     seed: int
@@ -37,17 +37,17 @@ def prepare(
     use_mask_for_norm: Sequence[bool],
     augmentation: Augmentation | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image and foreground of a batch on the device.
+    """Move image and foreground of a batch to the device, augment them, and set the outside of the foreground to 0.
 
     Args:
         batch: ``image`` (B, C, *P) float32, ``foreground`` (B, 1, *P) bool and, to be augmented, ``index`` (B,). Tensors that
             are on the device already are changed in place.
-        device: Where they are wanted.
-        use_mask_for_norm: Of the plans: per channel, whether voxels outside the foreground are 0.
-        augmentation: None = as they are.
+        device: The device that both are moved to.
+        use_mask_for_norm: ``use_mask_for_norm`` of the plans: for each channel, whether voxels outside the foreground are 0.
+        augmentation: The random changes; None = no augmentation.
 
     Returns:
-        Both.
+        The image (B, C, *P) float32 and the foreground (B, 1, *P) bool, on the device.
     """
     image = batch["image"].to(device, non_blocking=True)
     foreground = batch["foreground"].to(device, non_blocking=True)
@@ -65,16 +65,18 @@ def prepare(
 def draw(
     method: SSLMethod, seed: int, indices: Sequence[int], present: Sequence[Tensor] | Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Masks and other random inputs of a method for the samples of a batch, a function of seed and number of the sample.
+    """Draw masks and other random inputs of a method for the samples of a batch.
+
+    They depend on the seed and the number of the sample alone.
 
     Args:
-        method: Draws them.
-        seed: Of the stage.
-        indices: Number of each sample.
-        present: (B, C) bool, which modalities each sample has; None = all.
+        method: The method whose inputs are drawn.
+        seed: Seed of the random inputs.
+        indices: The number of each sample.
+        present: (B, C) bool, the modalities that each sample has; None = all.
 
     Returns:
-        (B, ...) tensors on the CPU.
+        Name -> tensor (B, ...) on the CPU.
     """
     having = [None] * len(indices) if present is None else present
     samples = [
@@ -92,15 +94,15 @@ def method_inputs(
     seed: int,
     augmentation: Augmentation | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """What the forward pass of an SSL method takes: image, foreground and random inputs, on the device.
+    """Make the inputs of the forward pass of an SSL method: image, foreground and random inputs, on the device.
 
     Args:
-        method: Draws the random inputs.
-        batch: Of :class:`~emim_nnunet.dataloading.loader.CropBatches`.
-        device: Where they are wanted.
-        use_mask_for_norm: See :func:`prepare`.
-        seed: Of the random inputs.
-        augmentation: See :func:`prepare`.
+        method: The method whose random inputs are drawn.
+        batch: A batch of :class:`~emim_nnunet.dataloading.loader.CropBatches`.
+        device: The device that all are moved to.
+        use_mask_for_norm: For each channel, whether voxels outside the foreground are 0, see :func:`prepare`.
+        seed: Seed of the random inputs.
+        augmentation: The random changes; None = no augmentation.
     """
     image, foreground = prepare(batch, device, use_mask_for_norm, augmentation)
     draws = draw(method, seed, batch["index"].tolist(), batch["present"]) | {"subject": batch["subject"]}

@@ -35,11 +35,11 @@ def checksums_of(folder: Path, identifier: str) -> Checksums:
         folder: Folder of the preprocessed cases.
         identifier: The case id.
 
-        Returns:
-            File name -> size in bytes, time of change in ns, and SHA-256.
+    Returns:
+        File name -> size in bytes, time of change in ns, and SHA-256.
 
-        Raises:
-            OSError: A file cannot be read.
+    Raises:
+        OSError: A file cannot be read.
     """
     return _read(folder, case_stamp(folder, identifier))
 

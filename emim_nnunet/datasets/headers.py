@@ -155,8 +155,8 @@ def header_text(file: Path) -> list[str]:
     Args:
         file: Image file that was checked before; files of other formats than NIfTI have no such places.
 
-        Returns:
-            Names of header fields; ``extensions`` for NIfTI extensions; ``gzip`` for a file name or comment that gzip keeps.
+    Returns:
+        Names of header fields; ``extensions`` for NIfTI extensions; ``gzip`` for a file name or comment that gzip keeps.
     """
     if not is_nifti(file):
         return []

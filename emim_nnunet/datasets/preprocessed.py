@@ -84,8 +84,8 @@ def read_orientations(folder: Path, transpose: Sequence[int]) -> dict[str, str]:
         folder: Folder of preprocessed cases.
         transpose: ``transpose_forward`` of the plans.
 
-        Returns:
-            Case id -> a letter per axis, such as ``SPL``; empty where no orientations are stored.
+    Returns:
+        Case id -> a letter per axis, such as ``SPL``; empty where no orientations are stored.
     """
     try:
         content = json.loads(orientations_file(folder).read_text())
@@ -124,8 +124,8 @@ def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
         folder: Folder of preprocessed cases.
         identifier: The case id.
 
-        Returns:
-            Image (C, *shape) float and segmentation (1, *shape) int: arrays, or open files that read only the voxels asked for.
+    Returns:
+        Image (C, *shape) float and segmentation (1, *shape) int: arrays, or open files that read only the voxels asked for.
 
     Raises:
         Exception: One of :data:`UNREADABLE`, where files are missing, damaged or do not belong together.
@@ -157,8 +157,8 @@ def readable(identifier: str) -> Iterator[None]:
     Args:
         identifier: The case id.
 
-        Raises:
-            UserError: One of :data:`UNREADABLE` was raised in the block; all other errors pass unchanged.
+    Raises:
+        UserError: One of :data:`UNREADABLE` was raised in the block; all other errors pass unchanged.
     """
     try:
         yield
@@ -224,8 +224,8 @@ def without_code(dataset_class: type[Any]) -> type[Any]:
     Args:
         dataset_class: A class that nnU-Net's ``infer_dataset_class`` returns.
 
-        Returns:
-            A subclass of the same kind that runs no code; ``dataset_class`` itself if it is one already.
+    Returns:
+        A subclass of the same kind that runs no code; ``dataset_class`` itself if it is one already.
     """
     if issubclass(dataset_class, _WithoutCode):
         return dataset_class

@@ -1,8 +1,7 @@
-"""The collapse monitor of an SSL stage: says while the GPU still burns that a pretraining has collapsed.
+"""The collapse monitor of an SSL stage: it reports during the training that a pretraining has collapsed.
 
-After every epoch it looks at the same held-out crops with the same masks: at the reconstruction, and at the features of the
-*unmasked* crops, which is what a downstream network will see. The untrained network itself, as it was before the first step, is
-the reference.
+After every epoch it measures on the same crops with the same masks: the reconstruction, and the features of the *unmasked*
+crops, which are what a downstream network will get. The untrained network, as it was before the first step, is the reference.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ def update_probe(
     output: MethodOutput,
     encoder: Callable[[Tensor], list[Tensor]],
 ) -> None:
-    """Add what a method put out for a batch to a probe.
+    """Add the output of a method for a batch to a probe.
 
     Args:
-        probe: Gets it.
-        indices: Number of each patch.
-        image: (B, C, *P), the patch.
-        foreground: (B, 1, *P) bool.
-        output: Of the method in evaluation mode.
-        encoder: Of the method; called when the output lacks the features of the unmasked image.
+        probe: The probe to add to.
+        indices: The number of each patch in the probe set.
+        image: (B, C, *P) float, the unmasked patches.
+        foreground: (B, 1, *P) bool, True inside the body.
+        output: The output of the method in evaluation mode.
+        encoder: The encoder of the method; it is called when the output lacks the features of the unmasked image.
     """
     original = output.original_features
     if original is None:
@@ -53,19 +52,19 @@ def update_probe(
 
 
 class CollapseMonitor:
-    """Measurements of a run, its verdict, its files.
+    """Measures an SSL stage, judges it and writes its files.
 
     Args:
-        patch_size: Voxels per axis.
+        patch_size: Voxels per axis of a patch.
         cell_size: Voxels of a mask cell per axis.
-        channel_names: C names.
-        seed: Of the run.
-        warmup_epochs: Of its learning rate; the rules begin after them.
+        channel_names: The names of the C modalities.
+        seed: Seed of the stage, which decides which cells uniformity and alignment use.
+        warmup_epochs: Number of epochs of the warm-up of the learning rate; rules about several evaluations begin after it.
         norm_pix: Whether targets are normalised per cell.
 
     Attributes:
-        history: Measurements; the first one (``epoch`` 0) of the untrained network. Each has its ``level``. Spectra are kept of
-            the untrained network, the first epoch and the last one.
+        history: The measurements, each with the ``level`` of its verdict; the first one (``epoch`` 0) is of the untrained
+            network. Spectra are kept only of the untrained network, the first epoch and the last one.
     """
 
     thresholds = Thresholds()
@@ -90,7 +89,7 @@ class CollapseMonitor:
         self._probe: CollapseProbe | None = None
 
     def start(self) -> None:
-        """Begin an evaluation; the losses of the constants are measured in the first one only."""
+        """Begin an evaluation; only the first one measures the losses of constant predictions."""
         cell_size = None if self.history else self.cell_size
         self._probe = CollapseProbe(self.mask_grid, self.channel_names, self.seed, cell_size)
 
@@ -102,16 +101,16 @@ class CollapseMonitor:
         output: MethodOutput,
         encoder: Callable[[Tensor], list[Tensor]],
     ) -> None:
-        """Add a batch; see :func:`update_probe`."""
+        """Add the output of a method for a batch; the arguments are those of :func:`update_probe`."""
         assert self._probe is not None
         update_probe(self._probe, indices, image, foreground, output, encoder)
 
     def finish(self, epochs_done: int, steps_done: int) -> dict[str, Any]:
-        """End an evaluation, on all ranks.
+        """End an evaluation; called on all ranks.
 
         Args:
-            epochs_done: 0 = untrained.
-            steps_done: Training steps in them.
+            epochs_done: Number of epochs done, 0 = untrained.
+            steps_done: Number of training steps done.
 
         Returns:
             The measurement, which is also the last one of the history.
@@ -128,12 +127,12 @@ class CollapseMonitor:
 
     @property
     def verdict(self) -> Verdict:
-        """On the last measurement."""
+        """The verdict on the last measurement."""
         return judge(self.history, warmup_epochs=self.warmup_epochs, norm_pix=self.norm_pix, thresholds=self.thresholds)
 
     @property
     def unhealthy_epochs(self) -> int:
-        """How many of the last measurements in a row gave a warning or an error."""
+        """Number of measurements in a row, up to the last one, that gave a warning or an error."""
         healthy = [i for i, m in enumerate(self.history) if m["level"] not in UNHEALTHY]
         return len(self.history) - 1 - max(healthy, default=-1)
 
@@ -144,7 +143,7 @@ class CollapseMonitor:
         return {f"skill/{name}": scores[name]["skill"] for name in names if name in scores}
 
     def log_line(self) -> str:
-        """Verdict and effective ranks."""
+        """A line for the log with the verdict and the effective rank of each stage."""
         stages = self.history[-1]["stages"]
         ranks = ", ".join(
             f"{stage['effective_rank']:.1f}/{stage['channels']}{'' if stage['status'] == 'ok' else '?'}"
@@ -158,9 +157,9 @@ class CollapseMonitor:
         """Write ``collapse.csv``, ``collapse_report.json`` and, if asked, ``collapse_spectrum.png``.
 
         Args:
-            folder: Where to write.
-            about: For the report.
-            picture: Draw it; also drawn whenever the level has changed.
+            folder: The folder to write to.
+            about: What the report says about the run, as plain values.
+            picture: Whether to draw the picture; it is also drawn whenever the level has changed.
         """
         verdict = self.verdict
         about = {"seed": self.seed, "warmup_epochs": self.warmup_epochs, "norm_pix": self.norm_pix} | dict(about)

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from emim_nnunet.diagnostics import isotropic_eigenvalues
 from emim_nnunet.storage.figures import TITLE, legend_beside, rounded, save_figure
 
-SMALLEST_SHARE = 1e-6  # what lies below is noise of float32 features
+SMALLEST_SHARE = 1e-6  # smaller shares are noise of float32 features
 CHARACTERS = 150
 
 
@@ -29,15 +29,15 @@ def plot_collapse(
     title: str = "",
     others: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Spectrum of every stage, and the curves of skill where the network reconstructs.
+    """Draw the spectrum of every stage, and the curves of skill where the network reconstructs.
 
-    Each panel shows the share of the variance per direction on a logarithmic axis: now, after the first epoch, of the untrained
-    twin, and of uncorrelated channels with the same number of rows (the fall that means nothing).
+    Each panel shows the share of the variance per direction on a logarithmic axis: now, after the first epoch, for the
+    untrained twin, and for uncorrelated channels with the same number of rows (a fall that has no meaning).
 
     Args:
         history: Measurements with ``epoch``; those with a ``spectrum`` are drawn. The first one is of the untrained network.
-        path: PNG to write.
-        title: Above the picture.
+        path: The PNG file to write.
+        title: The verdict, which is written above the picture.
         others: Measurements of other networks, by name.
     """
     num_stages = len(history[-1]["stages"])
@@ -99,10 +99,10 @@ def _draw_spectrum(ax: Axes, shares: Sequence[float], label: str, **style: Any) 
 
 
 def _draw_skills(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    """Foreground skill per modality and pooled, and the pooled skill over the outline."""
+    """Draw the foreground skill of each modality and pooled, and the pooled skill over the outline."""
     epochs = [m["epoch"] for m in history]
     marker = "." if len(epochs) < 30 else None
-    between = "-" if len(epochs) > 2 else ":"  # two looks are no curve
+    between = "-" if len(epochs) > 2 else ":"  # two measurements make no curve
     ax.axhline(0.0, color="crimson", lw=1.2, ls=":")
     for name in history[-1]["reconstruction"]:
         values = [m["reconstruction"][name]["foreground_skill"] for m in history]

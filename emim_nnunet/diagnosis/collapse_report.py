@@ -20,11 +20,11 @@ COMPARED = ("effective_rank", "participation_ratio", "top_share", "k99", "trace"
 
 
 def write_csv(history: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """``collapse.csv``: a row per evaluation and stage, and per evaluation and modality (``all`` = pooled).
+    """Write ``collapse.csv``: a row per evaluation and stage, and per evaluation and modality (``all`` = pooled).
 
     Args:
-        history: Measurements, each with ``epoch`` and ``level``.
-        folder: Where to write.
+        history: The measurements, each with ``epoch`` and ``level``.
+        folder: The folder to write to.
     """
     tables.write_csv(folder / CSV_NAME, [row for measurement in history for row in _rows(measurement)])
 
@@ -40,13 +40,13 @@ def _rows(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def report(
     history: Sequence[Mapping[str, Any]], verdict: Verdict, thresholds: Thresholds, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of ``collapse_report.json``.
+    """Make the content of ``collapse_report.json``.
 
     Args:
-        history: Measurements; the first one of the untrained network (``epoch`` 0), the last one is reported on.
-        verdict: On the last one.
-        thresholds: That it was given with.
-        about: What else is worth knowing: seed, cases, versions.
+        history: The measurements; the first one is of the untrained network (``epoch`` 0), the last one is reported on.
+        verdict: The verdict on the last measurement.
+        thresholds: The thresholds that the verdict was made with.
+        about: What else is worth knowing as plain values: seed, cases, versions.
 
     Returns:
         ``schema``, ``schema_version``, ``verdict`` (a level), ``summary`` (a line), ``findings``, ``thresholds``, ``now``,
@@ -80,8 +80,8 @@ def write_report(content: Mapping[str, Any], folder: Path) -> None:
     """Write ``collapse_report.json``.
 
     Args:
-        content: Of :func:`report`.
-        folder: Where to write.
+        content: The content, as :func:`report` makes it.
+        folder: The folder to write to.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
     write_text(folder / REPORT_NAME, text)
@@ -93,19 +93,19 @@ def write_picture(
     """Draw ``collapse_spectrum.png``.
 
     Args:
-        history: Measurements.
-        verdict: On the last one.
-        folder: Where to write.
-        others: Measurements of other networks to draw beside it, by name.
+        history: The measurements; the first one is of the untrained network.
+        verdict: The verdict on the last measurement.
+        folder: The folder to write to.
+        others: Measurements of other networks to draw in the same panels, by name.
     """
     plot_collapse(history, folder / PICTURE_NAME, title=verdict.line, others=others)
 
 
 def table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lines of a table: a row per stage, the networks side by side.
+    """Make the lines of a table for the terminal: a row per stage, with the networks side by side, and a line about the skill.
 
     Args:
-        measured: Measurements by name, ``untrained``, ``now`` and perhaps ``compared``.
+        measured: A measurement for each of the names ``untrained``, ``now`` and perhaps ``compared``.
     """
     names = [name for name in ("now", "untrained", "compared") if name in measured]
     with_probe = "dense_probe_r2" in measured["now"]["stages"][0]

@@ -1,4 +1,4 @@
-"""``emim_diagnose``: the collapse monitor for any checkpoint, after the fact."""
+"""``emim_diagnose``: the collapse monitor for any checkpoint of a training that is over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.storage.versions import versions
 
 logger = logging.getLogger(__name__)
-ONE_LOOK = Thresholds(patience=1, patience_steps=0)  # there is no history to wait for
+ONE_LOOK = Thresholds(patience=1, patience_steps=0)  # a checkpoint is measured once, so there is no history
 
 
 def diagnose(
@@ -36,17 +36,17 @@ def diagnose(
     """Measure a checkpoint against its untrained twin and write the report.
 
     Args:
-        source: Checkpoint.
-        data: Cases.
-        output: Folder for ``collapse.csv``, ``collapse_report.json`` and ``collapse_spectrum.png``.
-        compare: Another checkpoint, measured on the same patches.
-        probe: Also read labels off the features.
-        num_patches: Patches.
-        seed: Of crops and masks.
-        device: Where to compute.
+        source: The checkpoint to measure.
+        data: The preprocessed cases to measure it on.
+        output: Folder for ``collapse.csv``, ``collapse_report.json`` and ``collapse_spectrum.png``; it is made when needed.
+        compare: Another checkpoint, which is measured on the same patches; None = no other.
+        probe: Whether to measure too how well labels can be predicted from the features.
+        num_patches: Number of patches to measure on.
+        seed: Seed of crops and masks.
+        device: The device to compute on.
 
     Returns:
-        The verdict on ``source`` and lines of text: adaptations and a table.
+        The verdict on ``source``, and lines of text for people: adaptations of the weights and a table.
 
     Raises:
         UserError: The networks do not fit the data or each other; nothing has been written then.
@@ -82,12 +82,12 @@ def diagnose(
 def _networks(
     source: EncoderSource, compare: EncoderSource | None, channel_names: list[str]
 ) -> tuple[dict[str, Subject], list[str]]:
-    """``untrained``, ``now`` and perhaps ``compared``, and a line of text for each adaptation."""
+    """The networks ``untrained``, ``now`` and perhaps ``compared``, and a line of text for each adaptation."""
     trained, untrained, lines = subjects(source, channel_names)
     networks = {"untrained": untrained, "now": trained}
     if compare is not None:
         other, _, adapted = subjects(compare, channel_names)
-        if other.crop_size != trained.crop_size:  # then only the features are on equal patches
+        if other.crop_size != trained.crop_size:  # then only the features can be compared on equal patches
             other.method = None
         networks["compared"] = other
         lines += adapted
@@ -106,7 +106,7 @@ def _measure(measurement: Measurement, networks: Mapping[str, Subject]) -> dict[
 def _add_dense_probe(
     measurement: Measurement, networks: Mapping[str, Subject], measured: Mapping[str, dict[str, Any]]
 ) -> list[str]:
-    """Add ``dense_probe_r2`` to every stage; a remark where it is not measured on the cases of the rest."""
+    """Add ``dense_probe_r2`` to every stage; returns a line of text where it was measured on other cases than the rest."""
     for name, subject in networks.items():
         for stage, r2 in zip(measured[name]["stages"], measurement.dense_probe(subject), strict=True):
             stage["dense_probe_r2"] = r2

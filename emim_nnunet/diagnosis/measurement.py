@@ -25,22 +25,22 @@ from emim_nnunet.randomness import Stream, seeded_generator
 from emim_nnunet.views.boxes import centre_box
 
 BATCH = 2
-PROBE_CELL = 4  # voxels; the dense probe asks for detail
+PROBE_CELL = 4  # voxels per axis; smaller than mask cells, because labels have fine detail
 PROBE_ROWS_PER_PATCH = 256
-Batch = tuple[dict[str, Any], Tensor, Tensor, dict[str, Tensor]]  # all of it, image, foreground, draws
+Batch = tuple[dict[str, Any], Tensor, Tensor, dict[str, Tensor]]  # the whole batch, its image, foreground and draws
 
 
 class Measurement:
     """Measures networks on the same patches.
 
     Args:
-        data: Cases.
-        patch_size: Voxels per axis.
-        crop_size: Of the crops whose middle the patches are, for methods that take more than a patch.
+        data: The preprocessed cases.
+        patch_size: Voxels per axis of a patch.
+        crop_size: Voxels per axis of the crops whose middle the patches are; larger than a patch for some methods.
         cell_size: Voxels of a mask cell per axis.
-        num_patches: Patches.
-        seed: Of crops and masks.
-        device: Where to compute.
+        num_patches: Number of patches to measure on.
+        seed: Seed of crops and masks.
+        device: The device to compute on.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Measurement:
 
     @torch.no_grad()
     def measure(self, subject: Subject) -> dict[str, Any]:
-        """The monitor's measurement.
+        """Measure what the collapse monitor measures.
 
         Args:
-            subject: Network.
+            subject: The network.
 
         Returns:
-            As :meth:`CollapseProbe.measure`, with ``epoch``.
+            The scores of :meth:`CollapseProbe.measure`, with ``epoch``.
         """
         grid = grid_size(self.patch_size, self.cell_size)
         cell_size = None if subject.epochs else self.cell_size
@@ -88,16 +88,16 @@ class Measurement:
 
     @torch.no_grad()
     def dense_probe(self, subject: Subject) -> list[float]:
-        """R2 of label fractions from the features of each stage, split by case.
+        """Measure how well the features of each stage predict label fractions, with a split by case.
 
         Args:
-            subject: Network.
+            subject: The network.
 
         Returns:
-            One R2 per stage.
+            One R2 per stage, see :func:`.diagnostics.dense_probe`.
 
         Raises:
-            UserError: Fewer than two labelled cases.
+            UserError: There are fewer than two labelled cases, or all patches came from one.
         """
         cases = self.data.labelled
         if len(cases) < 2:
@@ -123,7 +123,7 @@ class Measurement:
             yield self._prepare([crops[i] for i in range(start, min(start + BATCH, self.num_patches))], method)
 
     def _prepare(self, items: list[dict[str, Any]], method: SSLMethod | None) -> Batch:
-        """Crops as a batch, its image and foreground on the device, and there what the method draws for them."""
+        """Crops as a batch, with its image, its foreground and the method's random inputs on the device."""
         batch = default_collate(items)
         zero_outside = self.data.dataset.manager.use_mask_for_norm
         if method is None:
@@ -133,7 +133,7 @@ class Measurement:
     def _probe_rows(
         self, features: Tensor, fractions: Tensor, foreground: Tensor, number: int
     ) -> tuple[Tensor, Tensor]:
-        """Features and label fractions of some cells of one patch."""
+        """Features (N, C) and label fractions (N, K) of some cells of one patch."""
         grid = tuple(max(1, p // PROBE_CELL) for p in self.patch_size)
         rows, present = foreground_rows(features, foreground, grid)
         cells = voxels_to_cells(fractions, cell_grid(features.shape[2:], grid)).flatten(2).transpose(1, 2)

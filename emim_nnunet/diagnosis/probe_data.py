@@ -1,4 +1,4 @@
-"""Which preprocessed cases a finished network is best looked at with."""
+"""The choice of the preprocessed cases that a trained network is measured on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from emim_nnunet.nnunet.plans import PlansManager
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Preprocessed cases to look at.
+    """Preprocessed cases to measure networks on.
 
     Attributes:
-        dataset: That they are of.
-        cases: The cases.
+        dataset: The data set that the cases belong to.
+        cases: The cases to measure on.
         held_out: Whether the network has not been trained on any of them; None = unknown.
-        labelled: Cases to read labels off: the labelled ones of ``cases``, or all of the data set where these are too few.
-        labels: Values in the segmentations, 0 first.
+        labelled: Cases for the dense probe: the labelled ones of ``cases``, or all labelled ones of the data set where these
+            are fewer than two.
+        labels: The values in the segmentations, sorted, 0 among them.
     """
 
     dataset: PreprocessedDataset
@@ -33,19 +34,19 @@ class ProbeData:
 def choose_cases(
     source: EncoderSource, dataset_id: int, plans_name: str | None, configuration: str | None
 ) -> ProbeData:
-    """The cases that a network is best measured on: those of its own validation fold where that is known, otherwise all.
+    """Choose the cases to measure a network on: those of its own validation fold where that is known, otherwise all.
 
     Args:
-        source: The network.
-        dataset_id: Data set.
-        plans_name: None = those of the checkpoint.
-        configuration: None = that of the checkpoint.
+        source: The checkpoint of the network.
+        dataset_id: Id of the preprocessed data set.
+        plans_name: Name of the plans; None = those of the checkpoint.
+        configuration: Name of the configuration; None = that of the checkpoint.
 
     Returns:
-        Cases and what belongs to them.
+        The cases, and what is known about them.
 
     Raises:
-        UserError: Nothing preprocessed, or the checkpoint names no plans and none are given.
+        UserError: No case is preprocessed, or the checkpoint names no plans or configuration and none are given.
     """
     plans_name, configuration = plans_name or source.plans_name, configuration or source.configuration
     if plans_name is None or configuration is None:
@@ -70,7 +71,7 @@ def choose_cases(
 def _held_out(source: EncoderSource, data: PreprocessedDataset) -> list[str] | None:
     """Ids of the validation cases of the fold that the network was trained on; None where they are unknown.
 
-    For a fold that is not in the split nnU-Net draws a random one, which nobody notes.
+    For a fold that is not in the split, nnU-Net draws a random one, which is not stored anywhere.
     """
     if source.dataset_name != data.name:
         return None

@@ -1,4 +1,4 @@
-"""The networks that a diagnosis looks at: that of a checkpoint, and its untrained twin."""
+"""The networks that a diagnosis measures: that of a checkpoint, and its untrained twin."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class Subject:
     """A network to measure.
 
     Attributes:
-        name: For tables.
-        epochs: Epochs done, 0 = untrained.
-        encoder: In evaluation mode.
-        patch_size: Voxels per axis that it was made for.
-        method: The whole SSL method where the checkpoint holds one: then there is a reconstruction to measure.
+        name: Name of the network, for tables.
+        epochs: Number of epochs done, 0 = untrained.
+        encoder: The encoder, in evaluation mode.
+        patch_size: Voxels per axis of the patches that it was made for.
+        method: The whole SSL method, whose reconstruction is measured too; None where the checkpoint holds none that fits the
+            data.
     """
 
     name: str
@@ -39,24 +40,24 @@ class Subject:
 
     @property
     def crop_size(self) -> tuple[int, ...]:
-        """Voxels per axis that it takes; the patch is their middle."""
+        """Voxels per axis of the crops that it takes; the patch is the middle of the crop."""
         if self.method is None:
             return self.patch_size
         return self.method.crop_size(self.method.config, self.method.patch_size)
 
 
 def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subject, Subject, list[str]]:
-    """The network of a checkpoint and its untrained twin.
+    """Build the network of a checkpoint and its untrained twin.
 
     Args:
         source: The checkpoint.
-        channel_names: Of the data.
+        channel_names: Names of the channels of the data.
 
     Returns:
-        Trained, untrained, and a line of text for each adaptation.
+        The trained network, the untrained one, and a line of text for each adaptation.
 
     Raises:
-        UserError: The weights do not fit.
+        UserError: The weights do not fit the network.
     """
     name, epochs = f"{source.path.parent.name}/{source.path.name}", max(1, source.epochs)
     patch_size, names = source.patch_size, (source.channel_names, channel_names)
@@ -74,7 +75,7 @@ def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subje
 
 
 def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
-    """Whether the data can go through the whole method as they are; names that nobody knows count by position."""
+    """Whether the whole method takes the channels of the data as they are; unknown names are compared by position."""
     if len(channel_names) != source.num_channels:
         return False
     old = source.channel_names
@@ -82,7 +83,7 @@ def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
 
 
 def _method(source: EncoderSource) -> SSLMethod:
-    """The SSL method of a checkpoint as it was before the first step, tensor by tensor."""
+    """The SSL method of a checkpoint with the same weights as before its first step."""
     kind = method_class(source.checkpoint["method"])
     config = config_from_block(kind.config_class, source.checkpoint["emim"])
     with planned(f"the network that {source.path} describes cannot be built", "is it a whole checkpoint?"):
@@ -92,7 +93,7 @@ def _method(source: EncoderSource) -> SSLMethod:
 
 
 def mask_cell_size(source: EncoderSource) -> tuple[int, ...]:
-    """Voxels of a cell of the mask, per axis: as in the checkpoint where it has a mask, otherwise as the planner would choose.
+    """Voxels of a mask cell per axis: those of an SSL stage's checkpoint, otherwise what the planner would choose.
 
     Args:
         source: The checkpoint.

@@ -36,8 +36,8 @@ def alignment(rows_a: Tensor, rows_b: Tensor) -> float:
         rows_a: (N, D) float, cells in view a; the function normalises them.
         rows_b: (N, D) float, the same cells in view b.
 
-        Returns:
-            A number in [0, 4]: 0 = equal directions, 2 = unrelated ones, 4 = opposite ones. NaN without rows.
+    Returns:
+        A number in [0, 4]: 0 = equal directions, 2 = unrelated ones, 4 = opposite ones. NaN without rows.
     """
     if len(rows_a) == 0:
         return float("nan")

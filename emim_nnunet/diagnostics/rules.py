@@ -37,7 +37,7 @@ class Thresholds:
         variation: Variance over mean squared norm below which features count as constant.
         top_share: Share of the variance in the first direction above which there is a note.
         participation_ratio: Participation ratio below which there is a note, in stages of at least ``wide`` channels.
-        wide: Least number of channels of a stage for which ``participation_ratio`` is looked at.
+        wide: Least number of channels of a stage to which ``participation_ratio`` applies.
     """
 
     no_skill: float = 0.02

@@ -109,8 +109,8 @@ def correlation(covariance: Tensor) -> Tensor:
     Args:
         covariance: (C, C) float64, symmetric.
 
-        Returns:
-            (C, C) float64 with entries in [-1, 1].
+    Returns:
+        (C, C) float64 with entries in [-1, 1].
     """
     std = covariance.diagonal().clamp_min(0.0).sqrt()
     scale = torch.where(std > 0, 1.0 / std, torch.where(std == 0, 0.0, torch.nan))
@@ -128,8 +128,8 @@ def effective_rank(values: Tensor) -> float:
     Args:
         values: (C,) float64, eigenvalues of a covariance.
 
-        Returns:
-            The effective rank; NaN when all eigenvalues are 0 or one is NaN.
+    Returns:
+        The effective rank; NaN when all eigenvalues are 0 or one is NaN.
     """
     p = _shares(values.sqrt())
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
@@ -189,8 +189,8 @@ def isotropic_eigenvalues(num_rows: int, num_channels: int) -> Tensor:
         num_rows: Number N of rows, at least 2.
         num_channels: Number C of channels.
 
-        Returns:
-            (C,) float64, eigenvalues of a covariance, descending; about 1 on average.
+    Returns:
+        (C,) float64, eigenvalues of a covariance, descending; about 1 on average.
     """
     rng = np.random.default_rng([NULL_SEED, num_rows, num_channels])
     degrees = num_rows - 1

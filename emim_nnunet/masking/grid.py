@@ -56,8 +56,8 @@ def voxels_to_cells(voxels: Tensor, grid: Sequence[int]) -> Tensor:
         voxels: (B, C, *P) float; every axis of P is a multiple of the same axis of G.
         grid: Cells per axis.
 
-        Returns:
-            (B, C, *G) float.
+    Returns:
+        (B, C, *G) float.
     """
     window = [p // g for p, g in zip(voxels.shape[2:], grid, strict=True)]
     return (F.avg_pool2d if len(window) == 2 else F.avg_pool3d)(voxels, window)

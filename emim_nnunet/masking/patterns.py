@@ -20,8 +20,8 @@ def top_cells(scores: Tensor, count: int) -> Tensor:
         scores: (..., N) float, a score per cell; random scores give a random mask.
         count: Number of cells to choose, at most N.
 
-        Returns:
-            (..., N) bool on the same device, True = chosen.
+    Returns:
+        (..., N) bool on the same device, True = chosen.
     """
     masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     return masked.scatter(-1, scores.topk(count, dim=-1).indices, True)
@@ -158,8 +158,8 @@ def masked_fraction(
         patch_ratio: Share r_patch of the remaining cells of each modality that is masked, in [0, 1].
         modality_mask: Whether a whole modality is masked.
 
-        Returns:
-            The masked fraction, in [0, 1].
+    Returns:
+        The masked fraction, in [0, 1].
     """
     modality = 1.0 / num_modalities if modality_mask and num_modalities > 1 else 0.0
     return 1.0 - (1.0 - modality) * (1.0 - position_ratio) * (1.0 - patch_ratio)

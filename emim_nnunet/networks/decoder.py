@@ -77,8 +77,8 @@ class ReconstructionDecoder(nn.Module):
         Args:
             features: The outputs (B, features_s, *grid_s) of all encoder stages.
 
-            Returns:
-                The reconstructed patch (B, C, *P).
+        Returns:
+            The reconstructed patch (B, C, *P).
         """
         return self.predict(self.decode(features))
 

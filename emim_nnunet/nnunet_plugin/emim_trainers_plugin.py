@@ -1,4 +1,4 @@
-"""The one module that nnU-Net's trainer search is pointed at (``nnUNet_extTrainer``).
+"""The only module that nnU-Net's trainer search looks into (``nnUNet_extTrainer``).
 
 Classes that are *re-exported* here stay picklable and identical over look-ups; classes defined here would not, because nnU-Net
 forgets this module after the search.

@@ -34,8 +34,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> l
         header: Names of the columns; the first one may be empty.
         rows: The cells of each row, as many as there are columns.
 
-        Returns:
-            The head line, the separator and a line per row.
+    Returns:
+        The head line, the separator and a line per row.
     """
     lines = [header, *rows]
     head, *rest = ["| " + " | ".join(map(str, line)) + " |" for line in lines]

@@ -82,8 +82,8 @@ def orientations_of(cases: Sequence[Case], transpose: Sequence[int], num_axes: i
         transpose: ``transpose_forward`` of the plans.
         num_axes: Number of axes of a patch, 2 or 3; 2D patches are slices along the first axis of the image.
 
-        Returns:
-            Case id -> one letter (L, R, A, P, I or S) for each axis of the patch.
+    Returns:
+        Case id -> one letter (L, R, A, P, I or S) for each axis of the patch.
     """
     found: dict[str, str] = {}
     for folder in case_folders(cases):

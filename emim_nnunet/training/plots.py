@@ -102,9 +102,8 @@ def plot_reconstruction(
 ) -> None:
     """Draw input, masked input, output, the input with its masked voxels replaced by the output, and error; a row per modality.
 
-    All pictures of a row share one grey window, whose limits are written beside it: percentiles 1 to 99 of the modality inside
-    the foreground. The length of the scale bar is in mm; letters for the sides of the patient are drawn only where the
-    orientation is known.
+    All pictures of a row share a grey window, written beside it: percentiles 1 to 99 of the modality inside the foreground. The
+    scale bar is in mm; letters for the sides of the patient are drawn only where the orientation is known.
 
     Args:
         image: (C, *P) float, a 2D or 3D patch; of a 3D patch the slice along the first axis with the most foreground is shown.

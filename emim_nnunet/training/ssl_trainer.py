@@ -41,7 +41,7 @@ class SSLTrainer(SSLStage):
 
         Raises:
             UserError: The training cannot go on, for a reason that the user can mend.
-            SystemExit: With :data:`EXIT_INTERRUPTED`, after SIGTERM or SIGINT; a checkpoint has been written then.
+            SystemExit: SIGTERM or SIGINT came; the code is :data:`EXIT_INTERRUPTED`, and a checkpoint has been written.
         """
         with causes_logged(self._log_quietly), explained(), self._folder, self._interruption:
             if self._finished:

@@ -30,7 +30,7 @@ def read_block(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 
 def settings_without_effect(block: dict[str, Any], config_class: type[SSLConfig]) -> list[str]:
-    """Keys of the block that somebody set for another method than the one that runs.
+    """Find the keys of the block that were set for another method than the one that runs.
 
     Args:
         block: An ``emim`` block, inheritance resolved.

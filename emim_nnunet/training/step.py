@@ -171,14 +171,14 @@ class GuardedStep:
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
-        if self.scaler:  # looks at the gradient itself: with float16, an overflow now and then is normal
+        if self.scaler:  # checks the gradient itself: with float16, a rare overflow is normal
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return
         broken = ~norm.isfinite()
         self.skipped.watch_gradient(broken, about)
         if self.optimizer.defaults.get("fused"):
-            # fused AdamW then does nothing, without a word to the host
+            # fused AdamW then does nothing, and the host need not wait to know it
             self.optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # torch's own GradScaler sets it
             self.optimizer.step()
         elif not broken:
