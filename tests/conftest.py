@@ -20,6 +20,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from emim_nnunet.planners.preprocess import num_cores
 from tests.pipeline import nnunet, prepared  # noqa: F401 - fixtures
 
+LONGEST = tuple(
+    f"test_{name}.py" for name in ("compare", "planner", "trainers", "faults", "several_processes", "methods")
+)
 WORKER_BYTES = 3 << 30  # of one process of pytest-xdist with the commands that it starts
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -27,9 +30,11 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what forks this process and trains in the fork: autograd refuses that once it has threads of its own, which it
     starts with the first backward pass where there is a GPU, or where a fake one has been (``planners/dry_run.py``).
-    Of several processes of pytest-xdist the first gets that file first (``--dist loadfile --no-loadscope-reorder``).
+    Of several processes of pytest-xdist the first gets that file first (``--dist loadfile --no-loadscope-reorder``). Then the
+    files that take longest, so that no process is left alone with one of them at the end.
     """
-    items.sort(key=lambda item: item.path.name != "test_reliability.py")
+    first = ("test_reliability.py", *LONGEST)
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @pytest.hookimpl(optionalhook=True)
