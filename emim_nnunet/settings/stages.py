@@ -71,7 +71,8 @@ class TrainingConfig:
             require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
 
 
-FINETUNE_INITS = ("pretrained", "scratch")
+SCRATCH = "scratch"
+FINETUNE_INITS = ("pretrained", SCRATCH)
 SSL_FOLDS = ("same", "all")
 
 
@@ -85,9 +86,11 @@ class FinetuneConfig:
         finetune_num_val_iterations_per_epoch: Validation batches per epoch (nnU-Net: 50).
         finetune_final_validation: Predict and score whole validation cases after the training, as nnU-Net does; where not,
             ``--val`` does it later.
-        finetune_initial_lr: Peak learning rate of SGD (nnU-Net from scratch: 1e-2).
+        finetune_initial_lr: Peak learning rate of SGD from a pretrained encoder, ``-pretrained_weights`` included.
+        finetune_scratch_lr: Peak learning rate of SGD from scratch (nnU-Net's own).
         finetune_warmup_epochs: Epochs of linear warm-up before nnU-Net's polynomial decay.
-        finetune_init: ``pretrained`` encoder, or ``scratch``: the control with the same schedule.
+        finetune_deep_supervision: Losses at all resolutions of the decoder, as nnU-Net has them; off = at the full one only.
+        finetune_init: ``pretrained`` encoder, or ``scratch``: the control, with its own peak rate.
         finetune_ssl_fold: Which SSL stage to take: the ``same`` fold, or ``all``, which has seen the validation cases
             (their images, not their labels).
         finetune_ssl_trainer: Class name of the trainer whose SSL stage to take; None = the one that the trainer belongs to.
@@ -101,7 +104,9 @@ class FinetuneConfig:
     finetune_num_val_iterations_per_epoch: int = 50
     finetune_final_validation: bool = True
     finetune_initial_lr: float = 1e-3
+    finetune_scratch_lr: float = 1e-2
     finetune_warmup_epochs: int = 50
+    finetune_deep_supervision: bool = True
     finetune_init: str = "pretrained"
     finetune_ssl_fold: str = "same"
     finetune_ssl_trainer: str | None = None
@@ -115,7 +120,7 @@ class FinetuneConfig:
             "finetune_num_val_iterations_per_epoch",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("finetune_initial_lr", "linear_probe_lr"):
+        for name in ("finetune_initial_lr", "finetune_scratch_lr", "linear_probe_lr"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(self.finetune_seed is None or self.finetune_seed >= 0, "finetune_seed must be null or at least 0")
         require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")
