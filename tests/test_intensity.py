@@ -12,6 +12,10 @@ from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from scipy.ndimage import gaussian_filter
 
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.moco import MoCoZCA
+from emim_nnunet.methods.vicreg import VICReg
+from emim_nnunet.views.augmentation import draw_flips, mirrored
 from emim_nnunet.views.intensity import (
     BLUR,
     BRIGHTNESS,
@@ -22,7 +26,9 @@ from emim_nnunet.views.intensity import (
     change_intensity,
     draw_intensity,
     draw_noise,
+    unchanged_share,
 )
+from tests.toy import toy_method
 
 THEIRS: dict[int, Any] = {
     BRIGHTNESS: MultiplicativeBrightnessTransform((1.2, 1.2), False, 1),
@@ -94,3 +100,37 @@ def test_noise_is_drawn_only_where_asked_for_and_is_reproducible() -> None:
     first, again = (draw_noise(shape, parameters, torch.Generator().manual_seed(0), device) for _ in range(2))
     assert torch.equal(first, again)
     assert first.std((2, 3, 4))[0].tolist() == pytest.approx([0.05, 0.1], rel=0.05)
+
+
+@pytest.mark.parametrize("num_channels", [1, 4])
+@pytest.mark.parametrize("method_class", [VICReg, MoCoZCA], ids=lambda m: m.__name__)
+def test_almost_no_view_is_the_crop_itself(method_class: type[SSLMethod], num_channels: int) -> None:
+    def share(**settings: Any) -> float:
+        method = toy_method(method_class, num_axes=2, num_channels=num_channels, **settings)
+        draws = [method.draw(torch.Generator().manual_seed(sample)) for sample in range(300)]
+        views = [torch.cat([d[key] for d in draws]) for key in draws[0] if "intensity" in key]
+        assert [len(view) for view in views] == [300, 300]
+        return unchanged_share(*views).item()
+
+    assert share() < 0.01
+    assert share(view_probability=None) == pytest.approx(0.9 * 0.8 * 0.85 * 0.85 * 0.7, abs=0.1)  # nnU-Net's
+    assert share(view_probability=0.0) == 1.0
+
+
+def test_a_view_whose_present_modalities_are_as_they_were_is_unchanged() -> None:
+    present = torch.tensor([False, True])
+    drawn = [draw_intensity(2, torch.Generator().manual_seed(i), present, probability=0.3) for i in range(300)]
+    assert (torch.cat(drawn)[:, 0] == torch.tensor(NEUTRAL)).all()
+    expected = 0.7**4 * (0.7 + 0.3 * 0.5)  # blur leaves out every second modality
+    assert unchanged_share(torch.cat(drawn)).item() == pytest.approx(expected, abs=0.07)
+
+
+def test_each_sample_is_mirrored_along_its_own_axes() -> None:
+    image, _ = images()
+    flips = torch.tensor([[True, False, True], [False, True, False]])
+    both = mirrored(image, flips)
+    assert torch.equal(both[0], image[0].flip([1, 3]))
+    assert torch.equal(both[1], image[1].flip([2]))
+    assert torch.equal(mirrored(both, flips), image)
+    drawn = torch.cat([draw_flips(3, torch.Generator().manual_seed(i)) for i in range(200)])
+    assert torch.allclose(drawn.float().mean(0), torch.full((3,), 0.5), atol=0.1)

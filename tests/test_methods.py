@@ -30,6 +30,7 @@ from emim_nnunet.methods.emim import EMIM, EMIMConfig
 from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.mim import MIM, MIMConfig
 from emim_nnunet.methods.moco import MoCoZCA
+from emim_nnunet.methods.vicreg import VICReg
 from emim_nnunet.networks.decoder import ReconstructionDecoder, forward_flops
 from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
 from emim_nnunet.settings.block import check_known_keys, config_from_block, emim_block
@@ -267,6 +268,64 @@ def test_ranks_on_a_sharded_batch_equal_one_process(
             assert torch.allclose(result["grads"][name], parameter.grad, rtol=1e-4, atol=1e-5), name
     for name, ours in method.state_dict().items():  # queues and whitening, where there are any
         assert torch.allclose(result["state"][name].float(), ours.float(), rtol=1e-3, atol=1e-4), name
+
+
+# ---------------------------------------------------------------------------------------------------------- VICReg, views
+
+
+class Positions(nn.Module):
+    """Stands for an encoder: a stage shows where its voxels lie, and is as sensitive to a shift as can be."""
+
+    strides, output_channels = ((1, 1), (2, 2), (2, 2)), (2, 2, 2)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.avg_pool2d(image, 2**stage) for stage in range(3)]
+
+
+def test_rows_of_both_views_of_vicreg_are_of_the_same_place() -> None:
+    method = toy_method(VICReg, num_axes=2, num_channels=2, view_probability=0.0)
+    size = method.crop_size(method.config, method.patch_size)
+    assert size == (20, 20)  # 16, and one cell of room
+    rows = []
+    samples = [method.draw(torch.Generator().manual_seed(i)) for i in range(20)]
+    method.encoder = Positions()
+    method.projector.forward = lambda cells, weight: rows.append((cells, weight)) or cells
+    draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]}
+    assert (draws["flips_a"] != draws["flips_b"]).any(1).sum() > 10
+    assert (draws["lower_a"] != draws["lower_b"]).any(1).sum() > 10
+    place = torch.stack(torch.meshgrid(*(torch.arange(20.0),) * 2, indexing="ij"))
+    image, foreground = place.expand(20, -1, -1, -1) + 1, torch.ones(20, 1, 20, 20, dtype=torch.bool)
+    output = method(image, foreground, draws)
+    (a, weight), (b, _) = rows
+    assert torch.allclose(a[weight > 0], b[weight > 0], atol=1e-4)
+    assert output.terms["invariance"].item() == pytest.approx(0.0, abs=1e-6)
+    assert output.terms["unchanged_views_fraction"] == 1.0
+    apart = (draws["lower_a"] - draws["lower_b"]).abs()
+    assert weight.view(20, -1).sum(1).tolist() == (4 - apart).prod(1).tolist()  # all that both views show
+
+
+def test_regions_of_both_views_of_moco_are_of_the_same_place() -> None:
+    method = make(MoCoZCA, num_axes=2, num_channels=2, view_probability=0.0)
+    side = method.crop_size(method.config, method.patch_size)[0]
+    samples = [method.draw(torch.Generator().manual_seed(i)) for i in range(20)]
+    draws = {key: torch.cat([s[key] for s in samples]) for key in samples[0]}
+    assert (draws["query_flips"] != draws["key_flips"]).any(1).sum() > 10
+    place = torch.stack(torch.meshgrid(*(torch.arange(float(side)),) * 2, indexing="ij"))
+    image, foreground = place.expand(20, -1, -1, -1) + 1, torch.ones(20, 1, side, side, dtype=torch.bool)
+    views = {v: method._view(v, image, foreground, draws) for v in ("query", "key")}
+    query, key = (method._local(v, nn.Identity(), view, draws) for v, view in views.items())
+    assert torch.allclose(query, key, atol=1e-5)
+    assert not torch.allclose(views["query"], views["key"])
+
+
+@pytest.mark.parametrize("method_class", [VICReg, MoCoZCA], ids=lambda m: m.__name__)
+def test_views_of_stages_of_earlier_versions_can_be_had(method_class: type[SSLMethod]) -> None:
+    method = make(method_class, **method_class.config_class.formerly)
+    draws = method.draw(torch.Generator().manual_seed(0))
+    assert not any(draws[key].any() for key in draws if "flips" in key)
+    assert method_class is MoCoZCA or method.crop_size(method.config, method.patch_size) == method.patch_size
+    with pytest.raises(UserError, match=r"view_probability must be null or in \[0, 1\], not 1.5"):
+        make(method_class, view_probability=1.5)
 
 
 # ---------------------------------------------------------------------------------------------------------- E-MIM

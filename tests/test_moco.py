@@ -203,8 +203,9 @@ def test_each_part_can_be_switched_off() -> None:
         buffers = set(dict(method.named_buffers()))
         assert ("local_queue.keys" in buffers) == (name == "gap")
         assert ("whitening.key.matrix" in buffers) == (name != "no_zca")
-    assert terms["full"] == terms["gap"] == terms["no_zca"] == {"contrast", "top1", "local"}
-    assert terms["no_local"] == {"contrast", "top1"}
+    always = {"contrast", "top1", "unchanged_views_fraction"}
+    assert terms["full"] == terms["gap"] == terms["no_zca"] == always | {"local"}
+    assert terms["no_local"] == always
 
 
 def test_a_dropped_modality_is_empty_in_that_view() -> None:

@@ -254,19 +254,78 @@ def test_given_weights_count_even_if_they_change_nothing(nnunet: Path, tmp_path:
     assert "Encoder: from -pretrained_weights" in log_of(fold_folder(FINETUNE))
 
 
-def test_warm_up_then_decay_from_the_lower_peak(nnunet: Path) -> None:
-    trainer = trainer_of(FINETUNE)
-    trainer.config = type(trainer.config)(finetune_num_epochs=100, finetune_warmup_epochs=10)
+@pytest.mark.parametrize(
+    ("configuration", "given", "peak", "why"),
+    [
+        ("toy", True, 1e-3, "0.001 (finetune_initial_lr: the encoder is pretrained)"),
+        ("toy_scratch", True, 1e-3, "0.001 (finetune_initial_lr: the encoder is pretrained)"),
+        ("toy_scratch", False, 1e-2, "0.01 (finetune_scratch_lr: the encoder is from scratch)"),
+    ],
+    ids=["weights", "weights in the configuration of scratch", "scratch"],
+)
+def test_each_arm_warms_up_to_its_own_peak_and_decays(
+    configuration: str, given: bool, peak: float, why: str, nnunet: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(FINETUNE, configuration)
+    trainer.config = dataclasses.replace(trainer.config, finetune_num_epochs=100, finetune_warmup_epochs=10)
     trainer.num_epochs = 100
     trainer.initialize()
+    if given:
+        torch.save({"network_weights": trainer.network.state_dict()}, tmp_path / "weights.pth")
+        load_pretrained_weights(trainer.network, str(tmp_path / "weights.pth"))
+    trainer._prepare_encoder()
+    assert f"Peak learning rate: {why}" in log_of(fold_folder(FINETUNE, configuration))
     rates = []
     for epoch in range(100):
         trainer.lr_scheduler.step(epoch)
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-    assert rates[:10] == pytest.approx([1e-3 * (e + 1) / 11 for e in range(10)])
-    assert max(rates) == rates[10] == 1e-3
+    assert rates[:10] == pytest.approx([peak * (e + 1) / 11 for e in range(10)])
+    assert max(rates) == rates[10] == peak
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] < 5e-5
+    assert rates[-1] < 0.05 * peak
+    # what the first step after the warm-up does to a weight: momentum is still 0, Nesterov adds 0.99 of the gradient
+    trainer.lr_scheduler.step(10)
+    bias = trainer.network.decoder.seg_layers[-1].bias
+    before = bias.detach().clone()
+    trainer.optimizer.zero_grad()
+    bias.grad = torch.ones_like(bias)
+    trainer.optimizer.step()
+    assert torch.allclose(before - bias, peak * 1.99 * (1 + trainer.weight_decay * before), rtol=1e-4)
+
+
+def test_a_stage_goes_on_at_the_rate_with_which_it_began(nnunet: Path, tmp_path: Path) -> None:
+    begun = trainer_of(FINETUNE, "toy_scratch")
+    begun.config = dataclasses.replace(begun.config, finetune_scratch_lr=1e-3)  # as earlier versions had it
+    begun.initialize()
+    begun._prepare_encoder()
+    begun.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    continued = trainer_of(FINETUNE, "toy_scratch", continued=True)
+    continued.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    continued._prepare_encoder()
+    continued.lr_scheduler.step(0)
+    assert continued.optimizer.param_groups[0]["lr"] == 1e-3
+    assert "Peak learning rate: 0.001 (with which the stage began)" in log_of(fold_folder(FINETUNE, "toy_scratch"))
+
+
+def test_without_deep_supervision_there_is_one_output_and_every_weight_learns(nnunet: Path) -> None:
+    image = torch.zeros(2, 4, 16, 16, 16)
+    outputs = {}
+    for asked in (True, False):
+        trainer = trainer_of(FINETUNE, "toy_scratch")
+        plans = {**trainer.plans_manager.plans, "continue_training": False}
+        block = {"finetune_deep_supervision": asked}
+        plans["configurations"] = plans["configurations"] | {"x": {"inherits_from": "toy_scratch", "emim": block}}
+        trainer = getattr(trainers, FINETUNE)(plans, "x", 0, trainer.dataset_json, torch.device("cpu"))
+        trainer.initialize()
+        trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)  # as on_train_start does
+        outputs[asked] = trainer.network(image)
+    assert [tuple(o.shape[2:]) for o in outputs[True]] == [(16, 16, 16), (8, 8, 8)]
+    assert tuple(outputs[False].shape[2:]) == (16, 16, 16)
+    assert trainer._get_deep_supervision_scales() is None  # of the targets
+    outputs[False].square().mean().backward()
+    learning = {n for n, p in trainer.network.named_parameters() if p.requires_grad}  # DDP waits for all of them
+    assert {n for n, p in trainer.network.named_parameters() if p.grad is not None} == learning
+    assert not any("seg_layers.0" in name for name in learning)
 
 
 def test_leaked_validation_cases_are_refused(nnunet: Path) -> None:

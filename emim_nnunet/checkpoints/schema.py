@@ -89,7 +89,11 @@ EXPORT: Schema = {
         "where the encoder comes from",
     ),
 }
-OPTIONAL: Schema = {"case_digests": VERSIONS, "validation_cases": TEXTS}
+OPTIONAL: Schema = {
+    "case_digests": VERSIONS,
+    "settings": (_dict_of(lambda value: True), "settings by name"),
+    "validation_cases": TEXTS,
+}
 
 
 def check_content(content: dict[str, Any], schema: Schema, where: str) -> None:

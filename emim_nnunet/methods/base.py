@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,13 @@ class SSLConfig:
 
     Attributes:
         cell_size: Voxels of a cell per axis: what is masked as a whole, and the grain in which features are looked at.
+        formerly: What a stage was made with whose checkpoint does not hold its settings, for keys that are newer or whose
+            default is another now.
         without_effect: Keys of other methods that look like settings of this one. A stage refuses them; other keys of other
             methods are only named in its log.
     """
 
+    formerly: ClassVar[dict[str, Any]] = {}
     without_effect: ClassVar[tuple[str, ...]] = ()
     cell_size: tuple[int, ...]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from emim_nnunet.losses import info_nce, info_nce_rows
 from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
 from emim_nnunet.networks import MLP, ZCA, KeyQueue, PlannedEncoder, momentum_copy, momentum_update_, stage_grids
 from emim_nnunet.settings.block import require
+from emim_nnunet.views.augmentation import draw_flips, mirrored
 from emim_nnunet.views.boxes import pool_boxes, take_boxes
-from emim_nnunet.views.intensity import change_intensity, draw_intensity, draw_noise
+from emim_nnunet.views.intensity import change_intensity, draw_intensity, draw_noise, unchanged_share
 
 LOCAL_MODES = ("region", "gap")
 VIEWS = ("query", "key")
@@ -47,9 +48,12 @@ class MoCoZCAConfig(SSLConfig):
         zca_eps: Shrinkage of the covariance towards a multiple of the identity.
         zca_rows: Number of newest feature vectors that the covariance is taken of.
         view_overlap: Least share of a view that the other one covers too.
+        view_probability: Probability of each of the five changes of a view's intensities; None = nnU-Net's own, 0.1 to 0.3.
+        view_mirror: Mirror each view for itself, besides ``mirror``, which mirrors crops.
         p_drop_modality: Probability that a view lacks one of its modalities (never the only one).
     """
 
+    formerly: ClassVar[dict[str, Any]] = {"view_probability": None, "view_mirror": False}
     temperature: float = 0.2
     key_momentum: float = 0.999
     queue_size: int = 2048
@@ -62,6 +66,8 @@ class MoCoZCAConfig(SSLConfig):
     zca_eps: float = 0.01
     zca_rows: int = 512
     view_overlap: float = 0.5
+    view_probability: float | None = 0.8
+    view_mirror: bool = True
     p_drop_modality: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,6 +83,11 @@ class MoCoZCAConfig(SSLConfig):
             f"zca_rows {self.zca_rows} must be at least twice zca_group {self.zca_group}: fewer rows have no covariance",
         )
         require(0 < self.view_overlap <= 1, f"view_overlap must be in (0, 1], not {self.view_overlap}")
+        probability = self.view_probability
+        require(
+            probability is None or 0 <= probability <= 1,
+            f"view_probability must be null or in [0, 1], not {probability}",
+        )
         require(0 <= self.p_drop_modality <= 1, f"p_drop_modality must be in [0, 1], not {self.p_drop_modality}")
 
 
@@ -138,13 +149,16 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         return tuple(p + floor(p * share) for p in patch_size)
 
     def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
-        """Per view: ``VIEW_lower`` (1, axes) int64, ``VIEW_intensity`` (1, C, 5), ``VIEW_noise``, ``VIEW_kept`` (1, C) bool."""
+        """Per view: ``VIEW_lower`` (1, axes) int64, ``VIEW_intensity`` (1, C, 5), ``VIEW_noise``, ``VIEW_kept`` (1, C) bool,
+        ``VIEW_flips`` (1, axes) bool."""
         room = [c - p for c, p in zip(self.crop_size(self.config, self.patch_size), self.patch_size, strict=True)]
         present = self.all_or(present)
         draws: dict[str, Tensor] = {}
         for view in VIEWS:
             lower = [torch.randint(r + 1, (1,), generator=generator) for r in room]
-            intensity = draw_intensity(self.num_modalities, generator, present)
+            intensity = draw_intensity(
+                self.num_modalities, generator, present, probability=self.config.view_probability
+            )
             shape = (1, self.num_modalities, *self.patch_size)
             draws |= {
                 f"{view}_lower": torch.stack(lower, dim=1),
@@ -152,6 +166,8 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
                 f"{view}_noise": draw_noise(shape, intensity, generator, self.queue.keys.device),
                 f"{view}_kept": self._draw_kept(generator, present),
             }
+        for view in VIEWS:  # after all that stages of earlier versions drew
+            draws[f"{view}_flips"] = draw_flips(len(room), generator) & self.config.view_mirror
         return draws
 
     def _draw_kept(self, generator: torch.Generator, present: Tensor) -> Tensor:
@@ -178,6 +194,7 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         hit = (positive > negatives.amax(1)).float()
         hits, count = all_reduce_sum(torch.stack([hit.sum(), hit.new_tensor(float(len(hit)))])).unbind()
         terms = {"contrast": loss.detach(), "top1": hits / count.clamp_min(1.0)}
+        terms["unchanged_views_fraction"] = unchanged_share(*(draws[f"{view}_intensity"] for view in VIEWS))
         state = {"subject": subject, "key": key, "key_vector": key_vector, "query_vector": vector.detach()}
         if self.local_head is not None:
             assert local_key is not None  # both branches have the head
@@ -194,13 +211,19 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         patch, inside = (take_boxes(t, lower, self.patch_size) for t in (image, foreground))
         patch = change_intensity(patch, inside, draws[f"{view}_intensity"], draws[f"{view}_noise"])
         kept = draws[f"{view}_kept"]
-        return patch * kept.view(*kept.shape, *[1] * len(self.patch_size))
+        return mirrored(patch * kept.view(*kept.shape, *[1] * len(self.patch_size)), draws[f"{view}_flips"])
 
     def _local(self, view: str, head: nn.Module, features: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Embeddings of regions (B * r^axes, width), or of the whole view (B, width)."""
         if self.config.local_mode == "gap":
             return _embed(head, _average(features))
-        regions = pool_boxes(features, *self._shared_box(view, features.shape[2:], draws), self.config.local_regions)
+        lower, upper = self._shared_box(view, features.shape[2:], draws)
+        flips, size = draws[f"{view}_flips"], lower.new_tensor(features.shape[2:])
+        box = (
+            torch.where(flips, size - upper, lower),
+            torch.where(flips, size - lower, upper),
+        )  # where the view shows it
+        regions = mirrored(pool_boxes(features, *box, self.config.local_regions), flips)
         return _embed(head, regions.flatten(2).transpose(1, 2).flatten(0, 1))
 
     def _shared_box(self, view: str, grid: Sequence[int], draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

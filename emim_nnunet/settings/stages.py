@@ -72,7 +72,8 @@ class TrainingConfig:
             require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
 
 
-FINETUNE_INITS = ("pretrained", "scratch")
+SCRATCH = "scratch"
+FINETUNE_INITS = ("pretrained", SCRATCH)
 SSL_FOLDS = ("same", "all")
 
 
@@ -86,10 +87,13 @@ class FinetuneConfig:
         finetune_num_val_iterations_per_epoch: Number of validation batches per epoch (nnU-Net: 50).
         finetune_final_validation: Whether whole validation cases are predicted and scored after the training, as nnU-Net does;
             if not, ``--val`` does it later.
-        finetune_initial_lr: Peak learning rate of SGD (nnU-Net from scratch: 1e-2).
+        finetune_initial_lr: Peak learning rate of SGD from a pretrained encoder, ``-pretrained_weights`` included.
+        finetune_scratch_lr: Peak learning rate of SGD from scratch (nnU-Net's own).
         finetune_warmup_epochs: Number of epochs of linear warm-up before nnU-Net's polynomial decay; at most a tenth of the
             epochs is used.
-        finetune_init: How the encoder starts: ``pretrained``, or ``scratch``, the control with the same schedule.
+        finetune_deep_supervision: Whether losses are taken at all resolutions of the decoder, as in nnU-Net; if not, at the full
+            one only.
+        finetune_init: How the encoder starts: ``pretrained``, or ``scratch``, the control with a peak rate of its own.
         finetune_ssl_fold: Fold of the SSL stage whose encoder is taken: the ``same`` fold, or ``all``, which has seen the
             validation cases (their images, not their labels).
         finetune_ssl_trainer: Class name of the trainer whose SSL stage is taken; None = the one that the fine-tuning trainer
@@ -104,7 +108,9 @@ class FinetuneConfig:
     finetune_num_val_iterations_per_epoch: int = 50
     finetune_final_validation: bool = True
     finetune_initial_lr: float = 1e-3
+    finetune_scratch_lr: float = 1e-2
     finetune_warmup_epochs: int = 50
+    finetune_deep_supervision: bool = True
     finetune_init: str = "pretrained"
     finetune_ssl_fold: str = "same"
     finetune_ssl_trainer: str | None = None
@@ -118,7 +124,7 @@ class FinetuneConfig:
             "finetune_num_val_iterations_per_epoch",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("finetune_initial_lr", "linear_probe_lr"):
+        for name in ("finetune_initial_lr", "finetune_scratch_lr", "linear_probe_lr"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(self.finetune_seed is None or self.finetune_seed >= 0, "finetune_seed must be null or at least 0")
         require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")

@@ -1,4 +1,4 @@
-"""The segmentation stage: nnU-Net's trainer with a pretrained encoder, a warm-up and a lower peak rate."""
+"""The segmentation stage: nnU-Net's trainer with a pretrained encoder, a warm-up and a peak rate that suits the encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned
-from emim_nnunet.settings.stages import FinetuneConfig
+from emim_nnunet.settings.stages import SCRATCH, FinetuneConfig
 from emim_nnunet.storage.files import atomic_write, write_json
 from emim_nnunet.training.checkpoint import FINAL, LATEST, unfinished_checkpoint
 from emim_nnunet.training.faults import explained
@@ -62,7 +62,8 @@ class FinetuneTrainer(StageTrainer):
         self.num_epochs = self.config.finetune_num_epochs
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
-        self.initial_lr = self.config.finetune_initial_lr
+        self.enable_deep_supervision = self.config.finetune_deep_supervision
+        self.initial_lr, _ = self._peak_rate(pretrained=self.config.finetune_init != SCRATCH)
         self._resumed = self._trained = False
         self._weights_given = False
 
@@ -95,9 +96,15 @@ class FinetuneTrainer(StageTrainer):
     ) -> nn.Module:
         """The U-Net of the plans, built by nnU-Net; a network that cannot be built is a :class:`UserError`."""
         with planned("the network that the plans describe cannot be built"):
-            return nnUNetTrainer.build_network_architecture(
+            network = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
+        if (
+            not enable_deep_supervision
+        ):  # nnU-Net's decoder has the layers all the same, and DDP waits for their gradient
+            for layer in list(network.get_submodule("decoder.seg_layers"))[:-1]:
+                layer.requires_grad_(False)
+        return network
 
     def _build_loss(self) -> nn.Module:
         with planned("the loss that the plans describe cannot be built"):
@@ -112,8 +119,28 @@ class FinetuneTrainer(StageTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """nnU-Net's SGD, with a linear warm-up before nnU-Net's polynomial decay of the learning rate."""
         optimizer, _ = super().configure_optimizers()
-        warmup = warmup_length(self.config.finetune_warmup_epochs, self.num_epochs)
-        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, warmup)
+        return optimizer, self._schedule(optimizer)
+
+    def _peak_rate(self, *, pretrained: bool) -> tuple[float, str]:
+        """The highest learning rate, and why it is that."""
+        if pretrained:
+            return self.config.finetune_initial_lr, "finetune_initial_lr: the encoder is pretrained"
+        return self.config.finetune_scratch_lr, "finetune_scratch_lr: the encoder is from scratch"
+
+    def _num_warmup_epochs(self) -> int:
+        return warmup_length(self.config.finetune_warmup_epochs, self.num_epochs)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> WarmupPolyLRScheduler:
+        """The schedule with the peak :attr:`initial_lr`, which the parameter groups, and so checkpoints, hold too."""
+        for group in optimizer.param_groups:
+            group["initial_lr"] = self.initial_lr
+        return WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self._num_warmup_epochs())
+
+    def _set_peak_rate(self, rate: float, why: str) -> None:
+        """Go on with a schedule of that peak."""
+        self.initial_lr = rate
+        self.lr_scheduler = self._schedule(self.optimizer)
+        self.print_to_log_file(f"Peak learning rate: {rate:g} ({why})")
 
     def run_training(self) -> None:
         """Load the encoder (after running its SSL stage, if this trainer does that), then train as nnU-Net does."""
@@ -184,13 +211,15 @@ class FinetuneTrainer(StageTrainer):
         self._loading.remove()
         if self._resumed:
             return
+        pretrained = self._weights_given or self.config.finetune_init != SCRATCH
         if self._weights_given:
             require_finite(self.encoder.state_dict(), "the encoder of -pretrained_weights")
             self.print_to_log_file("Encoder: from -pretrained_weights")
-        elif self.config.finetune_init == "scratch":
-            self.print_to_log_file("Encoder: from scratch (finetune_init)")
-        else:
+        elif pretrained:
             self._load_from_ssl_stage()
+        else:
+            self.print_to_log_file("Encoder: from scratch (finetune_init)")
+        self._set_peak_rate(*self._peak_rate(pretrained=pretrained))
 
     def _load_from_ssl_stage(self) -> None:
         ssl_fold = "all" if self.config.finetune_ssl_fold == "all" else self.fold
@@ -249,7 +278,8 @@ class FinetuneTrainer(StageTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
         """Continue the segmentation stage as nnU-Net does, without running any code in the file.
 
-        The encoder is part of the checkpoint, so it is not loaded from the SSL stage again.
+        The encoder is part of the checkpoint, so it is not loaded from the SSL stage again. The peak of the learning rate stays
+        that with which the stage began.
 
         Args:
             filename_or_checkpoint: The path of a checkpoint, or its content.
@@ -264,6 +294,8 @@ class FinetuneTrainer(StageTrainer):
                     Path(filename_or_checkpoint)
                 )  # refuses code; nnU-Net reads it again, and takes no dict here
             super().load_checkpoint(filename_or_checkpoint)
+            began = self.optimizer.param_groups[0].get("initial_lr", self.initial_lr)
+            self._set_peak_rate(began, "with which the stage began")
         self._resumed = True
 
     def save_checkpoint(self, filename: str) -> None:

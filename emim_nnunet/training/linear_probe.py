@@ -97,6 +97,11 @@ class LinearProbeTrainer(FinetuneTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """AdamW on the linear layers, with nnU-Net's polynomial decay of the learning rate."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        rate = self.config.linear_probe_lr
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)
-        return optimizer, WarmupPolyLRScheduler(optimizer, rate, self.num_epochs, 0)
+        optimizer = torch.optim.AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, self._schedule(optimizer)
+
+    def _peak_rate(self, *, pretrained: bool) -> tuple[float, str]:
+        return self.config.linear_probe_lr, "linear_probe_lr: the encoder is frozen"
+
+    def _num_warmup_epochs(self) -> int:
+        return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError, listed
+from emim_nnunet.methods import method_class
+from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.plans import check_plans, inheritance
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import FINAL
@@ -50,12 +52,14 @@ class Setup:
         plans: The plans JSON as a dict.
         configuration: The name of a configuration of the plans.
         dataset_json: The content of ``dataset.json``.
+        settings: All settings of the method, where defaults are to be compared as well.
     """
 
     block: dict[str, Any]
     plans: dict[str, Any]
     configuration: str
     dataset_json: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_checkpoint(cls, checkpoint: dict[str, Any]) -> Setup:
@@ -72,7 +76,8 @@ class Setup:
         links = inheritance(self.plans, self.configuration)
         content = {key: value for link in links for key, value in link.items()}
         architecture = content.get("architecture", {})
-        values = {k: v for k, v in self.block.items() if not k.startswith("finetune_") and k not in LOOP_ONLY}
+        block = self.block | self.settings
+        values = {k: v for k, v in block.items() if not k.startswith("finetune_") and k not in LOOP_ONLY}
         values |= {key: content.get(key) for key in CONFIGURATION}
         values |= {"transpose_forward": self.plans.get("transpose_forward")}
         values |= {"network_class_name": architecture.get("network_class_name")}
@@ -96,8 +101,10 @@ def check_continued(checkpoint: dict[str, Any], now: Setup, cases: StageCases, f
         UserError: Something differs; the message names it.
     """
     advice = f"move {folder} away to start anew, or train with a configuration of another name"
-    _refuse_other_setup(checkpoint, now, advice)
-    then_channels, channels = (channel_names(s.dataset_json) for s in (Setup.of_checkpoint(checkpoint), now))
+    then = Setup.of_checkpoint(checkpoint)
+    # of a finished stage nothing is computed any more
+    _refuse_other_setup(*((then, now) if checkpoint["finished"] else _with_settings(checkpoint, then, now)), advice)
+    then_channels, channels = (channel_names(s.dataset_json) for s in (then, now))
     if then_channels != channels:
         raise UserError(
             f"the SSL stage there was made with the channels {', '.join(then_channels)}, dataset.json now has "
@@ -135,14 +142,26 @@ def finished_stage(folder: Path, now: Setup, data: PreprocessedDataset) -> tuple
     advice = (
         f"move {folder} away to pretrain anew, or take its encoder as it is with emim_export and -pretrained_weights"
     )
-    _refuse_other_setup(checkpoint, now, advice)
+    _refuse_other_setup(Setup.of_checkpoint(checkpoint), now, advice)
     known = checkpoint.get("case_digests", {})
     cases = [case for case in (*data.labelled, *data.unlabelled) if case.identifier in known]
     return checkpoint, [*_refuse_other_data(checkpoint, cases, advice), *_other_versions(checkpoint)]
 
 
-def _refuse_other_setup(checkpoint: dict[str, Any], now: Setup, advice: str) -> None:
-    old, new = (setup.decisive() for setup in (Setup.of_checkpoint(checkpoint), now))
+def _with_settings(checkpoint: dict[str, Any], then: Setup, now: Setup) -> tuple[Setup, Setup]:
+    """Both setups with all settings of the method: another version may have had other defaults."""
+    config_class = method_class(checkpoint["method"]).config_class
+    settings = asdict(config_from_block(config_class, now.block))
+    before = checkpoint.get("settings") or asdict(config_from_block(config_class, config_class.formerly | then.block))
+    known = before.keys() & settings.keys()
+    return (
+        replace(then, settings={key: before[key] for key in known}),
+        replace(now, settings={key: settings[key] for key in known}),
+    )
+
+
+def _refuse_other_setup(then: Setup, now: Setup, advice: str) -> None:
+    old, new = then.decisive(), now.decisive()
     different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if different:
         changes = ", ".join(_change(key, old.get(key, "default"), new.get(key, "default")) for key in different)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -262,6 +263,7 @@ class SSLStage(StageTrainer):
             "fold": self.fold,
             "dataset_json": self.dataset_json,
             "emim": self.block,
+            "settings": asdict(self.method_config),
             "channel_names": self.channel_names,
             "training_cases": [case.identifier for case in self.cases.training],
             "validation_cases": [c.identifier for c in self.cases.probe] if self.cases.probe_is_held_out else [],

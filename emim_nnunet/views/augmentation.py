@@ -48,6 +48,34 @@ def mirror_(tensors: Sequence[Tensor], indices: Sequence[int], seed: int) -> Non
             tensor[sample] = tensor[sample].flip(axes)
 
 
+def draw_flips(num_axes: int, generator: torch.Generator) -> Tensor:
+    """Draw along which axes a view is mirrored, each with probability 1/2.
+
+    Args:
+        num_axes: Number of spatial axes.
+        generator: CPU generator.
+
+    Returns:
+        (1, axes) bool.
+    """
+    return torch.rand((1, num_axes), generator=generator) < 0.5
+
+
+def mirrored(image: Tensor, flips: Tensor) -> Tensor:
+    """Mirror each sample along its own axes; done twice, it is the image again. The positions of a stage's output mirror alike.
+
+    Args:
+        image: (B, C, *P), any dtype.
+        flips: (B, axes) bool of :func:`draw_flips`, on the device of the image; nothing waits for it.
+
+    Returns:
+        (B, C, *P), a new tensor.
+    """
+    for axis, flipped in enumerate(flips.unbind(1), start=2):
+        image = torch.where(flipped.view(-1, *[1] * (image.ndim - 1)), image.flip(axis), image)
+    return image
+
+
 def rotation_ranges(patch_size: Sequence[int]) -> tuple[float, ...]:
     """Largest angle about each axis, by nnU-Net's rules.
 

@@ -1,6 +1,9 @@
-"""Intensity changes of views, each modality for itself, on the training device: nnU-Net's, with its probabilities and ranges.
+"""Intensity changes of views, each modality for itself, on the training device: nnU-Net's, within its ranges.
 
 Noise, blur, brightness, contrast and gamma. (nnU-Net's simulated low resolution is left out: blur is of the same kind.)
+nnU-Net's probabilities suit the augmentation of labelled data: most crops shall stay what they are. Two views that are to be
+found equal need more: with nnU-Net's, 36 % of the views are the crop itself. SimCLR (arXiv 2002.05709, appendix A) and VICReg
+(arXiv 2105.04906) change the colours of a view with a probability of 0.8.
 """
 
 from __future__ import annotations
@@ -11,21 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emim_nnunet.distributed import all_reduce_sum
+
 NOISE, BLUR, BRIGHTNESS, CONTRAST, GAMMA = range(5)  # columns of the parameters
-PROBABILITIES = (0.1, 0.2, 0.15, 0.15, 0.3)
+PROBABILITIES = (0.1, 0.2, 0.15, 0.15, 0.3)  # nnU-Net's
 NEUTRAL = (0.0, 0.0, 1.0, 1.0, 1.0)
 NOISE_STD, BLUR_SIGMA, FACTORS, GAMMAS = (0.0, 0.1), (0.5, 1.0), (0.75, 1.25), (0.7, 1.5)
 P_BLUR_CHANNEL = 0.5
 BLUR_RADIUS = 3
 
 
-def draw_intensity(num_modalities: int, generator: torch.Generator, present: Tensor | None = None) -> Tensor:
+def draw_intensity(
+    num_modalities: int,
+    generator: torch.Generator,
+    present: Tensor | None = None,
+    *,
+    probability: float | None = None,
+) -> Tensor:
     """Draw how the modalities of one view change.
 
     Args:
         num_modalities: C.
         generator: CPU generator.
-        present: (C,) bool; a modality that is not there gets no noise, the only change that would fill it. None = all.
+        present: (C,) bool; a modality that is not there does not change (noise would fill it). None = all.
+        probability: Probability of each of the five changes, in [0, 1]; None = nnU-Net's, 0.1 to 0.3.
 
     Returns:
         (1, C, 5) float32: standard deviation of noise, sigma of blur in voxels, factor of brightness, factor of contrast,
@@ -46,11 +58,27 @@ def draw_intensity(num_modalities: int, generator: torch.Generator, present: Ten
         factors(*FACTORS),
         factors(*GAMMAS),
     ]
-    applied = torch.rand(len(values), generator=generator) < torch.tensor(PROBABILITIES)
+    probabilities = torch.tensor(PROBABILITIES if probability is None else (probability,) * len(values))
+    applied = torch.rand(len(values), generator=generator) < probabilities
     parameters = torch.where(applied, torch.stack(values, dim=1), torch.tensor(NEUTRAL))
     if present is not None:
-        parameters[~present, NOISE] = 0.0
+        parameters[~present] = torch.tensor(NEUTRAL)
     return parameters[None]
+
+
+def unchanged_share(*views: Tensor) -> Tensor:
+    """Share of the views of all ranks in which no modality changes.
+
+    Args:
+        views: (B, C, 5) each, the parameters of :func:`draw_intensity` of one view of every sample.
+
+    Returns:
+        () float32 in [0, 1].
+    """
+    parameters = torch.cat(views)
+    unchanged = (parameters == parameters.new_tensor(NEUTRAL)).flatten(1).all(1).float()
+    count, total = all_reduce_sum(torch.stack([unchanged.sum(), unchanged.new_tensor(float(len(unchanged)))])).unbind()
+    return count / total
 
 
 def draw_noise(shape: tuple[int, ...], parameters: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
