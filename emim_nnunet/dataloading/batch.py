@@ -40,26 +40,29 @@ def prepare(
     """Image and foreground of a batch on the device.
 
     Args:
-        batch: ``image`` (B, C, *P) float32, ``foreground`` (B, 1, *P) bool and, to be augmented, ``index`` (B,). Tensors that
-            are on the device already are changed in place.
+        batch: ``image`` (B, C, *P) float32, ``foreground`` (B, 1, *P) bool and, to be augmented, ``index`` (B,); ``inside``
+            (B, 1, *P) bool where nnU-Net takes something else for the body. Tensors that are on the device already are
+            changed in place.
         device: Where they are wanted.
-        use_mask_for_norm: Of the plans: per channel, whether voxels outside the foreground are 0.
+        use_mask_for_norm: Of the plans: per channel, whether voxels outside of what nnU-Net takes for the body are 0.
         augmentation: None = as they are.
 
     Returns:
         Both.
     """
     image = batch["image"].to(device, non_blocking=True)
-    foreground = batch["foreground"].to(device, non_blocking=True)
+    masks = batch["foreground"].to(device, non_blocking=True)
+    if "inside" in batch:  # whatever counts as body, the image is the one of the segmentation stage
+        masks = torch.cat([masks, batch["inside"].to(device, non_blocking=True)], dim=1)
     if augmentation is not None:
         indices, seed = batch["index"].tolist(), augmentation.seed
         rotate_and_scale_(
-            image, foreground, indices, seed, p_rotation=augmentation.p_rotation, p_scaling=augmentation.p_scaling
+            image, masks, indices, seed, p_rotation=augmentation.p_rotation, p_scaling=augmentation.p_scaling
         )
         if augmentation.mirror:
-            mirror_([image, foreground], indices, seed)
-    clear_outside_(image, foreground, use_mask_for_norm)
-    return image, foreground
+            mirror_([image, masks], indices, seed)
+    clear_outside_(image, masks[:, -1:], use_mask_for_norm)
+    return image, masks[:, :1].contiguous()
 
 
 def draw(

@@ -1,7 +1,8 @@
 """Checksums of preprocessed cases, which preparation writes beside their folder: whether a run goes on with the same data.
 
-``FOLDER.checksums`` says of each file of voxels its bytes, time of change and SHA-256. It is believed as long as bytes and
-time are those of the file; what differs is read again, so a copied folder and one that a run may not write are fine as well.
+``FOLDER.checksums`` says of each file of voxels, and of each body that is kept apart, its bytes, time of change and SHA-256. It
+is believed as long as bytes and time are those of the file; what differs is read again, so a copied folder and one that a run
+may not write are fine as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from emim_nnunet.datasets.preprocessed import Case, Stamp, case_folders, case_stamp
+from emim_nnunet.datasets.preprocessed import Case, Stamp, case_folders, case_stamp, stamped_file
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.files import sha256_of, write_text
 
@@ -44,7 +45,7 @@ def checksums_of(folder: Path, identifier: str) -> Checksums:
 
 
 def _read(folder: Path, stamp: Stamp) -> Checksums:
-    return {name: (size, changed, sha256_of(folder / name)) for name, size, changed in stamp}
+    return {name: (size, changed, sha256_of(stamped_file(folder, name))) for name, size, changed in stamp}
 
 
 def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
