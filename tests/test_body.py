@@ -317,6 +317,17 @@ def test_crops_are_drawn_where_the_body_is(tmp_path: Path) -> None:
     assert np.mean([crops[i]["foreground"].float().mean() >= 0.1 for i in range(40)]) > 0.8
 
 
+def test_the_same_body_gives_the_same_file_and_a_lost_one_is_missed(folder: Path) -> None:
+    file = body_file(folder, "a")
+    content = file.read_bytes()
+    write_body(folder, "a")
+    assert file.read_bytes() == content
+    assert case_digests(cases(folder)).keys() == {"a", "b"}
+    file.unlink()
+    with pytest.raises(UserError, match=r"bodies of 1 preprocessed cases are not in .* \(a\): copy that folder too"):
+        case_digests(cases(folder))
+
+
 def test_a_changed_body_is_other_data(folder: Path) -> None:
     before = case_digests(cases(folder))
     older = case_digests(cases(without_body(folder)), before)
