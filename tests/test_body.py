@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,14 @@ from tests.test_planner import plan
 NOISE, CONSTANT = "noise", "negative constant"
 
 
-def whole_head(kind: str, seed: int = 0, shape: tuple[int, int, int] = (40, 64, 64)) -> tuple[np.ndarray, np.ndarray]:
+@cache
+def phantom(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
+    return make_phantom(seed, shape)[0]
+
+
+def whole_head(kind: str, seed: int = 0, shape: tuple[int, int, int] = (32, 48, 48)) -> tuple[np.ndarray, np.ndarray]:
     """A phantom (4, *shape) with noise or a negative constant around it, and where it is."""
-    images, _ = make_phantom(seed, shape)
+    images = phantom(seed, shape).copy()
     head = images.any(0)
     if kind == NOISE:
         noise = np.random.default_rng(seed).rayleigh(40, images.shape).astype(np.float32)
@@ -66,26 +72,26 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("flat", [False, True], ids=["3D", "2D"])
 @pytest.mark.parametrize("kind", [NOISE, CONSTANT])
 def test_the_head_is_found_in_noise_and_before_a_constant(kind: str, flat: bool, channels: int) -> None:
-    for seed in range(2):
+    for seed in (0, 3):  # with few voxels between noise and tissue
         images, head = whole_head(kind, seed)
-        images, head = (images[:, 20:21], head[20:21]) if flat else (images, head)
+        images, head = (images[:, 16:17], head[16:17]) if flat else (images, head)
         found = find_body(scored(images[:channels]), np.ones_like(head))
         assert dice(found, head) >= 0.95
 
 
 def test_holes_belong_to_the_body_and_specks_do_not() -> None:
     images, head = whole_head(NOISE)
-    images[:, 15:25, 28:36, 28:36] = 0  # as air in a sinus
+    images[:, 12:20, 20:28, 20:28] = 0  # as air in a sinus
     images[:, :, :3, :3] = images.max()  # as an artefact
     found = find_body(scored(images), np.ones_like(head))
-    assert found[15:25, 28:36, 28:36].all()
+    assert found[12:20, 20:28, 20:28].all()
     assert not found[:, :3, :3].any()
 
 
 def test_the_body_lies_within_what_nnunet_takes_for_it() -> None:
     images, head = whole_head(NOISE)
     image, inside = scored(images), np.ones_like(head)
-    inside[:, :, 32:] = False
+    inside[:, :, 24:] = False
     image[:, ~inside] = 50.0  # whatever is there is not looked at
     found = find_body(image, inside)
     assert not found[~inside].any()
@@ -95,6 +101,8 @@ def test_the_body_lies_within_what_nnunet_takes_for_it() -> None:
 def test_nothing_stands_out_of_an_empty_image() -> None:
     inside = np.ones((4, 16, 16), dtype=bool)
     assert not find_body(np.zeros((2, 4, 16, 16)), inside).any()
+    ramp = np.arange(4 * 16 * 16.0).reshape(4, 16, 16)
+    assert not find_body(np.stack([ramp, -ramp]), inside).any()
     assert not find_body(np.ones((2, 4, 16, 16)), ~inside).any()
 
 
@@ -106,7 +114,7 @@ def test_a_missing_channel_does_not_count() -> None:
 
 
 def test_bodies_of_real_heads_have_the_size_of_heads() -> None:
-    folders = sorted(path for path in shared_data("lgg").iterdir() if path.is_dir())[:60:10]
+    folders = sorted(path for path in shared_data("lgg").iterdir() if path.is_dir())[:60:15]
     shares = []
     for folder in folders:
         files = [folder / f"{folder.name}_{sequence}.nii.gz" for sequence in ("T1", "FLAIR", "T1ce")]
@@ -114,7 +122,7 @@ def test_bodies_of_real_heads_have_the_size_of_heads() -> None:
         image = image.astype(np.float32)
         shares += list(find_body(scored(image), np.ones(image.shape[1:], dtype=bool)).mean((1, 2)))
     assert len(shares) > 100
-    assert np.mean([0.2 <= share <= 0.7 for share in shares]) > 0.8
+    assert np.mean([0.26 <= share <= 0.64 for share in shares]) > 0.75  # the others are at the ends of the volumes
     assert 0.3 <= np.median(shares) <= 0.5
 
 
@@ -335,7 +343,7 @@ def test_a_changed_body_is_other_data(folder: Path) -> None:
     assert older["a"] != before["a"]
     crops = CropDataset(cases(folder), (8, 16, 16), 0)
     body_file(folder, "a").unlink()
-    blosc2.asarray(np.ones((1, 40, 64, 64), dtype=bool), urlpath=str(body_file(folder, "a")))
+    blosc2.asarray(np.ones((1, 32, 48, 48), dtype=bool), urlpath=str(body_file(folder, "a")))
     now = case_digests(cases(folder))
     assert now["b"] == before["b"]
     assert now["a"] not in (before["a"], older["a"])

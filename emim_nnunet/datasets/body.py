@@ -27,9 +27,9 @@ def find_body(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The body: the largest bright region in the sum of all channels, without holes.
 
     Each channel is scaled to 0 .. 1 between its percentiles 1 and 99. Of the sum, what is above 0.6 of Otsu's threshold (IEEE
-    Trans SMC 1979) is closed and opened in each slice, and the largest component is kept. Holes are filled before
-    the opening, which tears the thin skin before a sinus, and at the end; in each slice, because the ends of the volume open
-    many of them.
+    Trans SMC 1979) is closed and opened in each slice, and the largest component is kept. Holes are filled before the
+    opening, which tears the thin skin before a sinus, and at the end; in each slice, because the ends of the volume open many
+    of them.
 
     Args:
         image: (C, *shape) float, three axes, the first across the slices.
@@ -43,15 +43,22 @@ def find_body(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
         low, high = np.percentile(channel[inside], (1, 99)) if inside.any() else (0.0, 0.0)
         if high > low:  # otherwise the channel is missing
             total += np.clip((channel - low) / (high - low), 0, 1)
-    total[~inside] = 0
-    if total.max() == 0:
+    values = total[inside]
+    if values.size == 0 or values.min() == values.max():
         return np.zeros_like(inside)
-    body = total > SHARE_OF_OTSU * threshold_otsu(total[inside])
-    body = _opened(_filled(_closed(body)))
+    body = _opened(_filled(_closed((total > SHARE_OF_OTSU * _otsu(values)) & inside)))
     regions, count = label(body)
     if count > 1:
         body = regions == 1 + np.bincount(regions.ravel())[1:].argmax()
     return _filled(body) & inside
+
+
+def _otsu(values: np.ndarray) -> float:
+    """Otsu's threshold as the middle between the means of both classes: scikit-image takes the lowest of equally good ones,
+    which is the brightest noise where few voxels are between noise and tissue.
+    """
+    bright = values > threshold_otsu(values)
+    return float(values[bright].mean() + values[~bright].mean()) / 2
 
 
 def _filled(body: np.ndarray) -> np.ndarray:
