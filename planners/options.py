@@ -26,6 +26,7 @@ class Options:
         verify_integrity: Whether nnU-Net's integrity check is run on the labelled cases first.
         clean: Whether the fingerprint is extracted anew where there is one.
         preprocess: Whether cases are preprocessed after planning.
+        body: Whether preprocessing looks for the body where the background is not 0; otherwise everything counts there.
         verbose: Whether nnU-Net says what it does.
 
     Raises:
@@ -43,6 +44,7 @@ class Options:
     verify_integrity: bool = False
     clean: bool = False
     preprocess: bool = True
+    body: bool = True
     verbose: bool = False
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from emim_nnunet.planners.fingerprint import extract_fingerprint
 from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
 from emim_nnunet.planners.options import Options
 from emim_nnunet.planners.preprocess import preprocess_cases
-from emim_nnunet.planners.raw_data import look_at_raw_dataset, remark_on_backgrounds
+from emim_nnunet.planners.raw_data import look_at_backgrounds, look_at_raw_dataset
 from emim_nnunet.storage.files import write_json
 from emim_nnunet.storage.locks import acquire
 
@@ -38,7 +38,7 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
     raw_folder, preprocessed = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
     with acquire(preprocessed, f"{name} in nnUNet_preprocessed") as lock:
         raw = look_at_raw_dataset(raw_folder, preprocessed, patients, options.num_processes_fingerprint)
-        remark = remark_on_backgrounds(raw, options.num_processes_fingerprint)
+        remark, wrong = look_at_backgrounds(raw, options.num_processes_fingerprint)
         if remark:
             logger.warning("WARNING: %s", remark)
         extract_fingerprint(dataset_id, raw, preprocessed / "dataset_fingerprint.json", options)
@@ -54,6 +54,7 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
                 raw.unlabelled,
                 options.num_processes,
                 lock,
+                find_body=wrong if options.body else (),
                 verbose=options.verbose,
             )
         ensure_splits(preprocessed, raw.labelled)

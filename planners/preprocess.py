@@ -6,24 +6,26 @@ get slower with more of them. It also deletes the old files before it writes new
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from emim_nnunet.datasets.body import body_remarks, write_body
 from emim_nnunet.datasets.checksums import Checksums, checksums_of, write_record
 from emim_nnunet.datasets.folders import read_dataset_json
-from emim_nnunet.datasets.preprocessed import case_identifiers, orientations_file
+from emim_nnunet.datasets.preprocessed import body_folder, case_identifiers, orientations_file
 from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
@@ -34,9 +36,31 @@ from emim_nnunet.nnunet.plans import PlansManager
 from emim_nnunet.storage.files import copy_file, left_work_folders, new_work_folder, write_json
 from emim_nnunet.storage.locks import Lock
 
+logger = logging.getLogger(__name__)
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
-Job = tuple[str, list[str], str | None]
+
+
+class Job(NamedTuple):
+    """A case to be preprocessed: where to, its images, its label where it has one, and whether its body is looked for."""
+
+    target: str
+    images: list[str]
+    label: str | None
+    find_body: bool
+
+    @property
+    def case(self) -> str:
+        """Its id."""
+        return Path(self.target).name
+
+
+class Prepared(NamedTuple):
+    """A preprocessed case: its id, checksums, and the share of the volume that its body fills, where that was looked for."""
+
+    case: str
+    checksums: Checksums
+    body: float | None
 
 
 class UnlabelledPreprocessor(DefaultPreprocessor):
@@ -61,6 +85,7 @@ def preprocess_cases(
     num_processes: int,
     lock: Lock,
     *,
+    find_body: Container[str] = (),
     verbose: bool = False,
 ) -> None:
     """Preprocess into ``<data_identifier>`` and ``<data_identifier>_unlabelled``; copy the labels as nnU-Net does.
@@ -76,6 +101,7 @@ def preprocess_cases(
         unlabelled: Case without label -> its images, in the order of the channels.
         num_processes: Workers, at most; never more than cores or cases.
         lock: The lock of the preprocessed data set, which this process holds.
+        find_body: Cases whose background is not 0, see :mod:`~emim_nnunet.datasets.body`.
         verbose: Whether nnU-Net says what it does.
 
     Raises:
@@ -97,11 +123,13 @@ def preprocess_cases(
         for suffix, kind, preprocessor, files in parts:
             target = folder / f"{settings.data_identifier}{suffix}"
             with _replaced(target, sorted(files), lock) as partial:
-                jobs = [(str(partial / case), *inputs) for case, inputs in files.items()]
+                jobs = [Job(str(partial / case), *inputs, case in find_body) for case, inputs in files.items()]
                 title = f"Preprocessing {kind} cases, {configuration}"
-                checksums = _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
+                done = _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
                 orientations_file(target).unlink(missing_ok=True)  # rather none than those of other images
-            write_record(target, checksums)
+            write_record(target, [case.checksums for case in done])
+            for line in body_remarks({case.case: case.body for case in done if case.body is not None}):
+                logger.log(logging.WARNING if line.startswith("WARNING") else logging.INFO, "%s", line)
             if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
                 images = {case: Path(paths[0]) for case, (paths, _) in files.items() if case not in unsaid}
                 _write_orientations(images, target)
@@ -144,9 +172,13 @@ def orientation_of(image: Path) -> str:
 
 @contextmanager
 def _replaced(folder: Path, cases: list[str], lock: Lock) -> Iterator[Path]:
-    """A folder to fill with ``cases``, which then takes the place of ``folder``; without cases that is only taken away."""
-    for left in left_work_folders(folder.parent, f"{folder.name}."):
-        shutil.rmtree(left, ignore_errors=True)
+    """A folder to fill with ``cases``, which then takes the place of ``folder``; without cases that is only taken away.
+
+    The folder of their bodies goes along.
+    """
+    for place in (folder, body_folder(folder)):
+        for left in left_work_folders(place.parent, f"{place.name}."):
+            shutil.rmtree(left, ignore_errors=True)
     partial, old = new_work_folder(folder), new_work_folder(folder)
     partial.mkdir()
     try:
@@ -156,18 +188,23 @@ def _replaced(folder: Path, cases: list[str], lock: Lock) -> Iterator[Path]:
         lock.check()
         if folder.is_dir():
             folder.rename(old)
+        for source, target in ((folder, old), (partial, folder)):  # before the cases: these must never be without
+            if body_folder(source).is_dir():
+                body_folder(source).rename(body_folder(target))
         if cases:
             partial.rename(folder)
     finally:
-        for left in (partial, old):
+        for left in (partial, old, body_folder(partial), body_folder(old)):
             shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # not empty, or never made
+            body_folder(folder).parent.rmdir()
 
 
 def _run_jobs(
     preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_processes: int, title: str
-) -> list[Checksums]:
-    """Preprocess and save all cases; their checksums."""
-    done: list[Checksums] = []
+) -> list[Prepared]:
+    """Preprocess and save all cases."""
+    done: list[Prepared] = []
     with tqdm(total=len(jobs), desc=title, disable=None) as bar:
         begin = perf_counter()
         for number, job in enumerate(jobs):
@@ -183,10 +220,12 @@ def _run_jobs(
     return done
 
 
-def _run_case(preprocessor: DefaultPreprocessor, job: Job, plans: tuple) -> Checksums:
-    """Preprocess and save a case; its checksums."""
-    preprocessor.run_case_save(*job, *plans)
-    return checksums_of(Path(job[0]).parent, Path(job[0]).name)
+def _run_case(preprocessor: DefaultPreprocessor, job: Job, plans: tuple) -> Prepared:
+    """Preprocess and save a case, and its body where that is wanted."""
+    preprocessor.run_case_save(job.target, job.images, job.label, *plans)
+    folder = Path(job.target).parent
+    body = write_body(folder, job.case) if job.find_body else None
+    return Prepared(job.case, checksums_of(folder, job.case), body)
 
 
 def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
@@ -207,14 +246,14 @@ def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
 
 def _run_pool(
     preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_workers: int, bar: tqdm
-) -> list[Checksums]:
+) -> list[Prepared]:
     """As :func:`_run_jobs`, with workers."""
-    checksums = []
+    prepared = []
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(_run_case, preprocessor, job, plans): job for job in jobs}
         try:
             for done in as_completed(running):
-                checksums.append(done.result())
+                prepared.append(done.result())
                 bar.update()
         except BrokenProcessPool as error:
             raise UserError("a preprocessing worker was killed, probably for memory: use a smaller -np") from error
@@ -222,12 +261,12 @@ def _run_pool(
             raise _failed(running[done], error) from error
         finally:
             pool.shutdown(cancel_futures=True)
-    return checksums
+    return prepared
 
 
 def _failed(job: Job, error: Exception) -> UserError:
     """What nnU-Net stumbles over is mostly the case."""
-    return UserError(f"case {Path(job[0]).name} cannot be preprocessed: {' '.join(str(error).split())}")
+    return UserError(f"case {job.case} cannot be preprocessed: {' '.join(str(error).split())}")
 
 
 def _copy_labels(target: Path, labels: dict[str, Path], dataset_json: dict[str, Any]) -> None:

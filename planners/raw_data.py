@@ -77,7 +77,7 @@ def look_at_raw_dataset(
     return raw
 
 
-def remark_on_backgrounds(raw: RawDataset, num_threads: int) -> str:
+def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str]]:
     """Look for images whose background is not 0.
 
     Args:
@@ -85,7 +85,7 @@ def remark_on_backgrounds(raw: RawDataset, num_threads: int) -> str:
         num_threads: Number of cases that are read at a time.
 
     Returns:
-        A line that says which and what helps, or an empty string.
+        A line that says which and what helps, or an empty string; ids of the cases with such an image.
 
     Raises:
         UserError: A file cannot be read; the message names it.
@@ -100,17 +100,20 @@ def remark_on_backgrounds(raw: RawDataset, num_threads: int) -> str:
         return [wrong_background(channel) for file in files for channel in read_case(reader, [file])[0]]
 
     found: dict[str, Background] = {}
+    wrong: set[str] = set()
     with ThreadPoolExecutor(num_threads) as pool:
         looks = tqdm(pool.map(look, images.values()), "Looking at backgrounds", len(images), disable=None)
         for case, backgrounds in zip(images, looks, strict=True):
             named = zip(names, backgrounds, strict=False)
             found |= {f"case {case}, {name}": background for name, background in named if background}
+            wrong |= {case} if any(backgrounds) else set()
     if not found:
-        return ""
-    return (
+        return "", wrong
+    remark = (
         f"{background_remark(found, len(images) * len(names))}: set it to 0; emim_convert does with --background_to_zero or a "
         f"--mask"
     )
+    return remark, wrong
 
 
 def _check_patients(raw: Path, preprocessed: Path, patients: dict[str, str] | None, cases: set[str]) -> None:

@@ -19,7 +19,7 @@ from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.dataloading.batch import prepare
 from emim_nnunet.dataloading.crops import crop_box
 from emim_nnunet.datasets.dataset import PreprocessedDataset
-from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, open_case, readable
+from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, open_body, open_case, readable
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks import PlannedEncoder, encoder_of
 from emim_nnunet.nnunet.inference import compute_steps_for_sliding_window
@@ -122,17 +122,19 @@ def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tenso
     size = (1, *patch) if len(patch) == 2 else patch
     with readable(case.identifier):
         image, seg = open_case(case.folder, case.identifier)
-        body = np.asarray(seg)[:1] != OUTSIDE
+        inside = np.asarray(seg)[:1] != OUTSIDE
+        body = open_body(case.folder, case.identifier, image.shape[1:])
+        masks = inside if body is None else np.concatenate([body[:], inside])
     for lower in product(*(_starts(n, p) for n, p in zip(image.shape[1:], size, strict=True))):
         box = [[start, start + p] for start, p in zip(lower, size, strict=True)]
-        inside = torch.from_numpy(crop_box(body, box, False))
-        if not inside.any():
+        mask = torch.from_numpy(crop_box(masks, box, False))
+        if not mask[0].any():
             continue
         with readable(case.identifier):
             voxels = torch.from_numpy(crop_box(image, box, 0).astype(np.float32, copy=False))
         if len(patch) == 2:
-            voxels, inside = voxels[:, 0], inside[:, 0]
-        patch_of_case = {"image": voxels[None], "foreground": inside[None]}
+            voxels, mask = voxels[:, 0], mask[:, 0]
+        patch_of_case = {"image": voxels[None], "foreground": mask[None, :1], "inside": mask[None, -1:]}
         yield prepare(patch_of_case, torch.device("cpu"), manager.use_mask_for_norm)
 
 

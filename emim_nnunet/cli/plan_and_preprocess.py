@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         verify_integrity=arguments.verify_dataset_integrity,
         clean=arguments.clean,
         preprocess=not arguments.no_pp,
+        body=not arguments.no_body,
         verbose=arguments.verbose,
     )
     for number in arguments.d:
@@ -86,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="recommended once per data set")
     parser.add_argument("--clean", action="store_true", help="extract the fingerprint anew after the data changed")
     parser.add_argument("--no_pp", action="store_true", help="only plan")
+    parser.add_argument(
+        "--no_body", action="store_true", help="count everything as body where the background is not 0, as nnU-Net does"
+    )
     parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
     add_take_over(parser)
     return parser

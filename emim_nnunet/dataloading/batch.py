@@ -40,26 +40,30 @@ def prepare(
     """Move image and foreground of a batch to the device, augment them, and set the outside of the foreground to 0.
 
     Args:
-        batch: ``image`` (B, C, *P) float32, ``foreground`` (B, 1, *P) bool and, to be augmented, ``index`` (B,). Tensors that
-            are on the device already are changed in place.
-        device: The device that both are moved to.
-        use_mask_for_norm: ``use_mask_for_norm`` of the plans: for each channel, whether voxels outside the foreground are 0.
+        batch: ``image`` (B, C, *P) float32, ``foreground`` (B, 1, *P) bool and, to be augmented, ``index`` (B,); ``inside``
+            (B, 1, *P) bool where nnU-Net takes something else for the body. Tensors that are on the device already are
+            changed in place.
+        device: The device that they are moved to.
+        use_mask_for_norm: ``use_mask_for_norm`` of the plans: for each channel, whether voxels outside of what nnU-Net takes
+            for the body are 0.
         augmentation: The random changes; None = no augmentation.
 
     Returns:
         The image (B, C, *P) float32 and the foreground (B, 1, *P) bool, on the device.
     """
     image = batch["image"].to(device, non_blocking=True)
-    foreground = batch["foreground"].to(device, non_blocking=True)
+    masks = batch["foreground"].to(device, non_blocking=True)
+    if "inside" in batch:  # whatever counts as body, the image is the one of the segmentation stage
+        masks = torch.cat([masks, batch["inside"].to(device, non_blocking=True)], dim=1)
     if augmentation is not None:
         indices, seed = batch["index"].tolist(), augmentation.seed
         rotate_and_scale_(
-            image, foreground, indices, seed, p_rotation=augmentation.p_rotation, p_scaling=augmentation.p_scaling
+            image, masks, indices, seed, p_rotation=augmentation.p_rotation, p_scaling=augmentation.p_scaling
         )
         if augmentation.mirror:
-            mirror_([image, foreground], indices, seed)
-    clear_outside_(image, foreground, use_mask_for_norm)
-    return image, foreground
+            mirror_([image, masks], indices, seed)
+    clear_outside_(image, masks[:, -1:], use_mask_for_norm)
+    return image, masks[:, :1].contiguous()
 
 
 def draw(

@@ -12,7 +12,16 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from emim_nnunet.datasets.preprocessed import OUTSIDE, Case, case_folders, case_stamp, open_case, readable
+from emim_nnunet.datasets.preprocessed import (
+    OUTSIDE,
+    Case,
+    body_file,
+    case_folders,
+    case_stamp,
+    open_body,
+    open_case,
+    readable,
+)
 from emim_nnunet.errors import UserError
 from emim_nnunet.randomness import Stream, seeded_generator
 
@@ -45,6 +54,7 @@ class _CaseFiles:
         self._case = case
         with readable(case.identifier):
             self._image, self._seg = open_case(case.folder, case.identifier)
+            self._body = open_body(case.folder, case.identifier, self._image.shape[1:])
         self.shape: tuple[int, ...] = self._image.shape
 
     def image(self, box: Sequence[Sequence[int]]) -> np.ndarray:
@@ -56,6 +66,17 @@ class _CaseFiles:
         """(1, *box), :data:`OUTSIDE` beyond the volume."""
         with readable(self._case.identifier):
             return crop_box(self._seg, box, OUTSIDE)
+
+    def inside(self, box: Sequence[Sequence[int]]) -> Tensor:
+        """(1, *box) bool, what nnU-Net takes for the body: all of an image whose background is not 0."""
+        return torch.from_numpy(self.labels(box) != OUTSIDE)[:1]
+
+    def foreground(self, box: Sequence[Sequence[int]]) -> Tensor:
+        """(1, *box) bool, the body."""
+        if self._body is None:
+            return self.inside(box)
+        with readable(self._case.identifier):
+            return torch.from_numpy(crop_box(self._body, box, False))
 
 
 def subject_number(identifier: str) -> int:
@@ -90,6 +111,7 @@ class CropDataset(Dataset):
             raise ValueError("at least one case is needed")
         self.cases = list(cases)
         self.stamps = {case: case_stamp(case.folder, case.identifier) for case in self.cases}
+        self._any_body = any(body_file(case.folder, case.identifier).is_file() for case in self.cases)
         self.is_2d = len(patch_size) == 2
         self.patch_size = (1, *patch_size) if self.is_2d else tuple(patch_size)
         self.seed = seed
@@ -122,8 +144,8 @@ class CropDataset(Dataset):
 
         Returns:
             ``image`` (C, *P) float32, ``foreground`` (1, *P) bool, ``index`` int, ``case`` id, ``subject``, its number, and
-            ``present`` (C,) bool, which modalities are not 0 everywhere; ``label`` (1, *P) int16, -1 outside the body, where
-            asked for.
+            ``present`` (C,) bool, which modalities are not 0 everywhere; ``inside`` (1, *P) bool, what nnU-Net takes for the
+            body, if that is another one for any of the cases; ``label`` (1, *P) int16, -1 outside of it, where asked for.
 
         Raises:
             UserError: The files of the case cannot be read, or have changed.
@@ -147,10 +169,12 @@ class CropDataset(Dataset):
         )
 
     def _read(self, case: Case, generator: torch.Generator) -> dict[str, Any]:
-        """Image, foreground and, where asked for, label of a crop."""
+        """Image, foreground and, where needed, ``inside`` and label of a crop."""
         files = _CaseFiles(case)
         box, foreground = self._choose_box(files, generator)
         item = {"image": torch.from_numpy(files.image(box).astype(np.float32, copy=False)), "foreground": foreground}
+        if self._any_body:
+            item["inside"] = files.inside(box)
         if self.with_label:
             item["label"] = torch.from_numpy(files.labels(box).astype(np.int16, copy=False))[:1]
         return item
@@ -172,7 +196,7 @@ class CropDataset(Dataset):
         best_share, best = -1.0, None
         for _ in range(MAX_TRIES):
             box = self._random_box(files.shape[1:], generator)
-            foreground = torch.from_numpy(files.labels(box) != OUTSIDE)[:1]
+            foreground = files.foreground(box)
             share = int(foreground.count_nonzero()) / foreground.numel()
             if share > best_share:
                 best_share, best = share, (box, foreground)

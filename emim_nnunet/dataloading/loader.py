@@ -21,7 +21,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]  # None stands for the module that is not there
 
 FILES_WITHOUT_WORKERS = 48
-FILES_PER_WORKER = 16  # two batches ahead, of five or six tensors that are files, and the pipes
+FILES_PER_WORKER = 18  # two batches ahead, of five to seven tensors that are files, and the pipes
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class CropBatches:
     """An endless iterator over batches of crops, in a fixed order whatever the number of workers.
 
     Gives dicts: ``image`` (B, C, *P), ``foreground`` (B, 1, *P), ``index`` (B,), ``subject`` (B,), ``present`` (B, C),
-    ``case`` list of ids. The workers start with the first batch, or with :meth:`start`.
+    ``case`` list of ids, and ``inside`` (B, 1, *P) where :class:`~emim_nnunet.dataloading.crops.CropDataset` gives it. The
+    workers start with the first batch, or with :meth:`start`.
 
     Args:
         dataset: The crops.

@@ -1,4 +1,7 @@
-"""The background of an image. Voxels that are 0 in all channels count as outside of the body, everywhere in this package."""
+"""The background of an image. Voxels that are 0 in all channels count as outside of the body, everywhere in this package.
+
+Where the background is not 0, preprocessing looks for the body: :mod:`~emim_nnunet.datasets.body`.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +91,8 @@ def background_remark(found: Mapping[str, Background], num_images: int) -> str:
     """
     worst = max(found, key=lambda name: found[name].share)
     return (
-        f"the background of {len(found)} of {num_images} images is not 0 (most in {worst}: {found[worst]}), so air counts as "
-        f"body in crops, masks, normalisation and losses"
+        f"the background of {len(found)} of {num_images} images is not 0 (most in {worst}: {found[worst]}), so air counts in "
+        f"normalisation and segmentation, and in crops, masks and losses where preprocessing does not find the body"
     )
 
 

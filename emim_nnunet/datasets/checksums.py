@@ -1,8 +1,8 @@
 """Checksums of preprocessed cases, which show whether a run continues with the same data.
 
 Preparation writes ``FOLDER.checksums`` beside a folder of cases. It holds size, time of change and SHA-256 of each file of
-voxels. An entry is valid as long as size and time are those of the file; other files are read again, so a copied folder and one
-that a run may not write to work as well.
+voxels, and of each body that is kept apart. An entry is valid as long as size and time are those of the file; other files are
+read again, so a copied folder and one that a run may not write to work as well.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from emim_nnunet.datasets.preprocessed import Case, Stamp, case_folders, case_stamp
-from emim_nnunet.errors import UserError
+from emim_nnunet.datasets.preprocessed import BODY, Case, Stamp, body_folder, case_folders, case_stamp, stamped_file
+from emim_nnunet.errors import UserError, listed
 from emim_nnunet.storage.files import sha256_of, write_text
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def checksums_of(folder: Path, identifier: str) -> Checksums:
 
 
 def _read(folder: Path, stamp: Stamp) -> Checksums:
-    return {name: (size, changed, sha256_of(folder / name)) for name, size, changed in stamp}
+    return {name: (size, changed, sha256_of(stamped_file(folder, name))) for name, size, changed in stamp}
 
 
 def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
@@ -82,7 +82,7 @@ def case_digests(cases: Sequence[Case], needed: Container[str] = ()) -> dict[str
         Case id -> 32 hexadecimal digits; from folders without checksums only the needed cases.
 
     Raises:
-        UserError: The files of a case are missing or cannot be read.
+        UserError: The files of a case are missing or cannot be read, or its body is gone.
     """
     digests: dict[str, str] = {}
     for folder in case_folders(cases):
@@ -95,6 +95,12 @@ def case_digests(cases: Sequence[Case], needed: Container[str] = ()) -> dict[str
 def _digests(folder: Path, identifiers: Sequence[str], record: Checksums | None) -> dict[str, str]:
     known = record or {}
     stamps = {identifier: case_stamp(folder, identifier) for identifier in identifiers}
+    lost = [i for i, stamp in stamps.items() if f"{BODY}/{i}.b2nd" in {*known} - {name for name, _, _ in stamp}]
+    if lost:
+        raise UserError(
+            f"the bodies of {len(lost)} preprocessed cases are not in {body_folder(folder)} ({listed(lost)}): copy that folder "
+            f"too, or preprocess anew, with --no_body to do without"
+        )
     changed = [i for i, stamp in stamps.items() if any(known.get(name, ())[:2] != (s, t) for name, s, t in stamp)]
     if len(changed) > 1:
         logger.info(

@@ -7,7 +7,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -21,6 +21,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.cases import infer_dataset_class, nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
+BODY = "body"
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
 UNREADABLE = (  # errors of reading files that are missing, damaged or of another kind
@@ -94,6 +95,16 @@ def read_orientations(folder: Path, transpose: Sequence[int]) -> dict[str, str]:
         return {}
 
 
+def body_folder(data_folder: Path) -> Path:
+    """Where the bodies of preprocessed cases are whose background is not 0: not among them, as :func:`orientations_file`."""
+    return data_folder.parent / BODY / data_folder.name
+
+
+def body_file(folder: Path, identifier: str) -> Path:
+    """Where the body of a preprocessed case is, if its background is not 0 and preparation has found it."""
+    return body_folder(folder) / f"{identifier}.b2nd"
+
+
 def unlabelled_folder(data_folder: Path) -> Path:
     """Folder of the preprocessed cases without label, beside the folder of the labelled ones."""
     return data_folder.with_name(data_folder.name + "_unlabelled")
@@ -107,14 +118,29 @@ def case_identifiers(folder: Path) -> list[str]:
 
 
 def case_stamp(folder: Path, identifier: str) -> Stamp:
-    """Name, size in bytes and time of change in ns of each file that holds voxels of a case; empty where there is none."""
+    """Name, size in bytes and time of change in ns of each file that holds voxels of a case; empty where there is none.
+
+    Where they are: :func:`stamped_file`. The last one is the body, where it has a file.
+    """
     for names in ((f"{identifier}.b2nd", f"{identifier}_seg.b2nd"), (f"{identifier}.npz",)):
         try:
-            states = [os.stat(folder / name) for name in names]
+            stamp = [_stamp(folder, name) for name in names]
         except (FileNotFoundError, NotADirectoryError):
             continue
-        return tuple((name, s.st_size, s.st_mtime_ns) for name, s in zip(names, states, strict=True))
+        with suppress(FileNotFoundError, NotADirectoryError):
+            stamp.append(_stamp(folder, f"{BODY}/{identifier}.b2nd"))
+        return tuple(stamp)
     return ()
+
+
+def stamped_file(folder: Path, name: str) -> Path:
+    """The file that a name in :func:`case_stamp` stands for; folders may be renamed, so the name holds none of them."""
+    return body_folder(folder) / name.removeprefix(f"{BODY}/") if name.startswith(f"{BODY}/") else folder / name
+
+
+def _stamp(folder: Path, name: str) -> tuple[str, int, int]:
+    state = os.stat(stamped_file(folder, name))
+    return name, state.st_size, state.st_mtime_ns
 
 
 def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
@@ -134,6 +160,28 @@ def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
     if image.ndim != 4 or image.shape[1:] != seg.shape[1:] or 0 in (*image.shape, *seg.shape):
         raise ValueError(f"an image of shape {image.shape} and a segmentation of shape {seg.shape}")
     return image, seg
+
+
+def open_body(folder: Path, identifier: str, shape: Sequence[int]) -> Any | None:
+    """The body of a case whose background is not 0.
+
+    Args:
+        folder: Of preprocessed cases.
+        identifier: Case id.
+        shape: Voxels of the case per axis.
+
+    Returns:
+        (1, *shape) bool, an open file; None where there is none, so that what nnU-Net takes for the body is the body.
+
+    Raises:
+        Exception: One of :data:`UNREADABLE`: the file is damaged, or belongs to another case.
+    """
+    if not body_file(folder, identifier).is_file():
+        return None
+    body = _open(body_folder(folder) / identifier, "", BODY)
+    if body.shape != (1, *shape) or body.dtype != bool:
+        raise ValueError(f"a body of shape {body.shape} and type {body.dtype} of an image of shape {tuple(shape)}")
+    return body
 
 
 def _open(case: Path, suffix: str, key: str) -> Any:

@@ -83,9 +83,9 @@ class SSLMethod(nn.Module, Generic[Config]):
     :meth:`check`, :meth:`draw` and ``forward(image, foreground, draws)``. All randomness comes through :meth:`draw`, and what a
     method remembers changes in :meth:`after_step` only, so forward is a pure function of state and inputs.
 
-    ``forward`` gets ``image`` (B, C, *crop) float, z-scored inside the body and 0 outside, ``foreground`` (B, 1, *crop) bool,
-    and ``draws``: what :meth:`draw` returned for each sample, concatenated, and ``subject`` (B,) int64 >= 0, whose image it is.
-    It returns a :class:`MethodOutput`.
+    ``forward`` gets ``image`` (B, C, *crop) float, z-scored, outside of the body mostly 0 (or noise, where the background is
+    that), ``foreground`` (B, 1, *crop) bool, and ``draws``: what :meth:`draw` returned for each sample, concatenated, and
+    ``subject`` (B,) int64 >= 0, whose image it is. It returns a :class:`MethodOutput`.
 
     Attributes:
         encoder: The part that is transferred; its keys in the state dict start with ``encoder.``.

@@ -102,7 +102,7 @@ def rotate_and_scale_(
 
     Args:
         image: (B, C, *P) float.
-        foreground: (B, 1, *P) bool.
+        foreground: (B, M, *P) bool, one or more masks.
         indices: Crop number of each sample; with the seed it decides everything.
         seed: Seed of the run.
         p_rotation: Probability of a rotation, angles uniform within :func:`rotation_ranges`.
@@ -114,7 +114,8 @@ def rotate_and_scale_(
         if matrix is not None:
             one = slice(sample, sample + 1)
             both = _resample(torch.cat([image[one], foreground[one].to(image.dtype)], dim=1), matrix)
-            image[one], foreground[one] = both[:, :-1], both[:, -1:] > 0.5
+            channels = image.shape[1]
+            image[one], foreground[one] = both[:, :channels], both[:, channels:] > 0.5
 
 
 def _resample(tensor: Tensor, matrix: Tensor) -> Tensor:

@@ -102,12 +102,13 @@ def draw_noise(shape: tuple[int, ...], parameters: Tensor, generator: torch.Gene
 
 
 def change_intensity(image: Tensor, foreground: Tensor, parameters: Tensor, noise: Tensor) -> Tensor:
-    """Noise, blur, brightness, contrast, gamma, in nnU-Net's order; voxels outside the body stay 0.
+    """Noise, blur, brightness, contrast, gamma, in nnU-Net's order; voxels outside the body that are 0 stay 0.
 
-    Statistics (mean, smallest, largest) are those of the body: a share of background must not change what a factor does.
+    Statistics (mean, smallest, largest) are those of the body: a share of background must not change what a factor does. A
+    background that is not 0 is changed as the body is, and the range that nothing leaves is that of both.
 
     Args:
-        image: (B, C, *P) float, 0 outside the body.
+        image: (B, C, *P) float.
         foreground: (B, 1, *P) bool.
         parameters: (B, C, 5) of :func:`draw_intensity`.
         noise: (B, C, *P) of :func:`draw_noise`.
@@ -115,14 +116,15 @@ def change_intensity(image: Tensor, foreground: Tensor, parameters: Tensor, nois
     Returns:
         (B, C, *P) float.
     """
+    there = foreground | (image != 0)
     columns = parameters.view(*parameters.shape, *[1] * (image.ndim - 2)).unbind(2)
     image = _blur(image + noise, parameters[:, :, BLUR])
     image = image * columns[BRIGHTNESS]
     axes = tuple(range(2, image.ndim))
     inside = foreground.to(image.dtype)
     count = inside.sum(axes, keepdim=True).clamp_min(1.0)
-    low = image.masked_fill(~foreground, torch.inf).amin(axes, keepdim=True)
-    high = image.masked_fill(~foreground, -torch.inf).amax(axes, keepdim=True)
+    low = image.masked_fill(~there, torch.inf).amin(axes, keepdim=True)
+    high = image.masked_fill(~there, -torch.inf).amax(axes, keepdim=True)
     empty = high < low
     low, high = low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
 
@@ -137,7 +139,7 @@ def change_intensity(image: Tensor, foreground: Tensor, parameters: Tensor, nois
     curved = unit.pow(columns[GAMMA])
     curved_mean, curved_std = moments(curved)
     curved = (curved - curved_mean) * (std / curved_std.clamp_min(1e-7)) + mean
-    return torch.where(columns[GAMMA] == 1.0, image, curved) * inside
+    return torch.where(columns[GAMMA] == 1.0, image, curved) * there
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
