@@ -28,6 +28,8 @@ class TrainingConfig:
         reconstruction_every: Epochs between two pictures of reconstructions.
         use_validation_cases: Train on the validation cases of the fold too.
         collapse_patience: Stop when the collapse monitor has warned for this many epochs in a row; None = never stop.
+        collapse_reference: Another SSL stage whose losses are drawn beside those of this one in ``collapse_spectrum.png``: its
+            folder or its ``ssl_log.csv``, relative to ``nnUNet_results`` or absolute; None = none.
         max_skipped_steps: Steps of an epoch whose loss or gradient may be not finite; they change nothing. One more stops the
             stage; 0 = stop at the first.
     """
@@ -48,6 +50,7 @@ class TrainingConfig:
     reconstruction_every: int = 10
     use_validation_cases: bool = False
     collapse_patience: int | None = None
+    collapse_reference: str | None = None
     max_skipped_steps: int = 5
 
     def __post_init__(self) -> None:
