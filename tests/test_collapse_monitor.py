@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from math import isnan
@@ -24,6 +25,7 @@ from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.diagnosis.probe_data import choose_cases
+from emim_nnunet.diagnosis.reference import read_reference
 from emim_nnunet.diagnosis.subjects import subjects
 from emim_nnunet.diagnostics import Thresholds
 from emim_nnunet.errors import UserError
@@ -118,6 +120,61 @@ def test_crops_of_air_that_is_not_zero_are_called_empty_and_have_no_skill() -> N
     assert "Skill over the constant prediction: a n/a, b n/a, c n/a, d n/a, all n/a" in log_lines(row)
 
 
+def same_patch(reconstruction: Any) -> Any:
+    """What a decoder puts out that has no sense of place: one patch for all cells, about the mean of each sample."""
+    mean = reconstruction.image.mean((2, 3, 4), keepdim=True)
+    return mean + reconstruction.target[:1, :, :4, :4, :4].repeat(1, 1, 4, 4, 4) * 0.1
+
+
+def sample_mean(reconstruction: Any) -> Any:
+    return reconstruction.image.mean((2, 3, 4), keepdim=True).expand_as(reconstruction.image)
+
+
+def partly_right(reconstruction: Any) -> Any:
+    noise = torch.randn(reconstruction.target.shape, generator=torch.Generator().manual_seed(0))
+    return 0.3 * reconstruction.target + 0.05 * noise
+
+
+@pytest.mark.parametrize("draws_what", [same_patch, sample_mean, partly_right])
+def test_cells_that_all_get_the_same_are_found_although_there_is_skill(draws_what: Any) -> None:
+    method = toy_method(MIM)
+    watch = monitor(method)
+    image, foreground, draws = toy_batch(method, 6)
+    # samples of different brightness: knowing the mean of each is a skill
+    image = (image + torch.linspace(-2, 2, 6).view(6, 1, 1, 1, 1)) * foreground
+    with torch.no_grad():
+        output = method.eval()(image, foreground, draws)
+    drawn = output._replace(reconstruction=output.reconstruction._replace(prediction=draws_what(output.reconstruction)))
+    for epoch in range(4):
+        watch.start()
+        watch.update(range(6), image, foreground, drawn if epoch else output, method.encoder)
+        watch.finish(epoch, 250 * epoch)
+    assert watch.history[0]["level"] == "ok"  # the untrained network is not judged
+    assert watch.history[-1]["reconstruction"]["all"]["foreground_skill"] > 0.3
+    found = {(finding.rule, finding.level) for finding in watch.verdict.findings}
+    collapsed = draws_what is not partly_right
+    assert (("cells_alike", "warning") in found) == collapsed
+    assert ("fully masked cells of a sample get nearly the same content" in watch.log_line()) == collapsed
+    assert "no_skill" not in {rule for rule, _ in found}
+
+
+def test_measurements_of_an_earlier_version_go_on(tmp_path: Path) -> None:
+    method = toy_method(MIM)
+    watch = monitor(method)
+    for epoch in range(2):
+        look(watch, method, epoch)
+    for key in ("baselines", "mask_losses"):
+        watch.history[0].pop(key)
+    for scores in (scores for m in watch.history for scores in m["reconstruction"].values()):
+        scores.pop("within")
+    assert watch.first_lines() == []
+    look(watch, method, 2)
+    watch.write(tmp_path, {}, picture=True)
+    rows = list(csv.DictReader((tmp_path / "collapse.csv").open()))
+    assert [row["within"] == "" for row in rows if row["name"] == "all"] == [True, True, False]
+    assert imread(tmp_path / "collapse_spectrum.png").std() > 0.05
+
+
 def test_a_rank_of_too_few_rows_is_marked_and_the_mark_explained() -> None:
     method = toy_method(MIM)
     watch = monitor(method)
@@ -140,7 +197,17 @@ def test_nan_is_an_error_that_names_the_stage() -> None:
 def test_a_run_leaves_table_report_picture_and_verdict(nnunet: Path) -> None:
     folder = trained(PRETRAIN)
     rows = list(csv.DictReader((folder / "collapse.csv").open()))
-    assert [r["name"] for r in rows if r["epoch"] == "3"] == ["all", "T1", "T1ce", "T2", "Flair", "0", "1", "2"]
+    names = ["all", "T1", "T1ce", "T2", "Flair"]
+    assert [r["name"] for r in rows if r["epoch"] == "3"] == [*names, "0", "1", "2"]
+    kinds = ("constant", "sample_constant", "outline", "depth", "mask")
+    first = {k: {r["name"]: float(r["loss"]) for r in rows if r["kind"] == k and r["epoch"] == "0"} for k in kinds}
+    collapsed = {r["name"]: float(r["collapsed_loss"]) for r in rows if r["kind"] == "modality" and r["epoch"] == "0"}
+    assert first["constant"] == pytest.approx(collapsed)
+    assert list(first["depth"]) == names
+    assert all(first["depth"][n] < first["outline"][n] <= first["constant"][n] * (1 + 1e-9) for n in names)
+    assert all(0 < first["sample_constant"][n] < first["constant"][n] for n in names)
+    assert list(first["mask"]) == ["position", "patch", "modality", "hybrid"]
+    assert list(first["mask"].values()) == pytest.approx([collapsed["all"]] * 4, rel=0.15)
     assert {r["epoch"] for r in rows} == {"0", "1", "2", "3"}  # 0 = untrained
     report = json.loads((folder / "collapse_report.json").read_text())
     assert (report["schema"], report["schema_version"]) == ("emim_nnunet.collapse_report", 1)
@@ -165,6 +232,61 @@ def test_a_run_leaves_table_report_picture_and_verdict(nnunet: Path) -> None:
     log = log_of(folder)
     assert "Losses of constant predictions on the probe set: per global" in log
     assert log.count("Collapse monitor: ") == 4
+    assert re.search(
+        r"Losses without image content: constant [\d.]+ \(skill 0\.000\), sample constant [\d.]+ \(skill", log
+    )
+    assert re.search(r"Collapsed loss with other masks: position [\d.]+, patch [\d.]+, modality [\d.]+, hybrid", log)
+    assert {m["reconstruction"]["all"]["within"] > 0 for m in checkpoint["collapse"]} == {True}
+
+
+def test_the_losses_of_another_stage_are_drawn_beside_or_refused_before_the_start(nnunet: Path, tmp_path: Path) -> None:
+    other = trained(PRETRAIN)
+    with (other / "ssl_log.csv").open() as file:
+        losses = [float(row["val/reconstruction"]) for row in csv.DictReader(file)]
+    named = (str(other), str(other / "ssl_log.csv"), str(other.relative_to(os.environ["nnUNet_results"])))
+    for reference in map(read_reference, named):
+        assert reference is not None
+        assert reference.losses == tuple(losses)
+        assert reference.epochs == (1, 2, 3)
+        assert reference.name == f"{other.parent.name}/fold_0"
+    file = nnunet / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json"
+    text = file.read_text()
+    plans = json.loads(text)
+    block = plans["configurations"]["toy_beside"] = {"inherits_from": "toy", "emim": {"num_epochs": 1}}
+    try:
+        block["emim"]["collapse_reference"] = "nowhere"
+        file.write_text(json.dumps(plans))
+        with pytest.raises(UserError, match=r"collapse_reference nowhere: .*; name the folder of another SSL stage"):
+            trainer_of(MIM_PRETRAIN, "toy_beside")
+        assert not fold_folder(MIM_PRETRAIN, "toy_beside").exists()
+        block["emim"]["collapse_reference"] = named[2]
+        file.write_text(json.dumps(plans))
+        folder = train(MIM_PRETRAIN, "toy_beside")
+    finally:
+        file.write_text(text)
+    assert f"Reference {other.parent.name}/fold_0: reconstruction loss {losses[-1]:.4f} after 3 epochs" in log_of(
+        folder
+    )
+    about = json.loads((folder / "collapse_report.json").read_text())["about"]
+    assert about["reference"] == f"{other.parent.name}/fold_0"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no reconstruction losses"),
+        (b"epoch,val/loss\n0,1.0\n", "no reconstruction losses"),
+        (b"epoch,val/reconstruction\n0,nan\n", "no reconstruction losses"),
+        (b"epoch,val/reconstruction\n0,\n", "not the ssl_log.csv of an SSL stage"),
+        (b"time,val/reconstruction\n0,1.0\n", "not the ssl_log.csv of an SSL stage"),
+        (b"PK\xff\xfe\x00", "not the ssl_log.csv of an SSL stage"),
+    ],
+)
+def test_what_is_no_log_of_a_stage_is_refused_in_one_line(content: bytes, reason: str, nnunet_dirs: Path) -> None:
+    (nnunet_dirs / "ssl_log.csv").write_bytes(content)
+    with pytest.raises(UserError, match=reason) as refused:
+        read_reference(str(nnunet_dirs))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_is_never_stopped_unless_asked_to(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +344,9 @@ def test_diagnose_our_stage_stock_nnunet_and_an_export(
     assert "SSL stage, nnUNetTrainerEMIMPretrain, 3 epochs" in text
     assert "held out in training" in text
     assert "Skill over a constant in the body: all" in text
+    assert re.search(
+        r"Losses without image content: constant .*, depth [\d.]+ \(skill [\d.-]+\); of the network [\d.]+", text
+    )
     report = json.loads((tmp_path / "ours" / "collapse_report.json").read_text())
     assert report["about"]["probe_cases"] == load_checkpoint(stage_checkpoint)["validation_cases"]
     assert report["now"]["reconstruction"]["all"]["skill"] != report["untrained"]["reconstruction"]["all"]["skill"]

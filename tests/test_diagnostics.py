@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import pdist
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
@@ -35,6 +36,8 @@ from emim_nnunet.diagnostics import (
     stage_scores,
     uniformity,
 )
+from emim_nnunet.diagnostics import baselines as ladder
+from emim_nnunet.diagnostics.reconstruction import within_ratios, within_sums
 
 NAMES = ["T1", "T2"]
 nan = float("nan")
@@ -156,6 +159,106 @@ def test_losses_of_the_four_constants_equal_numpy() -> None:
     half = constant_losses(position_sums(target, counted), (4, 4))
     assert half["voxel_position"] == pytest.approx(t[:, :, 4:].var(0).mean(), rel=1e-9)
     assert all(np.isnan(v) for v in constant_losses(position_sums(target, counted & False), (4, 4)).values())
+
+
+# ------------------------------------------------------------------------------------------ masked cells and baselines
+
+
+@pytest.fixture
+def masked() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Targets (6, 2, 16, 16) of another mean in every sample, what of them counts, and the body: all but the border."""
+    target = randn(6, 2, 16, 16) + 2 * randn(6, 2, 1, 1, seed=1)
+    inside = torch.zeros(6, 1, 16, 16, dtype=torch.bool)
+    inside[:, :, 2:] = True
+    hidden = (randn(6, 2, 4, 4, seed=2) > -0.5).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return target, hidden & inside, inside
+
+
+def within(prediction: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, inside: torch.Tensor) -> Any:
+    return within_ratios(within_sums(prediction, target, counted, inside, (4, 4)), NAMES)
+
+
+def test_what_differs_between_fully_masked_cells_equals_numpy(masked: Any) -> None:
+    target, counted, inside = masked
+    prediction = 0.3 * target + randn(*target.shape, seed=3)
+
+    def deviations(values: torch.Tensor, channel: int) -> float:
+        total = 0.0
+        for sample, where in zip(values[:, channel].double().numpy(), counted[:, channel].numpy(), strict=True):
+            boxes = [np.s_[4 * i : 4 * i + 4, 4 * j : 4 * j + 4] for i in range(4) for j in range(4)]
+            cells = [sample[box] for box in boxes if where[box].all()]
+            assert 2 < len(cells) < 16
+            total += ((np.array(cells) - np.mean(cells, 0)) ** 2).sum()
+        return total
+
+    parts = np.array([[deviations(values, c) for c in range(2)] for values in (prediction, target)])
+    expected = dict(zip(["all", *NAMES], [parts[0].sum() / parts[1].sum(), *(parts[0] / parts[1])], strict=True))
+    assert within(prediction, target, counted, inside) == pytest.approx(expected, rel=1e-9)
+    assert within(0.5 * target + 7, target, counted, inside)["all"] == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_network_without_a_sense_of_place_is_seen_even_where_it_has_skill(masked: Any) -> None:
+    """The mean of each sample, and one patch for every masked cell: no constant, so there is skill."""
+    target, counted, inside = masked
+    mean = target.mean((2, 3), keepdim=True).expand_as(target)
+    patch = randn(1, 2, 4, 4, seed=5).repeat(1, 1, 4, 4) * 0.1 + mean
+    for prediction in (mean, patch):
+        assert scores(prediction, target, counted, inside)["all"]["foreground_skill"] > 0.5
+        assert within(prediction, target, counted, inside)["all"] == pytest.approx(0, abs=1e-9)
+    outside = torch.where(counted, patch, randn(*target.shape, seed=6))  # what was visible does not matter
+    assert within(outside, target, counted, inside)["all"] == pytest.approx(0, abs=1e-9)
+    assert np.isnan(within(mean, target, counted & (target > 0), inside)["all"])  # no cell is masked as a whole
+    assert np.isnan(within(torch.full_like(target, nan), target, counted, inside)["all"])
+
+
+def test_the_ladder_equals_numpy(masked: Any) -> None:
+    target, _, inside = masked
+    counted = randn(*target.shape, seed=7) > 0
+    sums = [
+        (ladder.depth_sums(*part), ladder.sample_sums(*part[:2]))
+        for part in zip(*(x.split(2) for x in (target, counted, inside)), strict=True)
+    ]
+    losses = ladder.baseline_losses(*(sum(parts) for parts in zip(*sums, strict=True)), NAMES)
+    t, c, f = (x.numpy() for x in (target.double(), counted, inside[:, 0]))
+    depth = np.stack([np.rint(distance_transform_edt(body)) for body in f])
+    for channel, name in enumerate(NAMES):
+        values, where = t[:, channel], c[:, channel]
+
+        def loss(groups: np.ndarray, values: np.ndarray = values, where: np.ndarray = where) -> float:
+            parts = [values[where & (groups == group)] for group in np.unique(groups)]
+            return sum(part.var() * len(part) for part in parts) / where.sum()
+
+        number = np.arange(6)[:, None, None] * np.ones_like(f)
+        expected = {"constant": 0 * depth, "sample_constant": number, "outline": f, "depth": depth}
+        assert losses[name] == pytest.approx({kind: loss(groups) for kind, groups in expected.items()}, rel=1e-9)
+    pooled = scores(target, target, counted, inside)["all"]["collapsed_loss"]
+    assert losses["all"]["constant"] == pytest.approx(pooled, rel=1e-9)
+    told = torch.from_numpy(depth)[:, None].expand_as(target).sqrt()
+    known = ladder.baseline_losses(ladder.depth_sums(told, counted, inside), ladder.sample_sums(told, counted), NAMES)
+    assert known["all"]["depth"] == pytest.approx(0, abs=1e-12)
+    assert known["all"]["depth"] < known["all"]["outline"] < known["all"]["constant"]
+    assert (ladder.depth_bins(torch.ones_like(inside)) == ladder.BINS - 1).all()  # no border in sight
+
+
+def test_the_collapsed_loss_does_not_depend_on_the_mask() -> None:
+    target, inside = randn(8, 3, 32, 32), body((32, 32)).expand(8, 1, 32, 32)
+    target[0, 1] = 0  # a modality that is not there
+    sums = ladder.mask_sums(target, inside.expand_as(target), inside, (8, 8), 0, range(8))
+    losses = ladder.mask_losses(sums)
+    assert list(losses) == list(ladder.MASKS)
+    assert list(losses.values()) == pytest.approx([1] * 4, abs=0.04)
+    share = sums[:, 0].sum(1) / ((8 * 3 - 1) * 28**2)
+    assert share.tolist() == pytest.approx([0.75, 0.75, 1 / 3, 0.75], abs=0.05)
+    everywhere = ladder.mask_sums(target, torch.ones_like(target) > 0, inside, (8, 8), 0, range(8))
+    assert everywhere[0, 0].sum() == 48 * 16 * (8 * 3 - 1)  # the outside counts there: 48 of 64 cells
+    parts = [
+        ladder.mask_sums(target[i:j], inside[i:j] & (target[i:j] > -9), inside[i:j], (8, 8), 0, range(i, j))
+        for i, j in ((0, 3), (3, 8))
+    ]
+    assert torch.allclose(sum(parts), sums, rtol=1e-12)
+    single = ladder.mask_losses(ladder.mask_sums(target[:, :1], inside, inside, (8, 8), 0, range(8)))
+    assert np.isnan(single["modality"])  # never hidden where it is the only one
+    assert single["hybrid"] == pytest.approx(1, abs=0.06)
 
 
 # --------------------------------------------------------------------------------------------------- spectrum
@@ -299,7 +402,7 @@ def fill_probe(patches: range, batch_size: int = 1) -> CollapseProbe:
         image, prediction, foreground, hidden, early, late = parts
         features = [early, late]
         probe.update_features(indices, foreground, features, [f + 0.1 for f in features], hidden)
-        probe.update_reconstruction(prediction, image, hidden & foreground, foreground)
+        probe.update_reconstruction(prediction, image, hidden & foreground, foreground, indices)
     return probe
 
 
@@ -315,7 +418,9 @@ def flat(measurement: dict) -> dict[str, float]:
     stages = {f"{i}/{k}": v for i, stage in enumerate(measurement["stages"]) for k, v in stage.items() if k != "status"}
     numbers = {k: v for k, v in stages.items() if not k.endswith("spectrum")}
     numbers |= {f"{k}/{i}": s for k, v in stages.items() if k.endswith("spectrum") for i, s in enumerate(v)}
-    return reconstruction | numbers | measurement["constant_losses"] | {"num_patches": measurement["num_patches"]}
+    numbers |= {f"{n}/{k}": v for n, part in measurement["baselines"].items() for k, v in part.items()}
+    numbers |= measurement["constant_losses"] | measurement["mask_losses"]
+    return reconstruction | numbers | {"num_patches": measurement["num_patches"]}
 
 
 def test_a_probe_does_not_depend_on_the_batch_size() -> None:
@@ -363,6 +468,7 @@ def measurement(epoch: int, skill: float | None = 0.3, rank: float = 20.0, **cha
         "outline_skill": skill,
         "foreground_skill": skill,
         "std_ratio": 0.5,
+        "within": 0.3,
     }
     part |= {k: v for k, v in changes.items() if k in part}
     stage = {
@@ -405,6 +511,20 @@ def test_no_skill_needs_three_evaluations_after_warm_up_and_clears() -> None:
     assert rules(*plateau, measurement(6, skill=0.3)) == {}
     assert "constant output" in judge([measurement(e, skill=0.01, std_ratio=0.1) for e in range(6)]).line
     assert "constant output" not in judge(plateau).line
+
+
+def test_cells_alike_need_three_evaluations_and_clear_and_old_ones_do_not_count() -> None:
+    alike = [measurement(epoch, within=0.01) for epoch in range(6)]
+    assert rules(*alike[:3]) == {}  # the untrained network does not count
+    assert rules(*alike[:4]) == {"cells_alike": "warning"}
+    assert "(their variance is 0.010 of that of the targets, below 0.02 for 5 epochs)" in judge(alike).line
+    assert rules(*alike, measurement(6, within=0.05)) == {}
+    assert rules(*alike, warmup_epochs=3) == {}
+    assert rules(*stepped(100, *alike)) == {}  # 500 steps
+    assert rules(*alike, thresholds=Thresholds(within=0.005)) == {}
+    for part in alike[4]["reconstruction"].values():
+        part.pop("within", None)  # of an earlier version
+    assert rules(*alike[:5]) == rules(*alike) == {}
 
 
 def stepped(steps: int, *history: dict) -> list[dict]:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from emim_nnunet.diagnosis import collapse_plots
+from emim_nnunet.diagnosis.reference import Reference
 from emim_nnunet.training import plots
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.plots import MASK_TINT, plot_overlay, plot_progress, plot_reconstruction
@@ -166,7 +167,8 @@ def stage(count: int, channels: int) -> dict[str, Any]:
 
 def test_titles_of_neighbouring_spectra_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each stage with the longest title: too few rows."""
-    scores = {name: dict.fromkeys(("foreground_skill", "outline_skill"), 0.1) for name in ("all", "T1", "T2")}
+    numbers = ("foreground_skill", "outline_skill", "loss", "collapsed_loss")
+    scores = {name: dict.fromkeys(numbers, 0.1) for name in ("all", "T1", "T2")}
     look = {"reconstruction": scores, "stages": [stage(634, 32 << number) for number in range(6)]}
     measured = [look | {"epoch": epoch} for epoch in range(3)]
     figure, texts = texts_of(
@@ -175,6 +177,38 @@ def test_titles_of_neighbouring_spectra_do_not_overlap(monkeypatch: pytest.Monke
     assert sum("too few rows (634)" in text for text, _ in texts) == 6
     assert overlaps(texts) == []
     assert not legend_covers_axes(figure.axes[6])
+
+
+LOSSES = {"constant": 0.98, "sample_constant": 0.95, "outline": 0.97, "depth": 0.9}
+
+
+@pytest.mark.parametrize("others", [{"baselines": {"all": LOSSES}}, {}], ids=["now", "of an earlier version"])
+def test_the_loss_is_drawn_beside_baselines_and_reference(
+    others: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    numbers = {"foreground_skill": 0.1, "outline_skill": 0.1, "collapsed_loss": 0.98}
+    measured: list[dict[str, Any]] = [
+        {"epoch": epoch, "reconstruction": {"all": numbers | {"loss": loss}}, "stages": [stage(634, 8)]}
+        for epoch, loss in enumerate([40.0, 0.97, 0.92])
+    ]
+    measured[0] |= others
+    reference = Reference("nnUNetTrainerMIMPretrain__p__c/fold_0", tuple(range(1, 31)), tuple(np.linspace(2, 1.1, 30)))
+    figure, texts = texts_of(
+        tmp_path,
+        lambda: collapse_plots.plot_collapse(measured, tmp_path / "a.png", title="ok", reference=reference),
+        monkeypatch,
+    )
+    assert overlaps(texts) == []
+    ax = figure.axes[2]
+    assert not legend_covers_axes(ax)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert {"network: 0.920", "reference: 1.100"} <= lines.keys()
+    drawn = {f"{name}: {loss:.3f}" for name, loss in (("depth", 0.9), ("sample constant", 0.95), ("constant", 0.98))}
+    assert (drawn <= lines.keys()) == bool(others)
+    low, high = ax.get_ylim()
+    assert low < 0.9 + 0.02 * (not others)
+    assert 1.1 < high < 1.3  # where the reference ended is seen, where the untrained network began is not
+    assert ax.get_xlim() == (-0.5, 2.5)
 
 
 def legend_covers_axes(ax: Any) -> bool:

@@ -4,7 +4,8 @@
 
 ``3d_watch``: a small encoder and short epochs on the data of ``3d_fullres``, for a CPU. ``3d_position16``: cells of 16^3
 voxels, looked at every 5 steps, for nnUNetTrainerMIMPretrain. ``3d_minmax``: min-max intensities and background in the loss;
-preprocess it first with ``nnUNetv2_preprocess -d DATASET_ID -plans_name nnUNetEMIMPlans -c 3d_minmax``.
+preprocess it first with ``nnUNetv2_preprocess -d DATASET_ID -plans_name nnUNetEMIMPlans -c 3d_minmax``. On the data of ``2d``:
+``2d_watch``, slices of 96x96 voxels, and ``2d_position16``, likewise with cells of 16x16.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 from emim_nnunet.datasets.folders import preprocessed_folder
 from emim_nnunet.storage.files import read_json, write_json
 
-STAGES = 4
 WATCH: dict[str, Any] = {
     "cell_size": [8, 8, 8],
     "pyramid_levels": [1, 2, 3],
@@ -34,6 +34,18 @@ POSITION_16 = {
     "num_epochs": 30,
     "num_iterations_per_epoch": 5,
     "initial_lr": 1e-2,
+}
+WATCH_2D: dict[str, Any] = {
+    "cell_size": [8, 8],
+    "pyramid_levels": [2, 3, 4],
+    "projector_widths": [256, 256, 256],
+    "batch_size": 8,
+    "num_epochs": 12,
+    "num_iterations_per_epoch": 60,
+    "num_val_iterations_per_epoch": 4,
+    "initial_lr": 2e-3,
+    "checkpoint_minutes": 0,
+    "reconstruction_every": 4,
 }
 MINMAX = {"foreground_only": False, "num_epochs": 16, "initial_lr": 1e-2}
 
@@ -62,28 +74,54 @@ def main() -> None:
     file = preprocessed_folder(arguments.dataset_id) / f"{arguments.plans}.json"
     plans = read_json(file)
     configurations = plans["configurations"]
-    architecture = deepcopy(configurations["3d_fullres"]["architecture"])
-    architecture["arch_kwargs"] |= {
-        "n_stages": STAGES,
-        "features_per_stage": [16, 32, 64, 128],
-        "n_blocks_per_stage": [1] * STAGES,
-        "n_conv_per_stage_decoder": [1] * (STAGES - 1),
-        "kernel_sizes": [[3, 3, 3]] * STAGES,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (STAGES - 1),
-    }
-    small = {"batch_size": 2, "patch_size": [32, 64, 48], "architecture": architecture, "emim": WATCH}
-    configurations["3d_watch"] = {"inherits_from": "3d_fullres"} | small
+    before = set(configurations)
+    if "3d_fullres" in configurations:
+        add_3d(configurations, arguments.plans)
+    if "2d" in configurations:
+        add_2d(configurations)
+    write_json(file, plans, indent=4)
+    print(f"added to {file.name}: {', '.join(sorted(set(configurations) - before))}")
+
+
+def add_3d(configurations: dict[str, Any], plans_name: str) -> None:
+    """``3d_watch``, ``3d_methods``, ``3d_position16`` and ``3d_minmax``."""
+    architecture = small(configurations["3d_fullres"]["architecture"], [16, 32, 64, 128], 3)
+    changes = {"batch_size": 2, "patch_size": [32, 64, 48], "architecture": architecture, "emim": WATCH}
+    channels = len(configurations["3d_fullres"]["use_mask_for_norm"])
+    configurations["3d_watch"] = {"inherits_from": "3d_fullres"} | changes
     configurations["3d_methods"] = {"inherits_from": "3d_watch", "emim": METHODS}
     configurations["3d_position16"] = {"inherits_from": "3d_watch", "emim": POSITION_16}
     configurations["3d_minmax"] = {
         "inherits_from": "3d_watch",
-        "data_identifier": f"{arguments.plans}_3d_minmax",
-        "normalization_schemes": ["RescaleTo01Normalization"] * len(configurations["3d_fullres"]["use_mask_for_norm"]),
-        "use_mask_for_norm": [False] * len(configurations["3d_fullres"]["use_mask_for_norm"]),
+        "data_identifier": f"{plans_name}_3d_minmax",
+        "normalization_schemes": ["RescaleTo01Normalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
         "emim": MINMAX,
     }
-    write_json(file, plans, indent=4)
-    print(f"3d_watch, 3d_methods, 3d_position16 and 3d_minmax added to {file.name}")
+
+
+def add_2d(configurations: dict[str, Any]) -> None:
+    """``2d_watch`` and ``2d_position16``."""
+    architecture = small(configurations["2d"]["architecture"], [12, 24, 48, 96, 192], 2)
+    changes = {"batch_size": 8, "patch_size": [96, 96], "architecture": architecture, "emim": WATCH_2D}
+    configurations["2d_watch"] = {"inherits_from": "2d"} | changes
+    configurations["2d_position16"] = {"inherits_from": "2d_watch", "emim": POSITION_16 | {"cell_size": [16, 16]}}
+
+
+def small(architecture: dict[str, Any], features: list[int], axes: int) -> dict[str, Any]:
+    """A planned architecture with so many channels per stage, and one block or convolution in each."""
+    architecture, stages = deepcopy(architecture), len(features)
+    kwargs = architecture["arch_kwargs"]
+    depth = next(key for key in ("n_blocks_per_stage", "n_conv_per_stage") if key in kwargs)
+    kwargs |= {
+        "n_stages": stages,
+        "features_per_stage": features,
+        depth: [1] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+        "kernel_sizes": [[3] * axes] * stages,
+        "strides": [[1] * axes] + [[2] * axes] * (stages - 1),
+    }
+    return architecture
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
     python benchmarks/collapse/calibrate.py RUN [RUN ...]
 
 A RUN is the folder of jobs of run.py, or the folder of a finished SSL stage. For every run the table gives the extremes, over
-all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time and at the end.
+all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time and at the end;
+and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ COLUMNS = (
     "skill at the end",
     "lowest skill",
     "std ratio there",
+    "lowest within, at the end",
+    "losses: constant, sample constant, outline, depth, network",
+    "collapsed loss: position, patch, modality, hybrid",
     "lowest rank / best",
     "largest top share",
     "lowest PR (C >= 32)",
@@ -90,6 +95,9 @@ def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: boo
         f"{scores[-1]['foreground_skill']:.3f}",
         f"{worst['foreground_skill']:.3f}",
         f"{worst['std_ratio']:.2f}",
+        numbers([min((s["within"] for s in scores if "within" in s), default=nan), scores[-1].get("within", nan)]),
+        numbers([*history[0].get("baselines", {}).get("all", {}).values(), scores[-1]["loss"]]),
+        numbers(history[0].get("mask_losses", {}).values()),
         f"{min(drops):.2f}" if drops else "",
         f"{max(s['top_share'] for st in stages for s in st):.2f}" if stages else "",
         f"{min(narrow):.1f}" if narrow else "",
@@ -97,6 +105,11 @@ def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: boo
         counts(fired["note"]),
         verdicts[-1].level,
     ]
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Separated by commas."""
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def counts(fired: Sequence[set[str]]) -> str:

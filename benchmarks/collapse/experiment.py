@@ -160,7 +160,7 @@ def pretrain(arm: Arm, seed: int, budget: Budget) -> tuple[SSLMethod, list[dict[
     optimizer = torch.optim.AdamW(method.parameters(), lr=budget.ssl_lr, weight_decay=0.01, betas=(0.9, 0.95))
     skipped = SkippedSteps(Path("non_finite"), 0, lambda about: draw(method, seed, about["index"]))
     guarded_step = GuardedStep(optimizer, method, torch.device("cpu"), gradient_clip=1.0, skipped=skipped)
-    history = [{"epoch": 0, "step": 0} | evaluate(method, seed, budget)]
+    history = [{"epoch": 0, "step": 0} | evaluate(method, seed, budget, first=True)]
     every = budget.ssl_steps // budget.evaluations
     for step in range(budget.ssl_steps):
         for group in optimizer.param_groups:
@@ -187,11 +187,11 @@ def case_of(index: int, number: int, seed: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(method: SSLMethod, seed: int, budget: Budget) -> dict[str, Any]:
-    """Measure what the collapse monitor measures, on held-out phantoms with fixed masks."""
+def evaluate(method: SSLMethod, seed: int, budget: Budget, *, first: bool = False) -> dict[str, Any]:
+    """The monitor's measurement on held-out phantoms with fixed masks; the first one holds the losses of the baselines."""
     image, body, _ = phantoms(TEST_SEED + UNLABELLED_SEED * seed, budget.probe)
     grid = grid_size(SHAPE, method.config.cell_size)
-    probe = CollapseProbe(grid, MODALITIES, seed)
+    probe = CollapseProbe(grid, MODALITIES, seed, method.config.cell_size if first else None)
     method.eval()
     for start in range(0, budget.probe, budget.ssl_batch):
         indices = list(range(start, min(start + budget.ssl_batch, budget.probe)))

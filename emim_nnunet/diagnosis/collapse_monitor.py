@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emim_nnunet.diagnosis.collapse_report import report, write_csv, write_picture, write_report
+from emim_nnunet.diagnosis.collapse_report import baseline_lines, report, write_csv, write_picture, write_report
+from emim_nnunet.diagnosis.reference import Reference
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, judge
 from emim_nnunet.diagnostics.spectrum import ROWS_PER_CHANNEL
 from emim_nnunet.masking import grid_size
@@ -48,7 +49,7 @@ def update_probe(
     hidden = None if parts is None or output.features is None else parts.hidden
     probe.update_features(indices, foreground, original, output.features, hidden)
     if parts is not None:
-        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, parts.foreground)
+        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, parts.foreground, indices)
 
 
 class CollapseMonitor:
@@ -61,6 +62,7 @@ class CollapseMonitor:
         seed: Seed of the stage, which decides which cells uniformity and alignment use.
         warmup_epochs: Number of epochs of the warm-up of the learning rate; rules about several evaluations begin after it.
         norm_pix: Whether targets are normalised per cell.
+        reference: Another stage, whose losses are drawn beside those of this one.
 
     Attributes:
         history: The measurements, each with the ``level`` of its verdict; the first one (``epoch`` 0) is of the untrained
@@ -78,6 +80,7 @@ class CollapseMonitor:
         seed: int,
         warmup_epochs: int,
         norm_pix: bool,
+        reference: Reference | None = None,
     ) -> None:
         self.cell_size = tuple(cell_size)
         self.mask_grid = grid_size(patch_size, cell_size)
@@ -85,11 +88,12 @@ class CollapseMonitor:
         self.seed = seed
         self.warmup_epochs = warmup_epochs
         self.norm_pix = norm_pix
+        self.reference = reference
         self.history: list[dict[str, Any]] = []
         self._probe: CollapseProbe | None = None
 
     def start(self) -> None:
-        """Begin an evaluation; only the first one measures the losses of constant predictions."""
+        """Begin an evaluation; the losses of predictions without image content are measured in the first one only."""
         cell_size = None if self.history else self.cell_size
         self._probe = CollapseProbe(self.mask_grid, self.channel_names, self.seed, cell_size)
 
@@ -142,6 +146,11 @@ class CollapseMonitor:
         names = [*self.channel_names, "all"]
         return {f"skill/{name}": scores[name]["skill"] for name in names if name in scores}
 
+    def first_lines(self) -> list[str]:
+        """What the losses of this run are compared with, for the log; empty where nothing is reconstructed."""
+        lines = baseline_lines(self.history[0])
+        return [*lines, str(self.reference)] if lines and self.reference is not None else lines
+
     def log_line(self) -> str:
         """A line for the log with the verdict and the effective rank of each stage."""
         stages = self.history[-1]["stages"]
@@ -163,8 +172,9 @@ class CollapseMonitor:
         """
         verdict = self.verdict
         about = {"seed": self.seed, "warmup_epochs": self.warmup_epochs, "norm_pix": self.norm_pix} | dict(about)
+        about |= {} if self.reference is None else {"reference": self.reference.name}
         write_csv(self.history, folder)
         write_report(report(self.history, verdict, self.thresholds, about), folder)
         changed = len(self.history) > 1 and self.history[-2]["level"] != verdict.level
         if picture or changed:
-            write_picture(self.history, verdict, folder)
+            write_picture(self.history, verdict, folder, reference=self.reference)

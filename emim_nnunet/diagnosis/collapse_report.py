@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from emim_nnunet.diagnosis.collapse_plots import plot_collapse
+from emim_nnunet.diagnosis.reference import Reference
 from emim_nnunet.diagnostics import Thresholds, Verdict
 from emim_nnunet.storage import tables
 from emim_nnunet.storage.figures import rounded
@@ -20,7 +22,8 @@ COMPARED = ("effective_rank", "participation_ratio", "top_share", "k99", "trace"
 
 
 def write_csv(history: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write ``collapse.csv``: a row per evaluation and stage, and per evaluation and modality (``all`` = pooled).
+    """Write ``collapse.csv``: a row per evaluation and stage, and per evaluation and modality (``all`` = pooled); of the first
+    evaluation also the losses of the baselines, and of a constant under other masks.
 
     Args:
         history: The measurements, each with ``epoch`` and ``level``.
@@ -35,6 +38,34 @@ def _rows(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield about | {"kind": "modality", "name": name} | scores
     for number, stage in enumerate(measurement["stages"]):
         yield about | {"kind": "stage", "name": number} | {k: v for k, v in stage.items() if k != "spectrum"}
+    for name, losses in measurement.get("baselines", {}).items():
+        for kind, loss in losses.items():
+            yield about | {"kind": kind, "name": name, "loss": loss}
+    for kind, loss in measurement.get("mask_losses", {}).items():
+        yield about | {"kind": "mask", "name": kind, "loss": loss}
+
+
+def baseline_lines(measurement: Mapping[str, Any]) -> list[str]:
+    """Lines of text: what predictions without image content reach.
+
+    Args:
+        measurement: The first one of a run; empty where nothing is reconstructed, or an earlier version measured it.
+    """
+    if "baselines" not in measurement:
+        return []
+    constants = ", ".join(f"per {k.replace('_', ' ')} {v:.4f}" for k, v in measurement["constant_losses"].items())
+    masks = ", ".join(f"{k} {v:.4f}" for k, v in measurement["mask_losses"].items() if isfinite(v))
+    return [
+        f"Losses of constant predictions on the probe set: {constants}",
+        f"Losses without image content: {_ladder(measurement)}. A network that is not below all of them has learnt no more",
+        f"Collapsed loss with other masks: {masks}. They agree up to sampling: masks are drawn without a look at the image",
+    ]
+
+
+def _ladder(measurement: Mapping[str, Any]) -> str:
+    losses = measurement["baselines"]["all"]
+    skills = {kind: 1.0 - _ratio(loss, losses["constant"]) for kind, loss in losses.items()}
+    return ", ".join(f"{k.replace('_', ' ')} {v:.4f} (skill {rounded(skills[k])})" for k, v in losses.items())
 
 
 def report(
@@ -88,7 +119,11 @@ def write_report(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def write_picture(
-    history: Sequence[Mapping[str, Any]], verdict: Verdict, folder: Path, others: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, Any]],
+    verdict: Verdict,
+    folder: Path,
+    others: Mapping[str, Any] | None = None,
+    reference: Reference | None = None,
 ) -> None:
     """Draw ``collapse_spectrum.png``.
 
@@ -97,8 +132,9 @@ def write_picture(
         verdict: The verdict on the last measurement.
         folder: The folder to write to.
         others: Measurements of other networks to draw in the same panels, by name.
+        reference: Another stage, whose losses are drawn too.
     """
-    plot_collapse(history, folder / PICTURE_NAME, title=verdict.line, others=others)
+    plot_collapse(history, folder / PICTURE_NAME, title=verdict.line, others=others, reference=reference)
 
 
 def table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -123,4 +159,8 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if scores is None:
         return [*lines, "Reconstruction: n/a, the checkpoint holds no reconstruction decoder"]
     skill = ", ".join(f"{name} {rounded(values['foreground_skill'])}" for name, values in scores.items())
-    return [*lines, f"Skill over a constant in the body: {skill}"]
+    lines.append(f"Skill over a constant in the body: {skill}")
+    if "baselines" in measured["untrained"]:
+        loss = scores["all"]["loss"]
+        lines.append(f"Losses without image content: {_ladder(measured['untrained'])}; of the network {loss:.4f}")
+    return lines

@@ -1,14 +1,10 @@
 """Measures of whether a pretraining has collapsed, and rules that turn them into a verdict."""
 
+from emim_nnunet.diagnostics.baselines import constant_losses, position_sums
 from emim_nnunet.diagnostics.dense_probe import dense_probe
 from emim_nnunet.diagnostics.hypersphere import alignment, uniformity
 from emim_nnunet.diagnostics.probe import CollapseProbe
-from emim_nnunet.diagnostics.reconstruction import (
-    constant_losses,
-    position_sums,
-    reconstruction_scores,
-    reconstruction_sums,
-)
+from emim_nnunet.diagnostics.reconstruction import reconstruction_scores, reconstruction_sums
 from emim_nnunet.diagnostics.rules import Finding, Thresholds, Verdict, judge
 from emim_nnunet.diagnostics.spectrum import (
     CovarianceSums,

@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emim_nnunet.diagnostics.baselines import (
+    baseline_losses,
+    constant_losses,
+    depth_sums,
+    mask_losses,
+    mask_sums,
+    position_sums,
+    sample_sums,
+)
 from emim_nnunet.diagnostics.hypersphere import alignment, uniformity
 from emim_nnunet.diagnostics.reconstruction import (
-    constant_losses,
-    position_sums,
     reconstruction_scores,
     reconstruction_sums,
+    within_ratios,
+    within_sums,
 )
 from emim_nnunet.diagnostics.spectrum import CovarianceSums, cell_grid, foreground_rows, stage_scores
 from emim_nnunet.distributed import gather_objects
@@ -30,9 +39,9 @@ class CollapseProbe:
         mask_grid: Cells of the mask per axis, over which features are averaged.
         channel_names: The names of the C modalities.
         seed: Seed of the choice of the cells that uniformity and alignment use.
-        cell_size: Voxels of a mask cell per axis, to measure the losses of constant predictions too; None = they are not
-            measured. They take three float64 values per voxel and modality of a patch and depend on the patches and masks
-            alone.
+        cell_size: Voxels of a mask cell per axis, to measure the losses of predictions without image content too; None = they
+            are not measured. They take three float64 values per voxel and modality of a patch and depend on the patches and
+            masks alone.
     """
 
     def __init__(
@@ -48,8 +57,7 @@ class CollapseProbe:
         self.cell_size = cell_size
         self._stages: list[CovarianceSums] = []
         self._pairs: list[dict[int, tuple[Tensor, Tensor]]] = []
-        self._sums: Tensor | None = None
-        self._positions: Tensor | None = None
+        self._sums: dict[str, Tensor] = {}
         self._num_patches = 0
 
     def update_features(
@@ -99,27 +107,49 @@ class CollapseProbe:
             chosen = chosen.to(rows.device)
             kept[index] = (rows[chosen].cpu(), (rows[:0] if others is None else others[chosen]).cpu())
 
-    def update_reconstruction(self, prediction: Tensor, target: Tensor, counted: Tensor, foreground: Tensor) -> None:
-        """Add the reconstruction of patches; the arguments are those of :func:`reconstruction_sums`."""
-        sums = reconstruction_sums(prediction, target, counted, foreground)
-        self._sums = sums if self._sums is None else self._sums + sums
+    def update_reconstruction(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        counted: Tensor,
+        foreground: Tensor,
+        indices: Sequence[int] = (),
+    ) -> None:
+        """Add the reconstruction of patches.
+
+        Args:
+            prediction: See :func:`reconstruction_sums`.
+            target: See there.
+            counted: See there.
+            foreground: See there.
+            indices: Number of each patch in the probe set; needed where there is a ``cell_size``.
+        """
+        parts = {
+            "reconstruction": reconstruction_sums(prediction, target, counted, foreground),
+            "within": within_sums(prediction, target, counted, foreground, self.mask_grid),
+        }
         if self.cell_size is not None:
-            positions = position_sums(target, counted)
-            self._positions = positions if self._positions is None else self._positions + positions
+            parts |= {
+                "positions": position_sums(target, counted),
+                "samples": sample_sums(target, counted),
+                "depths": depth_sums(target, counted, foreground),
+                "masks": mask_sums(target, counted, foreground, self.mask_grid, self.seed, indices),
+            }
+        self._sums = _sum_of([self._sums, parts])
 
     def measure(self) -> dict[str, Any]:
         """Compute all scores of what was added on all ranks, as plain numbers.
 
         Returns:
-            ``num_patches``; ``reconstruction``, see :func:`reconstruction_scores`, or None for a network that reconstructs
-            nothing; ``stages``, for each the scores of :func:`stage_scores` with ``uniformity`` and ``alignment`` of the
-            centred features (alignment is NaN without masked features); ``constant_losses``, see :func:`constant_losses`, where
-            they were asked for.
+            ``num_patches``; ``reconstruction``, of :func:`reconstruction_scores` with ``within`` of :func:`within_ratios`, or
+            None for a network that reconstructs nothing; ``stages``, a dict of :func:`stage_scores` each, with ``uniformity``
+            and ``alignment`` of the centred features besides (alignment NaN without masked features); where asked for,
+            ``constant_losses``, ``baselines`` and ``mask_losses``, see :mod:`.baselines`.
 
         Raises:
             ValueError: No patch was added on any rank.
         """
-        pieces = gather_objects((self._num_patches, self._stages, self._pairs, self._sums, self._positions))
+        pieces = gather_objects((self._num_patches, self._stages, self._pairs, self._sums))
         pieces = [piece for piece in pieces if piece[0]]
         if not pieces:
             raise ValueError("a probe needs at least one patch")
@@ -132,15 +162,29 @@ class CollapseProbe:
         pairs = [
             {k: v for part in parts for k, v in part.items()} for parts in zip(*(p[2] for p in pieces), strict=True)
         ]
-        sums, positions = (sum_of([piece[i] for piece in pieces]) for i in (3, 4))
-        constants = {}
-        if positions is not None:
-            assert self.cell_size is not None  # positions are summed only then
-            constants = {"constant_losses": constant_losses(positions, self.cell_size)}
-        return constants | {
+        sums = _sum_of([piece[3] for piece in pieces])
+        return self._without_content(sums) | {
             "num_patches": sum(piece[0] for piece in pieces),
-            "reconstruction": None if sums is None else reconstruction_scores(sums, self.channel_names),
+            "reconstruction": self._reconstruction(sums),
             "stages": [self._stage(*stage) for stage in zip(stages, pairs, strict=True)],
+        }
+
+    def _reconstruction(self, sums: dict[str, Tensor]) -> dict[str, dict[str, float]] | None:
+        if "reconstruction" not in sums:
+            return None
+        within = within_ratios(sums["within"], self.channel_names)
+        scores = reconstruction_scores(sums["reconstruction"], self.channel_names)
+        return {name: values | {"within": within[name]} for name, values in scores.items()}
+
+    def _without_content(self, sums: dict[str, Tensor]) -> dict[str, Any]:
+        """Losses of predictions that know no image content, where they were asked for."""
+        if "positions" not in sums:
+            return {}
+        assert self.cell_size is not None  # they are summed only then
+        return {
+            "constant_losses": constant_losses(sums["positions"], self.cell_size),
+            "baselines": baseline_losses(sums["depths"], sums["samples"], self.channel_names),
+            "mask_losses": mask_losses(sums["masks"]),
         }
 
     @staticmethod
@@ -150,7 +194,7 @@ class CollapseProbe:
         return stage_scores(sums) | {"uniformity": uniformity(a), "alignment": alignment(a[: len(b)], b)}
 
 
-def sum_of(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Sum of the tensors that are not None; None where there are none."""
-    present = [part for part in parts if part is not None]
-    return torch.stack(present).sum(0) if present else None
+def _sum_of(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums of what has the same name."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([part[name] for part in parts if name in part]).sum(0) for name in names}

@@ -12,20 +12,24 @@ constant is large wherever background counts in the loss, so a network that has 
 Where the targets hardly vary, as in crops of air whose background is not 0, there is nothing to predict: any error is many
 times their variance, and a skill would say nothing. It is undefined (NaN) there.
 
-Everything follows from six sums per modality, which add up over batches and ranks.
+A network without a sense of place fills every fully masked cell of a sample with the same patch. Its skill may be above 0
+where samples differ in their mean, so it is looked for apart: *within* is the variance of the prediction between fully masked
+cells of a sample, voxel by voxel of the cell, over that of the targets. For the best prediction of what can be known at all it
+equals the skill over one patch per sample.
+
+Everything follows from sums per modality, which add up over batches and ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
 
 COUNT, ERROR, TARGET, TARGET_SQUARES, PREDICTION, PREDICTION_SQUARES = range(6)
 NEARLY_CONSTANT = 0.02  # variance over mean square: about 1 in z-scored tissue, near 0 in air
-CONSTANTS = ("global", "modality", "cell_position", "voxel_position")
+MIN_CELLS = 10  # fewer fully masked cells say nothing about how they differ
 
 
 def to_float64(values: Tensor) -> Tensor:
@@ -67,7 +71,8 @@ def _squares_about_mean(sums: Tensor, total: int, squares: int) -> Tensor:
     return torch.where((count > 0) & (deviation <= floor), 0.0, deviation)
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Element by element; NaN where the denominator is not positive."""
     return torch.where(denominator > 0, numerator / denominator, torch.nan)
 
 
@@ -103,58 +108,72 @@ def reconstruction_scores(sums: Tensor, channel_names: Sequence[str]) -> dict[st
     count, error, constant, varied_error, varied_constant, outline, body_error, body, predicted = columns
     scores = {
         "count": count,
-        "loss": _ratio(error, count),
-        "collapsed_loss": _ratio(constant, count),
-        "skill": 1.0 - _ratio(varied_error, varied_constant),
-        "outline_skill": 1.0 - _ratio(varied_error, outline),
-        "foreground_skill": 1.0 - _ratio(body_error, body),
-        "std_ratio": _ratio(predicted, body).sqrt(),
+        "loss": ratio(error, count),
+        "collapsed_loss": ratio(constant, count),
+        "skill": 1.0 - ratio(varied_error, varied_constant),
+        "outline_skill": 1.0 - ratio(varied_error, outline),
+        "foreground_skill": 1.0 - ratio(body_error, body),
+        "std_ratio": ratio(predicted, body).sqrt(),
     }
     names = ("all", *channel_names)
     return {name: {key: float(values[i]) for key, values in scores.items()} for i, name in enumerate(names)}
 
 
-def position_sums(target: Tensor, counted: Tensor) -> Tensor:
-    """Sums for each modality and voxel position in the patch.
+def pooled(values: Tensor) -> Tensor:
+    """(C,) -> (1 + C,), the sum over modalities first."""
+    return torch.cat([values.sum(0, keepdim=True), values])
+
+
+def within_sums(prediction: Tensor, target: Tensor, counted: Tensor, foreground: Tensor, grid: Sequence[int]) -> Tensor:
+    """Sums over the cells all of whose voxels are counted and inside the body, about the mean patch of their sample.
 
     Args:
-        target: (B, C, *P) float, what the loss compares with.
-        counted: (B, C, *P) bool, True where the loss counts a voxel.
+        prediction: (B, C, *P) float.
+        target: (B, C, *P) float.
+        counted: (B, C, *P) bool, what the loss counts.
+        foreground: (B, 1, *P) bool, True inside the body.
+        grid: Cells of the mask per axis.
 
     Returns:
-        (3, C, *P) float64 on the CPU: count, target, squared target.
+        (C, 3) float64 on the CPU: cells, squared deviations of the prediction, squared deviations of the target. Samples with
+        fewer than two such cells in a modality add nothing to it.
     """
-    target, counted = to_float64(target).cpu(), counted.cpu()
-    values = torch.where(counted, target, 0.0)
-    return torch.stack([counted.double().sum(0), values.sum(0), values.square().sum(0)])
+    num_modalities = target.shape[1]
+    total = torch.zeros((num_modalities, 3), dtype=torch.float64)
+    for p, t, c, f in zip(prediction, target, counted, foreground, strict=True):  # one sample at a time: little memory
+        whole = _cells(c & f, grid).all(2)
+        whole &= whole.sum(1, keepdim=True) > 1
+        cells = whole.sum(1)
+        deviations = []
+        for values in (p, t):
+            chosen = torch.where(whole[:, :, None].to(values.device), _cells(values, grid), 0.0)
+            chosen = to_float64(chosen)
+            mean = chosen.sum(1, keepdim=True) / cells.clamp_min(1).view(-1, 1, 1).to(chosen.device)
+            squares = torch.where(whole[:, :, None].to(chosen.device), (chosen - mean).square(), 0.0)
+            deviations.append(squares.sum((1, 2)).cpu())
+        total += torch.stack([cells.cpu().double(), *deviations], 1)
+    return total
 
 
-def constant_losses(sums: Tensor, cell_size: Sequence[int]) -> dict[str, float]:
-    """Losses of four predictions that do not use the image, each the best of its kind on the same voxels.
+def _cells(values: Tensor, grid: Sequence[int]) -> Tensor:
+    """(C, *P) -> (C, cells, voxels of a cell)."""
+    blocks = [n for p, g in zip(values.shape[1:], grid, strict=True) for n in (g, p // g)]
+    axes = range(1, 1 + len(blocks))
+    ordered = values.reshape(-1, *blocks).permute(0, *axes[::2], *axes[1::2])
+    return ordered.flatten(1 + len(grid)).flatten(1, len(grid))
 
-    With few patches the constants per voxel position fit those patches themselves, so that loss is optimistic.
+
+def within_ratios(sums: Tensor, channel_names: Sequence[str]) -> dict[str, float]:
+    """Variance of the prediction between fully masked cells of a sample, over that of the target.
 
     Args:
-        sums: (3, C, *P) float64, see :func:`position_sums`.
-        cell_size: Voxels of a mask cell per axis.
+        sums: (C, 3) of :func:`within_sums`.
+        channel_names: C names.
 
     Returns:
-        Mean squared errors: of a single constant (``global``), one constant per ``modality``, one per modality and
-        ``cell_position`` in the patch, and one per modality and ``voxel_position``. NaN when nothing was counted.
+        ``{"all": ratio, NAME: ratio, ...}``: 0 = all cells of a sample alike, 1 = as different as the targets; NaN with fewer
+        than :data:`MIN_CELLS` cells.
     """
-    num_modalities, patch = sums.shape[1], sums.shape[2:]
-    blocks = [n for p, c in zip(patch, cell_size, strict=True) for n in (p // c, c)]
-    axes = tuple(range(3, 3 + 2 * len(patch), 2))
-    grouped = {
-        "global": sums.reshape(3, -1).sum(1, keepdim=True),
-        "modality": sums.reshape(3, num_modalities, -1).sum(2),
-        "cell_position": sums.reshape(3, num_modalities, *blocks).sum(axes),
-        "voxel_position": sums,
-    }
-    assert prod(blocks) == prod(patch)
-    return {kind: _grouped_loss(*values.flatten(1)) for kind, values in grouped.items()}
-
-
-def _grouped_loss(count: Tensor, total: Tensor, squares: Tensor) -> float:
-    deviation = (squares - total.square() / count.clamp_min(1.0)).clamp_min(0.0)
-    return float(_ratio(deviation.sum(), count.sum()))
+    cells, prediction, target = (pooled(column) for column in sums.unbind(1))
+    ratios = torch.where(cells < MIN_CELLS, torch.nan, ratio(prediction, target))
+    return dict(zip(("all", *channel_names), ratios.tolist(), strict=True))

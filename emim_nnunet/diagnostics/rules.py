@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite, isnan
+from math import isfinite, isnan, nan
 from typing import Any
 
 LEVELS = ("ok", "note", "warning", "error")
@@ -30,6 +30,8 @@ class Thresholds:
             constant.
         low_skill: Foreground skill below which there is a note.
         low_modality_skill: Foreground skill of a single modality below which there is a note.
+        within: Variance of the prediction between fully masked cells of a sample, over that of the targets, below which the
+            cells count as alike.
         outline_skill: Skill over a constant above which a network that is no better than the outline counts as having learnt
             only the outline.
         rank_drop: Share of the stage's best effective rank after the warm-up below which its rank counts as dropping.
@@ -46,6 +48,7 @@ class Thresholds:
     constant_output: float = 0.15
     low_skill: float = 0.05
     low_modality_skill: float = 0.02
+    within: float = 0.02
     outline_skill: float = 0.3
     rank_drop: float = 0.5
     dead_share: float = 0.5
@@ -178,6 +181,23 @@ def _steps(history: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any
     return numbers.patience_steps if first is None or final is None else final - first
 
 
+def _lasting(
+    history: Sequence[Mapping[str, Any]],
+    settled: Sequence[Mapping[str, Any]],
+    numbers: Thresholds,
+    key: str,
+    threshold: float,
+) -> Sequence[Mapping[str, Any]]:
+    """The last evaluations in a row in which a score was below a threshold; none where they are not enough to be said.
+
+    A score that an earlier version did not measure is not below it.
+    """
+    well = [not m["reconstruction"]["all"].get(key, nan) < threshold for m in settled]
+    lasting = settled[max((i + 1 for i, good in enumerate(well) if good), default=0) :]
+    enough = len(lasting) >= numbers.patience and _steps(history, lasting, numbers) >= numbers.patience_steps
+    return lasting if enough else []
+
+
 def _reconstruction(
     history: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, Any]], numbers: Thresholds, norm_pix: bool
 ) -> Iterator[Finding]:
@@ -195,9 +215,8 @@ def _reconstruction(
             f"learned the outline only (skill {scores['skill']:.2f} over a constant, {scores['outline_skill']:.2f} over a "
             f"prediction that knows where the body ends): set foreground_only, or normalise inside the body",
         )
-    has_skill = [not m["reconstruction"]["all"]["foreground_skill"] < numbers.no_skill for m in settled]
-    lasting = settled[max((i + 1 for i, skilled in enumerate(has_skill) if skilled), default=0) :]
-    if len(lasting) >= numbers.patience and _steps(history, lasting, numbers) >= numbers.patience_steps:
+    lasting = _lasting(history, settled, numbers, "foreground_skill", numbers.no_skill)
+    if lasting:
         constant = ", constant output" if std_ratio < numbers.constant_output else ""
         yield Finding(
             "no_skill",
@@ -208,6 +227,15 @@ def _reconstruction(
         )
     elif settled and skill < numbers.low_skill:
         yield Finding("low_skill", "note", "reconstruction", f"little skill over a constant so far: {skill:.3f}")
+    alike = _lasting(history, settled, numbers, "within", numbers.within)
+    if alike and not isnan(skill):
+        yield Finding(
+            "cells_alike",
+            "warning",
+            "reconstruction",
+            f"fully masked cells of a sample get nearly the same content (their variance is {scores['within']:.3f} of that of "
+            f"the targets, below {numbers.within} for {len(alike)} epochs): the output does not depend on the place",
+        )
     if settled:
         for name, values in now["reconstruction"].items():
             if name != "all" and values["foreground_skill"] < numbers.low_modality_skill <= skill:

@@ -29,6 +29,8 @@ class TrainingConfig:
         use_validation_cases: Whether the stage trains on the validation cases of the fold too.
         collapse_patience: Number of epochs in a row with a warning of the collapse monitor after which the stage stops; None =
             never stop.
+        collapse_reference: Another SSL stage whose losses are drawn beside those of this one in ``collapse_spectrum.png``: its
+            folder or its ``ssl_log.csv``, relative to ``nnUNet_results`` or absolute; None = none.
         max_skipped_steps: Number of steps of an epoch whose loss or gradient may be not finite; such steps change nothing. One
             more stops the stage; 0 = stop at the first.
     """
@@ -49,6 +51,7 @@ class TrainingConfig:
     reconstruction_every: int = 10
     use_validation_cases: bool = False
     collapse_patience: int | None = None
+    collapse_reference: str | None = None
     max_skipped_steps: int = 5
 
     def __post_init__(self) -> None:
@@ -91,8 +94,8 @@ class FinetuneConfig:
         finetune_scratch_lr: Peak learning rate of SGD from scratch (nnU-Net's own).
         finetune_warmup_epochs: Number of epochs of linear warm-up before nnU-Net's polynomial decay; at most a tenth of the
             epochs is used.
-        finetune_deep_supervision: Whether losses are taken at all resolutions of the decoder, as in nnU-Net; if not, at the full
-            one only.
+        finetune_deep_supervision: Whether losses are taken at all resolutions of the decoder, as in nnU-Net; if not, at
+            the full one only.
         finetune_init: How the encoder starts: ``pretrained``, or ``scratch``, the control with a peak rate of its own.
         finetune_ssl_fold: Fold of the SSL stage whose encoder is taken: the ``same`` fold, or ``all``, which has seen the
             validation cases (their images, not their labels).

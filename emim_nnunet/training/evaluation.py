@@ -56,7 +56,7 @@ class Evaluation:
             self.monitor.update(batch["index"].tolist(), patch, inside, output, encoder)
         return output
 
-    def measure_untrained(self, batches: Iterable[dict[str, Any]], method: SSLMethod) -> str:
+    def measure_untrained(self, batches: Iterable[dict[str, Any]], method: SSLMethod) -> list[str]:
         """One pass over the probe set with the network as it was before the first step: the reference of the monitor.
 
         Args:
@@ -64,14 +64,13 @@ class Evaluation:
             method: The method as it was before the first step, in evaluation mode.
 
         Returns:
-            A line for the log with the losses of constant predictions.
+            Lines for the log with the losses of predictions without image content.
         """
         self.monitor.start()
         for batch in batches:
             self.measure(batch, method, method.encoder)
-        constants = self.monitor.finish(0, 0).get("constant_losses", {})
-        losses = ", ".join(f"per {kind.replace('_', ' ')} {loss:.4f}" for kind, loss in constants.items())
-        return f"Losses of constant predictions on the probe set: {losses}"
+        self.monitor.finish(0, 0)
+        return self.monitor.first_lines()
 
 
 def orientations_of(cases: Sequence[Case], transpose: Sequence[int], num_axes: int) -> dict[str, str]:

@@ -119,8 +119,7 @@ def plot_reconstruction(
     """
     foreground = (image != 0).any(0) if foreground is None else foreground
     if image.ndim == 4:
-        depth = image.shape[1]
-        at = int(foreground.sum((1, 2)).argmax())
+        depth, at = image.shape[1], int(foreground.sum((1, 2)).argmax())
         image, masked_image, reconstruction, masked = (a[:, at] for a in (image, masked_image, reconstruction, masked))
         foreground = foreground[at]
         towards = f" (counted towards {orientation[0]})" if orientation else ""

@@ -21,7 +21,13 @@ from emim_nnunet.settings.plans import check_plans, inheritance
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import FINAL
 
-LOOP_ONLY = ("checkpoint_minutes", "reconstruction_every", "collapse_patience", "max_skipped_steps")
+LOOP_ONLY = (
+    "checkpoint_minutes",
+    "reconstruction_every",
+    "collapse_patience",
+    "collapse_reference",
+    "max_skipped_steps",
+)
 CONFIGURATION = (  # the other keys of a configuration concern the segmentation alone
     "data_identifier",
     "preprocessor_name",

@@ -23,6 +23,7 @@ from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
+from emim_nnunet.diagnosis.reference import read_reference
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size
 from emim_nnunet.methods.base import SSLMethod
@@ -93,6 +94,7 @@ class SSLStage(StageTrainer):
             seed=self.config.seed,
             warmup_epochs=warmup_length(self.config.warmup_epochs, self.num_epochs),
             norm_pix=getattr(self.method_config, "norm_pix", False),
+            reference=self._reference,
         )
         self._epoch = EpochAtHand()
         self._resumed = self._finished = False
@@ -106,6 +108,7 @@ class SSLStage(StageTrainer):
     def _read_settings(self) -> None:
         self.config = config_from_block(TrainingConfig, self.block)
         self.method_config = config_from_block(self.method_class.config_class, self.block)
+        self._reference = read_reference(self.config.collapse_reference)
         if not self._asked_to_continue:  # earlier versions took it
             refuse_settings_without_effect(self.block, self.method_class)
 

@@ -131,10 +131,10 @@ class SSLTrainer(SSLStage):
         assert self.dataloader_val is not None
         untrained = self._build_method().to(self.device).eval()
         batches = islice(self.dataloader_val, self.num_val_iterations_per_epoch)
-        constants = self.evaluation.measure_untrained(batches, untrained)
-        self.print_to_log_file(describe_cost(self.method, (1, self.num_input_channels, *self.method.patch_size)))
-        self.print_to_log_file(constants)
-        self.print_to_log_file(f"Untrained. {self.monitor.log_line()}")
+        lines = self.evaluation.measure_untrained(batches, untrained)
+        cost = describe_cost(self.method, (1, self.num_input_channels, *self.method.patch_size))
+        for line in [cost, *lines, f"Untrained. {self.monitor.log_line()}"]:
+            self.print_to_log_file(line)
 
     def _begin(self) -> None:
         """Refuse to overwrite a stage; on ``--c``, load a checkpoint whose name nnU-Net does not know."""

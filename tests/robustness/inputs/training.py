@@ -323,6 +323,12 @@ def device_of_another_name(world: Path) -> list[str]:
     return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "-device", "gpu"]
 
 
+@bad("pretrain", r"collapse_reference nowhere: .*; name the folder of another SSL stage, or set it to null")
+def reference_that_is_not_there(world: Path) -> list[str]:
+    changed_plans(world, lambda plans, tiny: tiny["emim"].update(collapse_reference="nowhere"))
+    return pretraining()
+
+
 @good("train", CUDA_VISIBLE_DEVICES="")
 def no_gpu_and_no_device_named(world: Path) -> list[str]:
     return [DATASET_ID, "tiny", "0", "-tr", TRAINER, "-p", PLANS, "--c"]  # finished: nothing is trained
