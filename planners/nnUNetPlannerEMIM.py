@@ -220,6 +220,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             "patch_ratio": ssl_plan.PATCH_RATIO,
             "pyramid_levels": list(levels),
             "projector_widths": list(ssl_plan.projector_widths(features, levels)),
+            "decoder_min_width": ssl_plan.decoder_min_width(strides, len(patch_size), self._num_channels),
             "batch_size": batch_size,
             "parent_factor": list(ssl_plan.parent_factor(patch_size)),
             "patches_at_once": batch_size,

@@ -15,6 +15,7 @@ POSITION_RATIO, PATCH_RATIO = 0.25, 0.5
 MAX_CELL, MIN_CELLS_PER_AXIS = 16, 4
 NUM_LEVELS, MIN_ROWS = 3, 256
 MIN_WIDTH, MAX_WIDTH, WIDTH_FACTOR = 512, 2048, 4
+DECODER_MIN_WIDTH = 8
 CROPS_PER_CASE, ITERATIONS_PER_EPOCH = 400, 250
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
 FILLED = 0.95  # of the memory target
@@ -25,6 +26,7 @@ PLANNED_KEYS = (
     "patch_ratio",
     "pyramid_levels",
     "projector_widths",
+    "decoder_min_width",
     "batch_size",
     "parent_factor",
     "patches_at_once",
@@ -91,6 +93,20 @@ def projector_widths(features_per_stage: Sequence[int], levels: Sequence[int]) -
         One width per level, 512 to 2048.
     """
     return tuple(min(max(WIDTH_FACTOR * features_per_stage[level], MIN_WIDTH), MAX_WIDTH) for level in levels)
+
+
+def decoder_min_width(strides: Strides, num_axes: int, channels: int) -> int:
+    """What the decoder's head produces at a position of stage 1: channels x voxels; at least 8.
+
+    Args:
+        strides: Stride of each encoder stage in voxels of the stage before: one number, or one per axis.
+        num_axes: Number of axes of a patch, 2 or 3.
+        channels: Number of channels of an image.
+
+    Returns:
+        Least number of channels of the decoder, at least 8.
+    """
+    return max(DECODER_MIN_WIDTH, channels * prod(cumulative_strides(strides, num_axes)[1]))
 
 
 def parent_factor(patch_size: Sequence[int]) -> tuple[int, ...]:

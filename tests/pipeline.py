@@ -26,6 +26,7 @@ TOY_BLOCK = {
     "cell_size": [4, 4, 4],
     "pyramid_levels": [1, 2],
     "projector_widths": [16, 16],
+    "decoder_min_width": None,  # not what is planned: the old checkpoints are of plans that do not say
     "batch_size": 2,
     "num_epochs": 3,
     "num_iterations_per_epoch": 3,

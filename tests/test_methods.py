@@ -28,8 +28,10 @@ from emim_nnunet.methods import config_classes
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
 from emim_nnunet.methods.emim import EMIM, EMIMConfig
 from emim_nnunet.methods.mask_in_mask import MaskInMask
+from emim_nnunet.methods.masked_modelling import ViewWeights
 from emim_nnunet.methods.mim import MIM, MIMConfig
 from emim_nnunet.methods.moco import MoCoZCA
+from emim_nnunet.methods.self_distillation import MaskedSelfDistillation
 from emim_nnunet.methods.vicreg import VICReg
 from emim_nnunet.networks.decoder import ReconstructionDecoder, forward_flops
 from emim_nnunet.planners.ssl_plan import PLANNED_KEYS
@@ -42,6 +44,7 @@ from tests.toy import toy_batch, toy_method, toy_unet
 
 SETTINGS: dict[type[SSLMethod], dict[str, Any]] = {
     EMIM: {"pyramid_levels": (1, 2), "projector_widths": (16, 16)},
+    MaskedSelfDistillation: {"pyramid_levels": (1, 2), "projector_widths": (16, 16)},
     MoCoZCA: {"queue_size": 16, "projection_width": 8, "local_regions": 2, "zca_rows": 64},
 }
 
@@ -82,7 +85,9 @@ def test_methods_have_parts_and_do_not_inherit_each_other(method_class: type[SSL
         (MIM, {}, ["encoder", "decoder"]),
         (MIM, {"fill": "learned"}, ["fill", "encoder", "decoder"]),
         (EMIM, {}, ["fill", "encoder", "decoder", "projectors"]),
+        (EMIM, {"mask_channel": True}, ["fill", "encoder", "decoder", "projectors", "mask_stem"]),
         (MaskInMask, {}, ["encoder", "decoder", "parent_heads", "child_heads"]),
+        (MaskedSelfDistillation, {}, ["fill", "encoder", "decoder", "projectors", "head", "teacher"]),
     ],
 )
 def test_weights_keep_the_names_and_the_order_that_checkpoints_hold(
@@ -339,8 +344,8 @@ def test_padding_changes_the_loss_in_no_way_when_it_lies_outside_the_body() -> N
     losses = []
     for x, f, r, m in ((image, foreground, reconstruction, 0), (*padded, 2)):
         masked = torch.nn.functional.pad(draws["masked"], [m] * 6, value=True)
-        network = (lambda image: [], lambda features, r=r: r, None)
-        losses.append(method.modelling.reconstruct(x, f, masked, draws["present"], *network)[0].loss.item())
+        weights = ViewWeights(lambda image: [], lambda features, r=r: r, None)
+        losses.append(method.modelling.reconstruct(x, f, masked, draws["present"], weights)[0].loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -445,7 +450,7 @@ def test_pyramid_barlow_twins_use_only_foreground_cells_that_are_visible() -> No
 
 def test_levels_coarser_and_finer_than_the_cells_both_work() -> None:
     method = toy_method(EMIM, cell_size=(2, 2, 2), pyramid_levels=(0, 1, 2), projector_widths=(0, 8, 8))
-    assert method.level_grids == [(8, 8, 8), (8, 8, 8), (4, 4, 4)]
+    assert method.pyramid.grids == [(8, 8, 8), (8, 8, 8), (4, 4, 4)]
     assert torch.isfinite(method(*toy_batch(method)).loss)
 
 
@@ -557,7 +562,8 @@ def test_no_setting_of_a_method_is_without_effect(method_class: type[SSLMethod])
 
 def test_plain_mim_has_only_what_it_needs() -> None:
     hybrid = {"position_ratio", "patch_ratio", "modality_mask"}
-    others = {"cell_size", "mask_ratio", "fill", "foreground_only", "norm_pix"}
+    others = {"cell_size", "mask_ratio", "fill", "foreground_only", "norm_pix", "decoder_min_width"}
+    others |= {"sparse_encoder", "mask_channel"}
     assert {field.name for field in fields(MIMConfig)} == hybrid | others
     assert hybrid & keys_read(MIM) == hybrid
     assert hybrid & keys_read(MIM, mask_ratio=0.5) == set()
@@ -575,7 +581,7 @@ def test_a_stage_refuses_or_names_each_setting_of_another_method(method_class: t
         assert describe_unused(unused) == [f"Settings of other methods, without effect here: {key}"]
         assert settings_without_effect({key: None}, method_class.config_class) == []
     assert ("mask_ratio" in own) == (method_class is MIM)
-    refused = {"mask_ratio"} if method_class in (EMIM, MaskInMask) else set()
+    refused = {"mask_ratio"} if method_class in (EMIM, MaskInMask, MaskedSelfDistillation) else set()
     for key in sorted(others - refused):
         refuse_settings_without_effect({key: 1}, method_class)
     for key in refused:

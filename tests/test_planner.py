@@ -114,6 +114,7 @@ def test_unlabelled_cases_are_preprocessed_beside_the_labelled_ones(planning: Pa
         "patch_ratio",
         "pyramid_levels",
         "projector_widths",
+        "decoder_min_width",
         "batch_size",
         "parent_factor",
         "patches_at_once",

@@ -85,11 +85,13 @@ SAME: dict[str, Callable[[Setup], Any]] = {
     "its output": lambda now: tiny(now).update(resampling_fn_probabilities_kwargs={"order": 1}),
     "labels": lambda now: now.dataset_json.update(labels={"background": 0}),
     "another configuration": lambda now: now.plans["configurations"].update(more={"inherits_from": "tiny"}),
+    "null, which is the default": lambda now: now.block.update(decoder_min_width=None),
     "tuples": lambda now: tiny(now).update(patch_size=(32, 32, 32)),
 }
 OTHER: dict[str, Callable[[Setup], Any]] = {
     "barlow_weight": lambda now: now.block.update(barlow_weight=0.5),
     "num_epochs": lambda now: now.block.update(num_epochs=7),
+    "decoder_min_width": lambda now: now.block.update(decoder_min_width=32),  # planned anew: older plans do not say
     "patch_size": lambda now: tiny(now).update(patch_size=[32, 32, 16]),
     "spacing": lambda now: tiny(now).update(spacing=[1.0, 1.0, 2.0]),
     "normalization_schemes": lambda now: tiny(now).update(normalization_schemes=["CTNormalization"] * 2),

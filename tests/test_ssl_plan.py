@@ -56,6 +56,14 @@ def test_projector_widths_are_four_times_the_channels_within_bounds() -> None:
 
 
 @pytest.mark.parametrize(
+    ("strides", "axes", "channels", "width"),
+    [(BRATS, 3, 4, 32), (PROSTATE, 3, 3, 12), (FLAT, 2, 4, 16), (FLAT, 2, 1, 8), ([1, 2, 2], 3, 24, 192)],
+)
+def test_the_decoder_is_as_wide_as_what_its_head_produces(strides: Any, axes: int, channels: int, width: int) -> None:
+    assert ssl_plan.decoder_min_width(strides, axes, channels) == width
+
+
+@pytest.mark.parametrize(
     ("cases", "batch", "epochs"), [(8, 2, 100), (125, 2, 100), (500, 2, 400), (1251, 2, 1000), (500, 4, 200)]
 )
 def test_schedule_shows_400_crops_of_each_case(cases: int, batch: int, epochs: int) -> None:

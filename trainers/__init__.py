@@ -6,6 +6,7 @@ from emim_nnunet.trainers.nnUNetTrainerEMIM import nnUNetTrainerEMIM
 from emim_nnunet.trainers.nnUNetTrainerEMIMFinetune import nnUNetTrainerEMIMFinetune
 from emim_nnunet.trainers.nnUNetTrainerEMIMPretrain import nnUNetTrainerEMIMPretrain
 from emim_nnunet.trainers.nnUNetTrainerLinearProbe import nnUNetTrainerLinearProbe
+from emim_nnunet.trainers.nnUNetTrainerMaskedSelfDistillationPretrain import nnUNetTrainerMaskedSelfDistillationPretrain
 from emim_nnunet.trainers.nnUNetTrainerMaskInMaskPretrain import nnUNetTrainerMaskInMaskPretrain
 from emim_nnunet.trainers.nnUNetTrainerMIMPretrain import nnUNetTrainerMIMPretrain
 from emim_nnunet.trainers.nnUNetTrainerMoCoZCAPretrain import nnUNetTrainerMoCoZCAPretrain
@@ -19,6 +20,7 @@ __all__ = [
     "nnUNetTrainerLinearProbe",
     "nnUNetTrainerMIMPretrain",
     "nnUNetTrainerMaskInMaskPretrain",
+    "nnUNetTrainerMaskedSelfDistillationPretrain",
     "nnUNetTrainerMoCoZCAPretrain",
     "nnUNetTrainerVICRegPretrain",
 ]

@@ -52,9 +52,9 @@ class GlobalBarlow(EMIM):
         pooled = [[f.mean((2, 3, 4), keepdim=True).expand_as(f) for f in view] for view in (features_a, features_b)]
         first = {k: torch.zeros_like(v).index_fill(1, torch.tensor(0), 1.0) for k, v in draws.items() if "scores" in k}
         everything = torch.ones_like(foreground)
-        method_config, self.config = self.config, replace(self.config, cells_per_sample=1)
+        pbt_config, self.pyramid.config = self.pyramid.config, replace(self.pyramid.config, cells_per_sample=1)
         losses = super().pyramid_barlow_twins(*pooled, torch.ones_like(visible), everything, draws | first)
-        self.config = method_config
+        self.pyramid.config = pbt_config
         return losses
 
 

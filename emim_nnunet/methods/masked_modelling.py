@@ -6,7 +6,8 @@ by these names, and optimisers by the order that follows from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.losses import masked_mse, normalise_cells
-from emim_nnunet.masking import cells_to_voxels, grid_size
+from emim_nnunet.masking import cells_to_voxels, grid_size, hybrid_mask
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLConfig
-from emim_nnunet.networks import PlannedEncoder, ReconstructionDecoder
+from emim_nnunet.networks import PlannedEncoder, ReconstructionDecoder, added_to_stem, mask_stem, visible_only
 from emim_nnunet.settings.block import require
 
 FILLS = ("zero", "learned")
+FILL_START = (
+    -3.0
+)  # standard deviations from the mean of the body: inside the data, what is masked would look like tissue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +38,13 @@ class MaskedModellingConfig(SSLConfig):
         position_ratio: The hybrid mask hides this share of the cells in all modalities, in [0, 1).
         patch_ratio: It hides this share of the remaining cells independently per modality, in [0, 1).
         modality_mask: It hides one whole modality of each sample, where there are several.
-        fill: Masked voxels are replaced with ``zero``, or with one ``learned`` number per modality (starts at 0).
+        fill: Masked voxels are replaced with ``zero``, or with one ``learned`` number per modality (it starts at -3, where
+            z-scored images have next to nothing).
         foreground_only: Count only voxels inside the body. Background and padding are constant 0: they would dilute the
             loss by a share that depends on the field of view and reward learning the outline.
         norm_pix: Standardise the target in each cell; invites collapse (see :func:`normalise_cells`).
+        decoder_min_width: Least channels of the decoder. Planned: what its head has to produce, see
+            :class:`ReconstructionDecoder`; None = 8, the bound of stages whose plans do not say.
     """
 
     position_ratio: float = 0.25
@@ -46,11 +53,29 @@ class MaskedModellingConfig(SSLConfig):
     fill: str = "zero"
     foreground_only: bool = True
     norm_pix: bool = False
+    decoder_min_width: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("position_ratio", "patch_ratio"):
             require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {getattr(self, name)}")
         require(self.fill in FILLS, f"fill must be one of {', '.join(FILLS)}, not '{self.fill}'")
+        width = self.decoder_min_width
+        require(width is None or width >= 1, f"decoder_min_width must be at least 1, not {width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedViewConfig(MaskedModellingConfig):
+    """Settings of methods that show the encoder masked patches of one scale, see :class:`MaskedView`.
+
+    Attributes:
+        sparse_encoder: Run the encoder on visible voxels only: masked positions are empty after every layer, and instance
+            normalisations take their statistics of the visible ones, as in SparK (arXiv 2301.03580).
+        mask_channel: Give the encoder the mask as well, one more input channel per modality (1 = hidden). Its filters belong to
+            the SSL stage and are not transferred.
+    """
+
+    sparse_encoder: bool = False
+    mask_channel: bool = False
 
 
 class MaskedPatches(NamedTuple):
@@ -97,6 +122,30 @@ def with_missing(masked: Tensor, present: Tensor) -> Tensor:
     return masked | ~present.view(1, -1, *[1] * (masked.ndim - 2))
 
 
+def draw_hybrid_mask(
+    config: MaskedModellingConfig, grid: Sequence[int], generator: torch.Generator, present: Tensor
+) -> Tensor:
+    """The hybrid mask pattern of one sample, (1, C, *G) bool, with the modalities that are not there hidden as well.
+
+    Args:
+        config: Settings.
+        grid: Cells per axis.
+        generator: CPU generator of the sample.
+        present: (C,) bool.
+    """
+    masked = hybrid_mask(
+        1,
+        len(present),
+        grid,
+        position_ratio=config.position_ratio,
+        patch_ratio=config.patch_ratio,
+        modality_mask=config.modality_mask,
+        generator=generator,
+        present=present,
+    )
+    return with_missing(masked, present)
+
+
 def fill_in(image: Tensor, hidden: Tensor, fill: Tensor | None) -> Tensor:
     """What the network sees.
 
@@ -138,8 +187,11 @@ class MaskedModelling:
         self, encoder: PlannedEncoder, num_modalities: int
     ) -> tuple[ReconstructionDecoder, nn.Parameter | None]:
         """The decoder for an encoder, and the fill value, (C,), where it is learned."""
-        decoder = ReconstructionDecoder(encoder.output_channels, encoder.strides, num_modalities, encoder.conv_op)
-        return decoder, nn.Parameter(torch.zeros(num_modalities)) if self.config.fill == "learned" else None
+        decoder = ReconstructionDecoder(
+            encoder.output_channels, encoder.strides, num_modalities, encoder.conv_op, self.config.decoder_min_width
+        )
+        start = torch.full((num_modalities,), FILL_START)
+        return decoder, nn.Parameter(start) if self.config.fill == "learned" else None
 
     def target(self, patches: MaskedPatches) -> Tensor:
         """What a prediction is compared with, (N, C, *P)."""
@@ -169,22 +221,58 @@ class MaskedModelling:
             counted=self.counted(patches),
         )
 
-    def encode(
-        self, image: Tensor, masked: Tensor, encoder: PlannedEncoder, fill: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
+
+class ViewWeights(NamedTuple):
+    """The weights that :meth:`MaskedView.reconstruct` needs; the method keeps them.
+
+    Attributes:
+        encoder: The encoder of the method.
+        decoder: The decoder, see :meth:`MaskedModelling.new_weights`.
+        fill: The fill value, see :meth:`MaskedModelling.new_weights`.
+        mask_stem: The filters of the mask channels, see :meth:`MaskedView.new_mask_stem`.
+    """
+
+    encoder: PlannedEncoder
+    decoder: nn.Module
+    fill: Tensor | None
+    mask_stem: nn.Module | None = None
+
+
+class MaskedView(MaskedModelling):
+    """Masked modelling of a patch of which cells are hidden: one encoder pass per view.
+
+    Args:
+        config: Settings.
+    """
+
+    def __init__(self, config: MaskedViewConfig) -> None:
+        super().__init__(config)
+        self.view_config = config
+
+    def new_mask_stem(self, encoder: PlannedEncoder, num_modalities: int) -> nn.Module | None:
+        """The filters of the mask channels, where the encoder is given the mask."""
+        return mask_stem(encoder, num_modalities) if self.view_config.mask_channel else None
+
+    @contextmanager
+    def _told_what_is_hidden(self, weights: ViewWeights, masked: Tensor) -> Iterator[None]:
+        """The encoder is given the mask, (N, C, *G) bool, and passes over what is hidden, where the settings say so."""
+        with ExitStack() as stack:
+            if weights.mask_stem is not None:
+                hidden = cells_to_voxels(masked, self.config.cell_size).float()
+                stack.enter_context(added_to_stem(weights.encoder, weights.mask_stem(hidden)))
+            if self.view_config.sparse_encoder:
+                visible = cells_to_voxels(~masked.all(1, keepdim=True), self.config.cell_size)
+                stack.enter_context(visible_only(weights.encoder, visible, every_layer=True))
+            yield
+
+    def encode(self, image: Tensor, masked: Tensor, weights: ViewWeights) -> tuple[Tensor, list[Tensor]]:
         """The image with its ``masked`` cells, (N, C, *G) bool, filled in, and the stage outputs for it."""
-        masked_image = fill_in(image, cells_to_voxels(masked, self.config.cell_size), fill)
-        return masked_image, encoder(masked_image)
+        masked_image = fill_in(image, cells_to_voxels(masked, self.config.cell_size), weights.fill)
+        with self._told_what_is_hidden(weights, masked):
+            return masked_image, weights.encoder(masked_image)
 
     def reconstruct(
-        self,
-        image: Tensor,
-        foreground: Tensor,
-        masked: Tensor,
-        present: Tensor,
-        encoder: PlannedEncoder,
-        decoder: nn.Module,
-        fill: Tensor | None,
+        self, image: Tensor, foreground: Tensor, masked: Tensor, present: Tensor, weights: ViewWeights
     ) -> tuple[MethodOutput, list[Tensor]]:
         """Mask one view of each sample, encode and reconstruct it.
 
@@ -193,15 +281,13 @@ class MaskedModelling:
             foreground: (N, 1, *P) bool.
             masked: (N, C, *G) bool, True = the cell is masked.
             present: (N, C) bool, the modalities that count.
-            encoder: The encoder of the method.
-            decoder: The decoder of the method, see :meth:`new_weights`.
-            fill: The fill value of the method, see :meth:`new_weights`.
+            weights: The weights of the method.
 
         Returns:
             The complete output of a method whose loss is the reconstruction, and the stage outputs for the masked image.
         """
-        masked_image, features = self.encode(image, masked, encoder, fill)
-        prediction = decoder(features)
+        masked_image, features = self.encode(image, masked, weights)
+        prediction = weights.decoder(features)
         # the hidden voxels are not kept from above: they would need memory while the decoder runs
         shown = self.shown(hide(image, foreground, masked, present, self.config.cell_size), masked_image, prediction)
         loss = masked_mse(prediction, shown.target, shown.counted)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from emim_nnunet.masking import grid_size, masked_fraction, position_mask
 from emim_nnunet.methods.base import MethodOutput, SSLMethod
-from emim_nnunet.methods.masked_modelling import MaskedModelling, MaskedModellingConfig, with_missing
+from emim_nnunet.methods.masked_modelling import MaskedView, MaskedViewConfig, ViewWeights, with_missing
 from emim_nnunet.networks import PlannedEncoder
 from emim_nnunet.settings.block import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIMConfig(MaskedModellingConfig):
+class MIMConfig(MaskedViewConfig):
     """Settings of plain masked image modelling.
 
     Attributes:
@@ -53,13 +53,14 @@ class MIM(SSLMethod[MIMConfig]):
         self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
         self.grid = grid_size(patch_size, config.cell_size)
-        self.modelling = MaskedModelling(config)
+        self.modelling = MaskedView(config)
         self.decoder, self.fill = self.modelling.new_weights(encoder, num_modalities)
+        self.mask_stem = self.modelling.new_mask_stem(encoder, num_modalities)
 
     @classmethod
     def check(cls, config: MIMConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
         """See :meth:`SSLMethod.check`."""
-        MaskedModelling.check(config, patch_size, strides)
+        MaskedView.check(config, patch_size, strides)
 
     def draw(self, generator: torch.Generator, present: Tensor | None = None) -> dict[str, Tensor]:
         """``masked`` (1, C, *G) bool, the same in all modalities that are there; ``present`` (1, C) bool."""
@@ -81,5 +82,5 @@ class MIM(SSLMethod[MIMConfig]):
 
     def forward(self, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> MethodOutput:
         """Mask, encode, reconstruct; see :class:`SSLMethod`."""
-        weights = (self.encoder, self.decoder, self.fill)
-        return self.modelling.reconstruct(image, foreground, draws["masked"], draws["present"], *weights)[0]
+        weights = ViewWeights(self.encoder, self.decoder, self.fill, self.mask_stem)
+        return self.modelling.reconstruct(image, foreground, draws["masked"], draws["present"], weights)[0]

@@ -3,7 +3,7 @@
 from emim_nnunet.networks.decoder import ReconstructionDecoder
 from emim_nnunet.networks.encoder import first_stages, in_parts, materialise, own_norm_outputs
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
-from emim_nnunet.networks.masked_encoder import visible_only
+from emim_nnunet.networks.masked_encoder import added_to_stem, mask_stem, visible_moments, visible_only
 from emim_nnunet.networks.momentum import KeyQueue, momentum_copy, momentum_update_
 from emim_nnunet.networks.planned import PlannedEncoder, encoder_of
 from emim_nnunet.networks.projector import MLP, Projector
@@ -16,15 +16,18 @@ __all__ = [
     "PlannedEncoder",
     "Projector",
     "ReconstructionDecoder",
+    "added_to_stem",
     "cumulative_strides",
     "encoder_of",
     "first_stages",
     "in_parts",
+    "mask_stem",
     "materialise",
     "momentum_copy",
     "momentum_update_",
     "own_norm_outputs",
     "stage_grids",
+    "visible_moments",
     "visible_only",
     "zca_matrix",
 ]

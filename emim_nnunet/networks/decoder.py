@@ -17,16 +17,17 @@ from emim_nnunet.networks.geometry import cumulative_strides
 MIN_WIDTH, MAX_WIDTH = 8, 160
 
 
-def decoder_widths(features_per_stage: Sequence[int]) -> list[int]:
-    """Channels of the decoder at each stage: half the encoder's, clipped to 8..160.
+def decoder_widths(features_per_stage: Sequence[int], min_width: int = MIN_WIDTH) -> list[int]:
+    """Channels of the decoder at each stage: half the encoder's, at most 160, at least ``min_width``.
 
     Args:
         features_per_stage: Channels of each encoder stage.
+        min_width: Least number of channels, see :class:`ReconstructionDecoder`.
 
     Returns:
         The number of channels at each stage.
     """
-    return [min(max(features // 2, MIN_WIDTH), MAX_WIDTH) for features in features_per_stage]
+    return [max(min(features // 2, MAX_WIDTH), min_width) for features in features_per_stage]
 
 
 class ReconstructionDecoder(nn.Module):
@@ -40,6 +41,8 @@ class ReconstructionDecoder(nn.Module):
         strides: Stride of each stage (nnU-Net's ``strides``).
         num_modalities: Number C of channels to reconstruct.
         conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
+        min_width: Least number of channels at a stage, None = 8. With fewer than the head has to produce, C times the voxels of
+            a position of stage 1, the head is of lower rank than an image, and no voxel of its own can be right.
     """
 
     def __init__(
@@ -48,11 +51,12 @@ class ReconstructionDecoder(nn.Module):
         strides: Sequence[int | Sequence[int]],
         num_modalities: int,
         conv_op: type[nn.Module],
+        min_width: int | None = None,
     ) -> None:
         super().__init__()
         num_axes = 2 if conv_op is nn.Conv2d else 3
         norm_op = nn.InstanceNorm2d if num_axes == 2 else nn.InstanceNorm3d
-        widths = decoder_widths(features_per_stage)
+        widths = decoder_widths(features_per_stage, MIN_WIDTH if min_width is None else min_width)
         stages = range(1, len(features_per_stage))
         self.num_modalities = num_modalities
         self.block = cumulative_strides(strides, num_axes)[1]

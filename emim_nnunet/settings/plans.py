@@ -45,6 +45,7 @@ LIMITS = {  # what is larger cannot be meant: it would run for ever, or out of m
     "cells_per_sample": 100_000,
     "projector_widths": 16_384,
     "projection_width": 16_384,
+    "decoder_min_width": 4096,
     "vicreg_width": 16_384,
     "queue_size": 1_000_000,
     "zca_rows": 100_000,

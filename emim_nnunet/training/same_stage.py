@@ -82,8 +82,8 @@ class Setup:
         links = inheritance(self.plans, self.configuration)
         content = {key: value for link in links for key, value in link.items()}
         architecture = content.get("architecture", {})
-        block = self.block | self.settings
-        values = {k: v for k, v in block.items() if not k.startswith("finetune_") and k not in LOOP_ONLY}
+        given = {k: v for k, v in (self.block | self.settings).items() if v is not None}  # null is the default
+        values = {k: v for k, v in given.items() if not k.startswith("finetune_") and k not in LOOP_ONLY}
         values |= {key: content.get(key) for key in CONFIGURATION}
         values |= {"transpose_forward": self.plans.get("transpose_forward")}
         values |= {"network_class_name": architecture.get("network_class_name")}
