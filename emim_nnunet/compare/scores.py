@@ -45,7 +45,7 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     keeps that.
 
     Args:
-        values: (seeds, cases) float; NaN is left out.
+        values: (seeds, cases) float; NaN is left out: no label there, or the case is no test case of that seed.
         seed: Of the bootstrap.
 
     Returns:
@@ -90,7 +90,7 @@ def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, arm: str) -> np.ndarray:
-    """(seeds, cases) Dice, the mean over the labels, of one arm.
+    """(seeds, cases) Dice, the mean over the labels, of one arm; NaN where a case is no test case of a seed.
 
     Args:
         scores: Rows of :func:`read_scores`.
