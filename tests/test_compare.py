@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
+from emim_nnunet.compare.comparison import _configuration, _test_cases
 from emim_nnunet.compare.compute import step_flops
+from emim_nnunet.compare.protocol import Protocol
 from emim_nnunet.compare.report import markdown
 from emim_nnunet.compare.scores import interval, summarise
 from emim_nnunet.compare.workspace import make_splits
@@ -48,18 +51,56 @@ def test_impossible_arms_are_named(texts: list[str], message: str) -> None:
 
 def test_splits_nest_and_never_touch_the_test_cases() -> None:
     labelled = [f"c{i}" for i in range(9)]
-    splits = make_splits(labelled, ["c0", "c5"], [2, 4], [0, 1], {})
-    assert len(splits) == 5
+    splits = make_splits(labelled, {0: ["c5", "c0"], 1: ["c0", "c5"]}, [2, 4], {})
+    assert len(splits) == 6
+    assert splits[0] == splits[3]
     assert splits[0]["train"] == ["c1", "c2", "c3", "c4", "c6", "c7", "c8"]
     assert all(split["val"] == ["c0", "c5"] and not set(split["train"]) & {"c0", "c5"} for split in splits)
-    for small, large in ((splits[1], splits[2]), (splits[3], splits[4])):
+    for small, large in ((splits[1], splits[2]), (splits[4], splits[5])):
         assert len(small["train"]) == 2
         assert set(small["train"]) < set(large["train"])
-    assert splits[2] != splits[4]
+    assert splits[2] != splits[5]
     with pytest.raises(UserError, match="--labelled 8: of 9 labelled cases 2 are for the test, which leaves 7"):
-        make_splits(labelled, ["c0", "c5"], [8], [0], {})
+        make_splits(labelled, {0: ["c0", "c5"]}, [8], {})
     same = {"c0": "p", "c1": "p", "c2": "q"}
-    assert "c1" not in make_splits(labelled, ["c0", "c5"], [2], [0], same)[0]["train"]
+    assert "c1" not in make_splits(labelled, {0: ["c0", "c5"]}, [2], same)[0]["train"]
+
+
+def protocol_of(*more: str) -> Protocol:
+    """The protocol of a command line, nothing of which is run."""
+    seen: list[Protocol] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emim_nnunet.compare.compare", lambda protocol, *others: seen.append(protocol) or Path(__file__))
+        command.main(["1", "toy", "-o", "out", "-device", "cpu", *more])
+    return seen[0]
+
+
+@pytest.mark.parametrize(("num_test", "count"), [("2", 3), (None, 4), (None, 2)], ids=["drawn", "folds", "few"])
+def test_seeds_draw_other_labelled_cases_even_where_the_test_leaves_no_more(
+    num_test: str | None, count: int, nnunet: Path
+) -> None:
+    protocol = protocol_of(
+        "--labelled", str(count), "--seeds", "0", "1", *(["--num_test", num_test] if num_test else [])
+    )
+    data = PreprocessedDataset.find(1, PLANS, "toy")
+    tests = {seed: _test_cases(protocol, data, seed) for seed in protocol.seeds}
+    splits = make_splits(data.labelled_ids, tests, protocol.counts, {})
+    learnt = []
+    for seed in protocol.seeds:
+        ssl, few = splits[protocol.ssl_fold(seed)], splits[protocol.fold(seed, count)]
+        assert len(few["train"]) == count
+        assert few["val"] == ssl["val"] == sorted(tests[seed])
+        assert set(few["train"]) <= set(ssl["train"]) == set(data.labelled_ids) - set(tests[seed])
+        learnt.append(few["train"])
+    assert learnt[0] != learnt[1]
+
+
+def test_by_default_the_frozen_encoder_is_evaluated_too_and_each_arm_has_its_rate(nnunet: Path) -> None:
+    assert protocol_of().evaluations == ["finetune", "linear"]
+    protocol, block = protocol_of("--arms", "scratch", "mim"), {"finetune_scratch_lr": 0.02}
+    made = [_configuration(protocol, arm, 0, {"mim": {"steps_per_epoch": 3}}, block) for arm in protocol.arms]
+    assert [c["emim"].get("finetune_init", "pretrained") for c in made] == ["scratch", "pretrained"]
+    assert all((c["emim"]["finetune_initial_lr"], c["emim"]["finetune_scratch_lr"]) == (1e-3, 0.02) for c in made)
 
 
 @pytest.mark.parametrize("method", ["MIM", "EMIM", "MoCoZCA", "MaskInMask", "VICReg"])
@@ -121,12 +162,22 @@ def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
         "seeds": [0, 1],
         "labelled": [2],
         "compute": {},
+        "budget": {
+            "finetune_num_epochs": 10,
+            "finetune_num_iterations_per_epoch": 20,
+            "finetune_initial_lr": 1e-3,
+            "finetune_scratch_lr": 1e-2,
+        },
         "spectra": [],
         "summary": summary,
     }
     text = markdown(results)
     assert "| emim | 0.670 |" in text
-    assert "| +0.020 | +0.020 to +0.020 | 4 of 4 | 4 x 2 |" in text
+    assert "| +0.020 | +0.020 to +0.020 | 4 of 4 | 4, 2 |" in text
+    assert "Fine-tuning: 200 steps, peak rate 0.001 from a pretrained encoder, 0.01 from scratch." in text
+    assert "**Fewer than 1000 steps of fine-tuning**" in text
+    enough = markdown(results | {"budget": results["budget"] | {"finetune_num_epochs": 50}})
+    assert "Fewer than" not in enough
     assert "Pretraining on 8 cases (5 without label" in text
 
 
@@ -158,6 +209,15 @@ def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, cap
     options[options.index("--num_test") + 1] = "1"
     assert run(command.main, [*options, *arms]) == 2
     assert "holds a comparison with other cases" in capsys.readouterr().err
+    options[options.index("--num_test") + 1] = "2"
+    assert run(command.main, [*options, "--arms", "scratch", "mim=MIM,finetune_scratch_lr=0.5"]) == 2
+    assert "holds a comparison with other settings of toy_mim_seed0: choose" in capsys.readouterr().err
+    rates = {arm: set(re.findall(r"Peak learning rate: (\S+)", log_of_arm(out, arm))) for arm in ("mim", "scratch")}
+    assert rates == {"mim": {"0.001"}, "scratch": {"0.01"}}
+
+
+def log_of_arm(out: Path, arm: str) -> str:
+    return "".join(file.read_text() for file in (out / "logs").glob(f"finetune_{arm}_*.txt"))
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,9 @@ BLOCK = {
     "key_momentum": 0.99,  # 0.999 belongs to runs of many thousand steps
     "queue_size": 512,
     "zca_rows": 256,
-    "finetune_num_epochs": 10,
-    "finetune_num_iterations_per_epoch": 20,
+    "finetune_num_epochs": 20,
+    "finetune_num_iterations_per_epoch": 50,
     "finetune_num_val_iterations_per_epoch": 1,
-    "finetune_initial_lr": 1e-2,
 }
 
 

@@ -20,9 +20,11 @@ Example:
   emim_compare 137 3d_fullres -o comparison --labelled 2 4 --seeds 0 1 2 --arms scratch mim emim moco moco_zca
   emim_compare 137 3d_fullres -o comparison --arms scratch emim 'no_pbt=EMIM,barlow_weight=0'
 
-Every arm pretrains on the same cases (all without label, and the labelled ones that are not for the test) with as many
-floating point operations as the reference arm would spend by the plans, is fine-tuned with the same budget on the same few
-labelled cases, and is tested on the same cases. The emim block of the configuration sets the budgets. A comparison that was
+With each seed, every arm pretrains on the same cases (all without label, and the labelled ones that are not for the test) with
+as many floating point operations as the reference arm would spend by the plans, is fine-tuned with the same number of steps
+(at the peak rate for pretrained encoders or that for scratch) and evaluated with a frozen encoder on the same few labelled
+cases, and is tested on the same cases. The seed chooses test cases and labelled cases. The emim block of the configuration sets
+the budgets; give the fine-tuning at least 1,000 steps (it has 250,000 where the block says nothing). A comparison that was
 interrupted goes on where it was when the command is repeated. With nnUNet_n_proc_DA=0 the fine-tuning is exactly seeded.
 """
 
@@ -46,10 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument(
-        "--evaluate", nargs="*", default=["finetune"], choices=["finetune", "linear"], help="default: finetune"
+        "--evaluate",
+        nargs="*",
+        default=["finetune", "linear"],
+        choices=["finetune", "linear"],
+        help="fine-tuning, linear layers on the frozen encoder (default: both)",
     )
     parser.add_argument(
-        "--num_test", type=int, help="labelled cases for the test (default: validation cases of fold 0)"
+        "--num_test",
+        type=int,
+        help="labelled cases for the test, chosen by the seed (default: the validation cases of the fold of that number)",
     )
     parser.add_argument("--reference", help="arm whose planned schedule is the compute budget (default: the first)")
     add_device_argument(parser)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.compare.protocol import EVALUATIONS, Protocol
-from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name
+from emim_nnunet.compare.workspace import Workspace, configuration_name
 from emim_nnunet.errors import UserError
 from emim_nnunet.training.checkpoint import FINAL, LATEST
 
@@ -89,7 +89,7 @@ class Commands:
         return configuration_name(self.protocol.configuration, arm, seed)
 
     def _ssl_folder(self, arm: Arm, seed: int) -> Path:
-        return self.workspace.results(str(arm.trainer), self._configuration(arm, seed), SSL_FOLD)
+        return self.workspace.results(str(arm.trainer), self._configuration(arm, seed), self.protocol.ssl_fold(seed))
 
     def _segmentation_folder(self, arm: Arm, seed: int, count: int, evaluation: str) -> Path:
         fold = self.protocol.fold(seed, count)
@@ -104,7 +104,9 @@ class Commands:
         weights.parent.mkdir(exist_ok=True)
         if not (folder / FINAL).is_file():
             options = ["--c"] if (folder / LATEST).is_file() else []
-            self._train(name, SSL_FOLD, str(arm.trainer), options, f"pretrain_{arm.name}_seed{seed}")
+            self._train(
+                name, self.protocol.ssl_fold(seed), str(arm.trainer), options, f"pretrain_{arm.name}_seed{seed}"
+            )
         if not weights.is_file():
             dataset, plans = str(self.protocol.dataset_id), self.workspace.plans_name
             target = ["-d", dataset, "-p", plans, "-c", name, "-o", str(weights)]

@@ -11,12 +11,16 @@ from emim_nnunet.compare.compute import equal_compute
 from emim_nnunet.compare.protocol import Protocol
 from emim_nnunet.compare.report import write_results
 from emim_nnunet.compare.scores import collect_spectra, read_scores
-from emim_nnunet.compare.workspace import SSL_FOLD, Workspace, configuration_name, make_splits
+from emim_nnunet.compare.workspace import Workspace, configuration_name, draw_cases, make_splits
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.splits import SPLITS
 from emim_nnunet.errors import UserError
+from emim_nnunet.settings.block import config_from_block
+from emim_nnunet.settings.stages import FinetuneConfig
 from emim_nnunet.storage.locks import acquire
 from emim_nnunet.training.stage import read_block
+
+WRITTEN_OUT = ("finetune_initial_lr", "finetune_scratch_lr", "finetune_deep_supervision")
 
 
 def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
@@ -41,11 +45,12 @@ def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
     data = PreprocessedDataset.find(protocol.dataset_id, protocol.plans_name, protocol.configuration)
     data.require_cases(labelled=True)
     workspace = Workspace(output.absolute(), data)
-    test = _test_cases(protocol, data)
-    splits = make_splits(data.labelled_ids, test, protocol.counts, protocol.seeds, data.patients)
+    tests = {seed: _test_cases(protocol, data, seed) for seed in protocol.seeds}
+    splits = make_splits(data.labelled_ids, tests, protocol.counts, data.patients)
     compute = equal_compute(protocol, data)
+    block = read_block(data.plans, data.configuration)
     configurations = {
-        configuration_name(protocol.configuration, arm, seed): _configuration(protocol, arm, seed, compute)
+        configuration_name(protocol.configuration, arm, seed): _configuration(protocol, arm, seed, compute, block)
         for arm in protocol.arms
         for seed in protocol.seeds
     }
@@ -59,8 +64,8 @@ def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
         "configuration": protocol.configuration,
         "cases": {
             "unlabelled": len(data.unlabelled),
-            "labelled_pool": len(splits[SSL_FOLD]["train"]),
-            "test": len(test),
+            "labelled_pool": len(splits[0]["train"]),
+            "test": len({case for test in tests.values() for case in test}),
         },
         "seeds": list(protocol.seeds),
         "labelled": list(protocol.counts),
@@ -72,7 +77,7 @@ def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
     return write_results(results, output, json_path)
 
 
-def _test_cases(protocol: Protocol, data: PreprocessedDataset) -> list[str]:
+def _test_cases(protocol: Protocol, data: PreprocessedDataset, seed: int) -> list[str]:
     labelled = data.labelled_ids
     if protocol.num_test is None:
         splits = data.splits
@@ -80,15 +85,20 @@ def _test_cases(protocol: Protocol, data: PreprocessedDataset) -> list[str]:
             raise UserError(
                 f"{data.folder / SPLITS} is missing or empty: preprocess with emim_plan_and_preprocess, or give --num_test"
             )
-        return sorted(splits[0]["val"])
+        return splits[seed % len(splits)]["val"]
     if not 1 <= protocol.num_test < len(labelled):
         raise UserError(f"--num_test {protocol.num_test}: there are {len(labelled)} labelled cases")
-    return make_splits(labelled, [], [protocol.num_test], [0], {})[1]["train"]
+    return draw_cases(sorted(labelled), protocol.num_test, seed)
 
 
-def _configuration(protocol: Protocol, arm: Arm, seed: int, compute: dict[str, Any]) -> dict[str, Any]:
-    # the final validation gives the scores
-    block = dict(arm.settings) | {"seed": seed, "finetune_seed": seed, "finetune_final_validation": True}
+def _configuration(
+    protocol: Protocol, arm: Arm, seed: int, compute: dict[str, Any], planned: dict[str, Any]
+) -> dict[str, Any]:
+    # written out, so that a comparison that is continued by another version notices other defaults
+    finetuning = config_from_block(FinetuneConfig, planned | arm.settings)
+    block = {key: getattr(finetuning, key) for key in WRITTEN_OUT} | arm.settings
+    # the scores are those of the final validation
+    block |= {"seed": seed, "finetune_seed": seed, "finetune_final_validation": True}
     if arm.method is None:
         block["finetune_init"] = SCRATCH
     else:
@@ -97,6 +107,7 @@ def _configuration(protocol: Protocol, arm: Arm, seed: int, compute: dict[str, A
 
 
 def _budget(plans: dict[str, Any], configurations: dict[str, Any]) -> dict[str, Any]:
-    """The epochs and steps of fine-tuning, which are equal in all arms."""
-    block = read_block(plans, next(iter(configurations)))
-    return {key: value for key, value in sorted(block.items()) if key.startswith("finetune_num")}
+    """Of the fine-tuning; arms may have settings of their own, this is the first one's."""
+    config = config_from_block(FinetuneConfig, read_block(plans, next(iter(configurations))))
+    keys = ("finetune_num_epochs", "finetune_num_iterations_per_epoch", *WRITTEN_OUT)
+    return {key: getattr(config, key) for key in keys}

@@ -21,9 +21,10 @@ class Protocol:
         plans_name: Name of the plans.
         arms: The arms that are compared.
         counts: Numbers of labelled training cases to fine-tune on.
-        seeds: Seeds; each is used for pretraining, the choice of labelled cases and fine-tuning.
+        seeds: Seeds; each is used for pretraining, the choice of test cases and labelled cases, and fine-tuning.
         evaluations: Some of the keys of :data:`EVALUATIONS`; none = only pretrain and draw the spectra.
-        num_test: Number of labelled cases for the test, drawn with seed 0; None = the validation cases of nnU-Net's fold 0.
+        num_test: Number of labelled cases for the test, drawn by each seed; None = the validation cases of one of nnU-Net's
+            folds, whose number is the seed (modulo the number of folds).
         reference: Name of the arm whose planned schedule is the compute budget of all arms; None = the first that pretrains.
         device: The device to train on: ``cuda``, ``cpu`` or ``mps``.
         jobs: Number of commands that run at the same time.
@@ -41,6 +42,10 @@ class Protocol:
     device: str
     jobs: int
 
+    def ssl_fold(self, seed: int) -> int:
+        """Number of the fold of :func:`make_splits` for the SSL stages of that seed."""
+        return list(self.seeds).index(seed) * (1 + len(self.counts))
+
     def fold(self, seed: int, count: int) -> int:
         """Number of the fold of :func:`make_splits` with that many training cases, chosen by that seed."""
-        return 1 + list(self.seeds).index(seed) * len(self.counts) + list(self.counts).index(count)
+        return self.ssl_fold(seed) + 1 + list(self.counts).index(count)

@@ -16,6 +16,7 @@ from emim_nnunet.storage.files import plain_json, write_text
 from emim_nnunet.storage.tables import markdown_table
 from emim_nnunet.storage.versions import versions
 
+MIN_STEPS = 1000
 RESULTS, TABLE, PICTURE, SPECTRA = "results.json", "results.md", "scores.png", "spectra.png"
 
 
@@ -54,9 +55,12 @@ def markdown(results: dict[str, Any]) -> str:
         f"# Comparison on {results['dataset']}, {results['configuration']}",
         "",
         f"Pretraining on {cases['unlabelled'] + cases['labelled_pool']} cases ({cases['unlabelled']} without label, "
-        f"{cases['labelled_pool']} whose labels it does not see), test on {cases['test']} others, seeds "
-        f"{', '.join(map(str, results['seeds']))}. Intervals: 95 %, bootstrap over seeds and cases; they are wide because "
-        f"{cases['test']} cases are few. A difference whose interval contains 0 is none.",
+        f"{cases['labelled_pool']} whose labels it does not see), test on others, {cases['test']} in all, seeds "
+        f"{', '.join(map(str, results['seeds']))}. Each seed chooses its test cases and its labelled cases. Intervals: 95 %, "
+        f"bootstrap over seeds and cases; they are wide because {cases['test']} cases are few. A difference whose interval "
+        f"contains 0 is none.",
+        "",
+        *_budget_lines(results["budget"]),
     ]
     for evaluation in dict.fromkeys(row["evaluation"] for row in results["summary"]):
         for labelled in results["labelled"]:
@@ -70,6 +74,21 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _budget_lines(budget: dict[str, Any]) -> list[str]:
+    steps = budget["finetune_num_epochs"] * budget["finetune_num_iterations_per_epoch"]
+    rates = (
+        f"{budget['finetune_initial_lr']:g} from a pretrained encoder, {budget['finetune_scratch_lr']:g} from scratch"
+    )
+    lines = [f"Fine-tuning: {steps} steps, peak rate {rates}."]
+    if steps < MIN_STEPS:
+        lines += [
+            "",
+            f"**Fewer than {MIN_STEPS} steps of fine-tuning**: nnU-Net's SGD fails in some runs as short as that, whatever the "
+            f"encoder. Raise `finetune_num_epochs` before you read anything into differences.",
+        ]
+    return lines
+
+
 def _score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
@@ -79,9 +98,9 @@ def _score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells += [f"{row['difference']:+.3f}", span, f"{row['better_in']} of {row['num_cases']}"]
         else:
             cells += ["", "", ""]
-        lines.append([*cells, f"{row['num_cases']} x {row['num_seeds']}"])
+        lines.append([*cells, f"{row['num_cases']}, {row['num_seeds']}"])
     better = "better than scratch in"
-    return markdown_table(["arm", "Dice", "95 %", "minus scratch", "95 %", better, "test cases x seeds"], lines)
+    return markdown_table(["arm", "Dice", "95 %", "minus scratch", "95 %", better, "test cases, seeds"], lines)
 
 
 def _compute_table(compute: dict[str, dict[str, Any]]) -> list[str]:

@@ -45,7 +45,7 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     that.
 
     Args:
-        values: (seeds, cases) float; NaN is left out.
+        values: (seeds, cases) float; NaN is left out: no label there, or the case is no test case of that seed.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -90,7 +90,7 @@ def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, arm: str) -> np.ndarray:
-    """Collect the Dice of one arm, averaged over the labels.
+    """Collect the Dice of one arm, averaged over the labels; NaN where a case is no test case of a seed.
 
     Args:
         scores: The rows of :func:`read_scores`.

@@ -13,9 +13,8 @@ from emim_nnunet.compare.arms import Arm
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.splits import SPLITS, read_splits
 from emim_nnunet.errors import UserError
-from emim_nnunet.storage.files import write_json
+from emim_nnunet.storage.files import read_json, write_json
 
-SSL_FOLD = 0
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -61,13 +60,20 @@ class Workspace:
             The plans with these configurations.
 
         Raises:
-            UserError: The folder holds a comparison with other cases, seeds or numbers of labelled cases.
+            UserError: The folder holds a comparison of other cases, or with other settings of an arm.
         """
         file = self.preprocessed / SPLITS
         if file.is_file() and read_splits(self.preprocessed) != splits:
             raise UserError(
                 f"{self.output} holds a comparison with other cases, seeds or numbers of labelled cases: choose another folder "
                 f"with -o"
+            )
+        written = self.preprocessed / f"{self.plans_name}.json"
+        before = read_json(written)["configurations"] if written.is_file() and not written.is_symlink() else {}
+        changed = [name for name, content in configurations.items() if before.get(name, content) != content]
+        if changed:
+            raise UserError(
+                f"{self.output} holds a comparison with other settings of {', '.join(changed)}: choose another folder with -o"
             )
         for name in FOLDERS:
             (self.output / name).mkdir(parents=True, exist_ok=True)
@@ -79,43 +85,44 @@ class Workspace:
                 link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
         plans = self.data.plans | {"configurations": self.data.plans["configurations"] | configurations}
         write_json(file, splits)
-        write_json(self.preprocessed / f"{self.plans_name}.json", plans)
+        write_json(written, plans)
         return plans
 
 
 def make_splits(
-    labelled: Sequence[str],
-    test: Sequence[str],
-    counts: Sequence[int],
-    seeds: Sequence[int],
-    patients: Mapping[str, str],
+    labelled: Sequence[str], tests: Mapping[int, Sequence[str]], counts: Sequence[int], patients: Mapping[str, str]
 ) -> list[dict[str, list[str]]]:
-    """Make the folds: fold 0 for the SSL stages, then one for each seed and number of labelled cases.
+    """Make a fold per seed for its SSL stages, all labelled cases but its test cases, and one per count with that many of them.
 
-    The training cases of fold 0 are all labelled cases except the test cases; those of the others are drawn from them.
+    Every seed has test cases of its own, so the labelled cases differ between seeds even where the largest count takes all that
+    the test leaves.
 
     Args:
         labelled: Ids of all labelled cases.
-        test: Ids of the test cases, which are the validation cases of every fold.
+        tests: Ids of the test cases of each seed.
         counts: Numbers of labelled training cases; a smaller set is part of the larger ones of the same seed.
-        seeds: Seeds of the choice of training cases.
         patients: Case -> patient; other cases of the patients of test cases are left out.
 
     Raises:
         UserError: There are fewer training cases than asked for.
     """
-    tested = {patients.get(case, case) for case in test}
-    pool = sorted(case for case in labelled if patients.get(case, case) not in tested)
-    if max(counts) > len(pool):
-        raise UserError(
-            f"--labelled {max(counts)}: of {len(labelled)} labelled cases {len(test)} are for the test, "
-            f"which leaves {len(pool)}"
-        )
-    splits = [{"train": pool, "val": sorted(test)}]
-    for seed in seeds:
-        order = np.random.default_rng(seed).permutation(len(pool))
-        splits += [{"train": sorted(pool[i] for i in order[:count]), "val": sorted(test)} for count in counts]
+    splits = []
+    for seed, test in tests.items():
+        tested = {patients.get(case, case) for case in test}
+        pool = sorted(case for case in labelled if patients.get(case, case) not in tested)
+        if max(counts) > len(pool):
+            raise UserError(
+                f"--labelled {max(counts)}: of {len(labelled)} labelled cases {len(test)} are for the test, "
+                f"which leaves {len(pool)}"
+            )
+        chosen = [pool, *(draw_cases(pool, count, seed) for count in counts)]
+        splits += [{"train": sorted(cases), "val": sorted(test)} for cases in chosen]
     return splits
+
+
+def draw_cases(cases: Sequence[str], count: int, seed: int) -> list[str]:
+    """That many of the cases, chosen by the seed; fewer are part of more."""
+    return [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))[:count]]
 
 
 def configuration_name(base: str, arm: Arm, seed: int) -> str:
