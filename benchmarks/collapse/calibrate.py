@@ -2,7 +2,7 @@
 
     python benchmarks/collapse/calibrate.py RUN [RUN ...]
 
-A RUN is the folder of jobs of run.py, or the folder of a finished SSL stage. For every run the table gives the extremes, over
+A RUN is the folder of jobs of run.py, or the folder of an SSL stage, which may be unfinished. For every run the table gives the extremes, over
 all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time and at the end;
 and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
 """
@@ -50,9 +50,9 @@ def main() -> None:
 
 def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool]]:
     """Name, history, warm-up (evaluations) and ``norm_pix`` of every run in a folder."""
-    checkpoint_file = folder / "checkpoint_final.pth"
-    if checkpoint_file.is_file():
-        checkpoint = load_checkpoint(checkpoint_file)
+    checkpoints = [folder / f"checkpoint_{name}.pth" for name in ("final", "latest")]
+    if any(file.is_file() for file in checkpoints):
+        checkpoint = load_checkpoint(next(file for file in checkpoints if file.is_file()))
         about = json.loads((folder / "collapse_report.json").read_text())["about"]
         name = f"{checkpoint['method']}, {checkpoint['configuration']}, fold {checkpoint['fold']}"
         yield name, checkpoint["collapse"], about["warmup_epochs"], about["norm_pix"]

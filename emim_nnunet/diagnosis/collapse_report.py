@@ -64,7 +64,8 @@ def baseline_lines(measurement: Mapping[str, Any]) -> list[str]:
 
 def _ladder(measurement: Mapping[str, Any]) -> str:
     losses = measurement["baselines"]["all"]
-    skills = {kind: 1.0 - _ratio(loss, losses["constant"]) for kind, loss in losses.items()}
+    # 0.0 is added because rounding errors would read -0.000
+    skills = {kind: round(1.0 - _ratio(loss, losses["constant"]), 3) + 0.0 for kind, loss in losses.items()}
     return ", ".join(f"{k.replace('_', ' ')} {v:.4f} (skill {rounded(skills[k])})" for k, v in losses.items())
 
 

@@ -28,14 +28,15 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from emim_nnunet.diagnostics.reconstruction import pooled, ratio, to_float64
-from emim_nnunet.masking import cells_to_voxels, hybrid_mask, masked_fraction, position_mask
+from emim_nnunet.diagnostics.reconstruction import pooled, ratio, split_cells, to_float64
+from emim_nnunet.masking import hybrid_mask, masked_fraction, position_mask
 from emim_nnunet.randomness import Stream, seeded_generator
 
 CONSTANTS = ("global", "modality", "cell_position", "voxel_position")
 BINS = 64  # of one voxel each
 POSITION_RATIO, PATCH_RATIO = 0.25, 0.5  # of E-MIM's hybrid mask; the other masks hide the same share
 MASKS = ("position", "patch", "modality", "hybrid")
+DRAWS = 16  # of each kind per patch: which modality is hidden matters more than which cells
 OTHER_MASKS = 1  # keeps the draws apart from those of the probe
 
 
@@ -205,16 +206,17 @@ def mask_sums(
         (masks, 3, C) float64 on the CPU, in the order of :data:`MASKS`: count, target, squared target.
     """
     target, counted, foreground = to_float64(target).cpu(), counted.cpu(), foreground.cpu()
-    cell_size = [p // g for p, g in zip(target.shape[2:], grid, strict=True)]
     sums = torch.zeros((len(MASKS), 3, target.shape[1]), dtype=torch.float64)
     for index, values, c, inside in zip(indices, target, counted, foreground, strict=True):
-        masks = draw_masks(len(values), grid, seeded_generator(seed, Stream.PROBE, index, OTHER_MASKS))
         present = (values != 0).flatten(1).any(1).view(-1, *[1] * (values.ndim - 1))
         usable = present if (c & ~inside).any() else present & inside
-        for total, kind in zip(sums, MASKS, strict=True):
-            chosen = (cells_to_voxels(masks[kind], cell_size)[0] & usable).flatten(1)
-            hidden = torch.where(chosen, values.flatten(1), 0.0)
-            total += torch.stack([chosen.double().sum(1), hidden.sum(1), hidden.square().sum(1)])
+        values = torch.where(usable, values, 0.0)
+        parts = (usable.expand(values.shape).double(), values, values.square())
+        cells = torch.stack([split_cells(part, grid).sum(2) for part in parts])
+        generator = seeded_generator(seed, Stream.PROBE, index, OTHER_MASKS)
+        for _ in range(DRAWS):
+            masks = draw_masks(len(values), grid, generator)
+            sums += torch.stack([(cells * masks[kind].flatten(2)).sum(2) for kind in MASKS])
     return sums
 
 

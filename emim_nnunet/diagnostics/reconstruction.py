@@ -141,12 +141,12 @@ def within_sums(prediction: Tensor, target: Tensor, counted: Tensor, foreground:
     num_modalities = target.shape[1]
     total = torch.zeros((num_modalities, 3), dtype=torch.float64)
     for p, t, c, f in zip(prediction, target, counted, foreground, strict=True):  # one sample at a time: little memory
-        whole = _cells(c & f, grid).all(2)
+        whole = split_cells(c & f, grid).all(2)
         whole &= whole.sum(1, keepdim=True) > 1
         cells = whole.sum(1)
         deviations = []
         for values in (p, t):
-            chosen = torch.where(whole[:, :, None].to(values.device), _cells(values, grid), 0.0)
+            chosen = torch.where(whole[:, :, None].to(values.device), split_cells(values, grid), 0.0)
             chosen = to_float64(chosen)
             mean = chosen.sum(1, keepdim=True) / cells.clamp_min(1).view(-1, 1, 1).to(chosen.device)
             squares = torch.where(whole[:, :, None].to(chosen.device), (chosen - mean).square(), 0.0)
@@ -155,8 +155,8 @@ def within_sums(prediction: Tensor, target: Tensor, counted: Tensor, foreground:
     return total
 
 
-def _cells(values: Tensor, grid: Sequence[int]) -> Tensor:
-    """(C, *P) -> (C, cells, voxels of a cell)."""
+def split_cells(values: Tensor, grid: Sequence[int]) -> Tensor:
+    """(C, *P) -> (C, cells, voxels of a cell), cells in the order of the grid."""
     blocks = [n for p, g in zip(values.shape[1:], grid, strict=True) for n in (g, p // g)]
     axes = range(1, 1 + len(blocks))
     ordered = values.reshape(-1, *blocks).permute(0, *axes[::2], *axes[1::2])
