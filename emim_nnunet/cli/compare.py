@@ -31,6 +31,38 @@ interrupted goes on where it was when the command is repeated. With nnUNet_n_pro
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and run the comparison."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    for name in ("labelled", "seeds"):
+        values = getattr(arguments, name)
+        if min(values) < (name == "labelled") or len(set(values)) < len(values):
+            parser.error(f"--{name}: different whole numbers, at least {int(name == 'labelled')}")
+    if arguments.jobs < 1:
+        parser.error("--jobs must be at least 1")
+
+    from emim_nnunet.compare import Protocol, compare
+    from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
+    from emim_nnunet.devices import choose_device
+
+    protocol = Protocol(
+        dataset_id=arguments.dataset,
+        configuration=arguments.configuration,
+        plans_name=arguments.p,
+        arms=parse_arms(arguments.arms or DEFAULT_ARMS),
+        counts=sorted(arguments.labelled),
+        seeds=arguments.seeds,
+        evaluations=arguments.evaluate,
+        num_test=arguments.num_test,
+        reference=arguments.reference,
+        device=choose_device(arguments.device),
+        jobs=arguments.jobs,
+    )
+    page = compare(protocol, arguments.output, arguments.json)
+    print(page.read_text())
+    print(f"Written to {arguments.output}")
+
+
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="emim_compare",
         description="Compare SSL methods and training from scratch under one protocol.",
@@ -63,34 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_device_argument(parser)
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time (default: 1)")
     add_take_over(parser)
-    arguments = parser.parse_args(argv)
-    for name in ("labelled", "seeds"):
-        values = getattr(arguments, name)
-        if min(values) < (name == "labelled") or len(set(values)) < len(values):
-            parser.error(f"--{name}: different whole numbers, at least {int(name == 'labelled')}")
-    if arguments.jobs < 1:
-        parser.error("--jobs must be at least 1")
-
-    from emim_nnunet.compare import Protocol, compare
-    from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
-    from emim_nnunet.devices import choose_device
-
-    protocol = Protocol(
-        dataset_id=arguments.dataset,
-        configuration=arguments.configuration,
-        plans_name=arguments.p,
-        arms=parse_arms(arguments.arms or DEFAULT_ARMS),
-        counts=sorted(arguments.labelled),
-        seeds=arguments.seeds,
-        evaluations=arguments.evaluate,
-        num_test=arguments.num_test,
-        reference=arguments.reference,
-        device=choose_device(arguments.device),
-        jobs=arguments.jobs,
-    )
-    page = compare(protocol, arguments.output, arguments.json)
-    print(page.read_text())
-    print(f"Written to {arguments.output}")
+    return parser
 
 
 def entry() -> None:
