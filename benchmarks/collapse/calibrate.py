@@ -2,9 +2,9 @@
 
     python benchmarks/collapse/calibrate.py RUN [RUN ...]
 
-A RUN is the folder of jobs of run.py, or the folder of an SSL stage, which may be unfinished. For every run the table
-gives the extremes, over all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time and at the end;
-and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
+A RUN is the folder of jobs of run.py, or the folder of an SSL stage, which may be unfinished. For every run the table gives
+the extremes, over all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any
+time and at the end; and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
 """
 
 from __future__ import annotations
