@@ -524,14 +524,14 @@ def test_no_skill_needs_three_evaluations_after_warm_up_and_clears() -> None:
 
 
 def test_cells_alike_need_three_evaluations_and_clear_and_old_ones_do_not_count() -> None:
-    alike = [measurement(epoch, within=0.01) for epoch in range(6)]
+    alike = [measurement(epoch, within=0.002) for epoch in range(6)]
     assert rules(*alike[:3]) == {}  # the untrained network does not count
     assert rules(*alike[:4]) == {"cells_alike": "warning"}
-    assert "(their variance is 0.010 of that of the targets, below 0.02 for 5 epochs)" in judge(alike).line
+    assert "(their variance is 0.0020 of that of the targets, below 0.005 for 5 epochs)" in judge(alike).line
     assert rules(*alike, measurement(6, within=0.05)) == {}
     assert rules(*alike, warmup_epochs=3) == {}
     assert rules(*stepped(100, *alike)) == {}  # 500 steps
-    assert rules(*alike, thresholds=Thresholds(within=0.005)) == {}
+    assert rules(*alike, thresholds=Thresholds(within=0.001)) == {}
     for part in alike[4]["reconstruction"].values():
         part.pop("within", None)  # of an earlier version
     assert rules(*alike[:5]) == rules(*alike) == {}

@@ -132,7 +132,7 @@ def test_what_decides_the_result_is_named(key: str, stage: Stage, tmp_path: Path
 def test_what_an_earlier_version_did_otherwise_is_named_or_kept(stage: Stage) -> None:
     checkpoint, now, cases, folder = stage
     checkpoint |= {"method": "VICReg", "finished": False}
-    then = r"view_mirror \(false, now true\), view_overlap \(1.0, now 0.5\), view_probability \(null, now 0.8\)"
+    then = r"view_mirror \(false, now true\), view_overlap \(1.0, now 0.5\), view_probability \(default, now 0.8\)"
     with pytest.raises(UserError, match=f"made with another value of {then}: move") as error:
         check_continued(checkpoint, now, cases, folder)
     assert "\n" not in str(error.value)

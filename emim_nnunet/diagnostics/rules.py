@@ -48,7 +48,7 @@ class Thresholds:
     constant_output: float = 0.15
     low_skill: float = 0.05
     low_modality_skill: float = 0.02
-    within: float = 0.02
+    within: float = 0.005
     outline_skill: float = 0.3
     rank_drop: float = 0.5
     dead_share: float = 0.5
@@ -233,7 +233,7 @@ def _reconstruction(
             "cells_alike",
             "warning",
             "reconstruction",
-            f"fully masked cells of a sample get nearly the same content (their variance is {scores['within']:.3f} of that of "
+            f"fully masked cells of a sample get nearly the same content (their variance is {scores['within']:.4f} of that of "
             f"the targets, below {numbers.within} for {len(alike)} epochs): the output does not depend on the place",
         )
     if settled:
