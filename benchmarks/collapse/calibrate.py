@@ -2,15 +2,9 @@
 
     python benchmarks/collapse/calibrate.py RUN [RUN ...]
 
-<<<<<<< HEAD
-A RUN is the folder of jobs of run.py, or the folder of an SSL stage, which may be unfinished. For every run the table gives
-the extremes, over all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any
-time and at the end; and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
-=======
 A RUN is the folder of jobs of run.py, or the folder of an SSL stage, which may be unfinished. For every run the table gives the
 extremes, over all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time
 and at the end; and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
->>>>>>> m-d
 """
 
 from __future__ import annotations
@@ -76,13 +70,8 @@ def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool
 
 
 def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: bool) -> list[str]:
-<<<<<<< HEAD
-    """The cells of a run in the table."""
-    settled = [m for m in history if m["epoch"] > warmup]
-=======
     """Cells of the table."""
     settled = [m for m in history if m["epoch"] > warmup] or history[-1:]
->>>>>>> m-d
     scores = [m["reconstruction"]["all"] for m in settled]
     worst = min(scores, key=lambda s: s["foreground_skill"])
     stages = [
