@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy import stats
 
 from emim_nnunet.diagnostics import Thresholds, judge
 
+MEAN_OF_ARMS = [("2", "+0.049"), ("4", "+0.034")]  # as the page says
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "collapse"
 
 
@@ -46,6 +49,17 @@ def test_pyramid_barlow_twins_raise_the_rank(experiment: Any, arms: Any, monkeyp
     )
     assert with_twins["participation_ratio"] > 2 * plain["participation_ratio"]
     assert with_twins["effective_rank"] > 1.3 * plain["effective_rank"]
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import power
+
+    draws = np.random.default_rng(0).standard_normal((20_000, 5)) + power.detectable(5)
+    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    rows = list(power.rows(json.loads((FOLDER / "results" / "ten_seeds.json").read_text())))
+    assert [row[:3] for row in rows if "mean" in row[1]] == [[n, "mean of the arms", d] for n, d in MEAN_OF_ARMS]
 
 
 @pytest.mark.slow

@@ -410,6 +410,7 @@ def test_diagnose_strict_fails_on_a_collapsed_stage(stage_checkpoint: Path, tmp_
     code, text = diagnose(*arguments, capsys=capsys)
     assert code == 0
     assert "Verdict: WARNING: no skill over a constant (plateau or collapse, constant output)" in text
+    assert "; fully masked cells of a sample get nearly the same content (their variance is 0.0000" in text
     code, _ = diagnose(*arguments, "--strict", capsys=capsys)
     assert code == 1
 
