@@ -96,7 +96,7 @@ def test_seeds_draw_other_labelled_cases_even_where_the_test_leaves_no_more(
 
 
 def test_by_default_the_frozen_encoder_is_evaluated_too_and_each_arm_has_its_rate(nnunet: Path) -> None:
-    assert protocol_of().evaluations == ["finetune", "linear"]
+    assert protocol_of().evaluations == ("finetune", "linear")
     protocol, block = protocol_of("--arms", "scratch", "mim"), {"finetune_scratch_lr": 0.02}
     made = [_configuration(protocol, arm, 0, {"mim": {"steps_per_epoch": 3}}, block) for arm in protocol.arms]
     assert [c["emim"].get("finetune_init", "pretrained") for c in made] == ["scratch", "pretrained"]

@@ -28,6 +28,8 @@ the budgets; give the fine-tuning at least 1,000 steps (it has 250,000 where the
 interrupted goes on where it was when the command is repeated. With nnUNet_n_proc_DA=0 the fine-tuning is exactly seeded.
 """
 
+EVALUATE = ("finetune", "linear")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and run the comparison."""
@@ -82,14 +84,12 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--evaluate",
         nargs="*",
-        default=["finetune", "linear"],
-        choices=["finetune", "linear"],
-        help="fine-tuning, linear layers on the frozen encoder (default: both)",
+        default=EVALUATE,
+        choices=EVALUATE,
+        help="with weights trained or frozen (default: both)",
     )
     parser.add_argument(
-        "--num_test",
-        type=int,
-        help="labelled cases for the test, chosen by the seed (default: the validation cases of the fold of that number)",
+        "--num_test", type=int, help="labelled cases for the test (default: validation cases of the seed's fold)"
     )
     parser.add_argument("--reference", help="arm whose planned schedule is the compute budget (default: the first)")
     add_device_argument(parser)
