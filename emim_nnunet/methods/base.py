@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,12 @@ class SSLConfig:
         cell_size: Voxels of a cell per axis: what is masked as a whole, and the grain in which features are looked at.
         without_effect: Keys of other methods that look like settings of this one. A stage refuses them; other keys of other
             methods are only named in its log.
+        earlier_defaults: What keys that have changed since, or are new, stood for in checkpoints that do not say which settings
+            they were made with: such a stage goes on as it was begun.
     """
 
     without_effect: ClassVar[tuple[str, ...]] = ()
+    earlier_defaults: ClassVar[dict[str, Any]] = {}
     cell_size: tuple[int, ...]
 
 

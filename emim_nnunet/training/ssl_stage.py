@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -262,6 +263,7 @@ class SSLStage(StageTrainer):
             "fold": self.fold,
             "dataset_json": self.dataset_json,
             "emim": self.block,
+            "method_settings": asdict(self.method_config),
             "channel_names": self.channel_names,
             "training_cases": [case.identifier for case in self.cases.training],
             "validation_cases": [c.identifier for c in self.cases.probe] if self.cases.probe_is_held_out else [],
@@ -290,6 +292,10 @@ class SSLStage(StageTrainer):
         if checkpoint["method"] != self.method_class.__name__:
             raise UserError(f"{filename_or_checkpoint} is of method {checkpoint['method']}, not of this trainer's")
         if not self.was_initialized:
+            # what the block leaves open stays as the stage was begun, whatever the defaults are now
+            config_class = self.method_class.config_class
+            begun_with = checkpoint.get("method_settings", config_class.earlier_defaults)
+            self.method_config = config_from_block(config_class, begun_with | self.block)
             self.initialize()
         setup = Setup(self.block, self.plans_manager.plans, self.configuration_name, self.dataset_json)
         for line in check_continued(checkpoint, setup, self.find_cases(), Path(self.output_folder)):
