@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import methods
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from emim_nnunet.errors import UserError
 from emim_nnunet.losses import normalise_cells
@@ -112,25 +114,40 @@ def test_every_level_and_both_alignments_send_a_gradient(alignment: str) -> None
         assert child.abs().sum() > 0
 
 
-def test_the_parents_vector_is_what_it_decodes_in_the_childs_place() -> None:
-    method = mim(level3_children=2)
+@pytest.mark.parametrize("regions", [1, 2])
+def test_the_parents_rows_are_what_it_decodes_in_the_regions_of_the_childs_place(regions: int) -> None:
+    method = mim(level3_children=2, alignment_regions=regions)
     image, foreground, draws = toy_batch(method)
     wide, octants, detail, places, close = levels_of(method, image, foreground, draws)
     decoded, _, _ = method._encode_decode((wide, detail, close))
     seen: dict[str, torch.Tensor] = {}
-    for pair, head in method.parent_heads.items():
-        head.register_forward_hook(lambda m, inputs, out, pair=pair: seen.__setitem__(pair, inputs[0]))
+    for kind, heads in (("parent", method.parent_heads), ("child", method.child_heads)):
+        for pair, head in heads.items():
+            head.register_forward_hook(lambda m, inputs, out, key=kind + pair: seen.__setitem__(key, inputs[0]))
     method._alignment(decoded, octants, places, detail, close)
-    half = decoded[0].shape[2] // 2
+
+    def rows(features: torch.Tensor) -> torch.Tensor:  # (D, *S) -> (regions, D)
+        return F.adaptive_avg_pool3d(features, regions).flatten(1).T
+
+    half, step, per_child = decoded[0].shape[2] // 2, decoded[1].shape[2] // 4, regions**3
     for row, number in enumerate(octants.flatten().tolist()):
-        z, y, x = (number // 4 % 2, number // 2 % 2, number % 2)
-        octant = decoded[0][row // 2, :, z * half :, y * half :, x * half :][:, :half, :half, :half]
-        assert torch.allclose(seen["12"][row], octant.mean((1, 2, 3)), atol=1e-6)
-    step = decoded[1].shape[2] // 4
+        z, y, x = (half * (number // 4 % 2), half * (number // 2 % 2), half * (number % 2))
+        octant = decoded[0][row // 2, :, z : z + half, y : y + half, x : x + half]
+        own = slice(row * per_child, (row + 1) * per_child)
+        assert torch.allclose(seen["parent12"][own], rows(octant), atol=1e-6)
+        assert torch.allclose(seen["child12"][own], rows(decoded[1][row]), atol=1e-6)
     for row, number in enumerate(places.flatten().tolist()):
         z, y, x = (step * (number // 16), step * (number // 4 % 4), step * (number % 4))
         place = decoded[1][row // 2, :, z : z + step, y : y + step, x : x + step]
-        assert torch.allclose(seen["23"][row], place.mean((1, 2, 3)), atol=1e-6)
+        own = slice(row * per_child, (row + 1) * per_child)
+        assert torch.allclose(seen["parent23"][own], rows(place), atol=1e-6)
+        assert torch.allclose(seen["child23"][own], rows(decoded[2][row]), atol=1e-6)
+
+
+def test_the_average_over_a_child_is_almost_the_same_for_all_children_and_regions_are_not() -> None:
+    tiny = methods.Network("residual", (16, 16, 16), (8, 16, 32))
+    assert methods.alignment_vectors(tiny, 4, alignment_regions=1) < 0.15
+    assert methods.alignment_vectors(tiny, 4) >= 0.15
 
 
 def test_patches_in_portions_give_the_same_loss_and_gradient() -> None:
@@ -210,6 +227,7 @@ def test_targets_have_unit_variance_inside_the_body_however_much_background_a_ce
         ({"parent_factor": (2, 2)}, "one entry per axis"),
         ({"parent_factor": (3, 2, 2)}, "parent_factor must be 1 or 2"),
         ({"alignment": "dot"}, "alignment must be one of cosine, infonce"),
+        ({"alignment_regions": 0}, "alignment_regions must be at least 1"),
         ({"level_weights": (1.0, 1.0)}, "level_weights must be three"),
         ({"patches_at_once": 0}, "patches_at_once must be at least 1"),
     ],

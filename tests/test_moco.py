@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import methods
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,14 @@ from tests.toy import toy_batch, toy_method
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# the topologies of benchmarks/methods.py, thinner
+PLANNED = [
+    methods.Network(kind, *plan)
+    for plan in (((64, 64), (8, 16, 32, 64, 64)), ((24, 24, 24), (8, 16, 32)))
+    for kind in ("plain", "residual")
+]
 
 
 def moco(**settings: Any) -> MoCoZCA:
@@ -103,39 +112,82 @@ def test_zca_equals_scipys_matrix_square_root(scale: float) -> None:
     assert np.allclose(zca_matrix(covariance, eps).numpy(), reference, rtol=2e-3, atol=1e-4 / scale)
 
 
-def test_whitened_rows_are_uncorrelated_within_their_group() -> None:
+def test_whitened_rows_have_covariance_one_to_the_shrinkage_within_their_group() -> None:
     rows = randn(400, 12) @ randn(12, 12, seed=1) + 3.0
+    weight = (randn(400, seed=2) > 0).float()
     zca = ZCA(12, group=4, eps=1e-3, num_rows=400)
-    zca.update(rows)
-    white = zca(rows)
-    covariance = torch.cov(white.T, correction=0)
+    white, _ = zca(rows, weight)
+    counted = white[weight > 0]
+    covariance = torch.cov(counted.T, correction=0)
     for group in range(3):
         part = slice(4 * group, 4 * group + 4)
         assert torch.allclose(covariance[part, part], torch.eye(4), atol=0.05)
-    assert torch.allclose(white.mean(0), torch.zeros(12), atol=1e-3)
+    assert torch.allclose(counted.mean(0), torch.zeros(12), atol=1e-3)
 
 
-def test_whitening_waits_for_rows_then_uses_the_newest_and_takes_no_gradient() -> None:
-    zca = ZCA(6, group=4, eps=1e-2, num_rows=10)  # 4 does not divide 6: groups of 3
-    assert zca.matrix.shape == (2, 3, 3)
-    rows = randn(30, 6)
-    zca.update(rows[:5])
-    assert torch.equal(zca(rows), rows)
-    zca.update(rows[5:20])
-    mean = rows[10:20].mean(0)
-    assert torch.allclose(zca.mean, mean, atol=1e-6)
+@pytest.mark.parametrize("kind", ["any", "repeated eigenvalues"])
+def test_the_gradient_through_whitening_is_the_finite_difference(kind: str) -> None:
+    rows = randn(12, 6).double()
+    if kind == "repeated eigenvalues":  # each +-1 on one axis: the covariance is a multiple of I
+        rows = torch.cat([torch.eye(6), -torch.eye(6)]).double()
+    zca, direction = ZCA(6, group=3, eps=1e-2, num_rows=10).double(), randn(12, 6, seed=3).double()
+    weight = torch.ones(12).double()
+    assert torch.autograd.gradcheck(lambda x: (zca(x, weight)[0] * direction).sum(), rows.requires_grad_())
+
+
+@pytest.mark.parametrize("rows", [torch.full((20, 6), 3.7), torch.zeros(20, 6), torch.ones(1, 6)])
+def test_constant_rows_are_whitened_to_something_finite_with_a_finite_gradient(rows: torch.Tensor) -> None:
     leaf = rows.clone().requires_grad_()
-    zca(leaf)[:, 0].sum().backward()
-    assert torch.allclose(leaf.grad[0, :3], zca.matrix[0][:, 0])
-    zca.update(torch.zeros(10, 6))  # no variance at all
-    assert torch.isfinite(zca(torch.zeros(2, 6))).all()
+    for weight in (torch.ones(len(rows)), torch.zeros(len(rows))):
+        leaf.grad = None
+        white, found = ZCA(6, group=3, eps=1e-2, num_rows=10)(leaf, weight)
+        white.square().sum().backward()
+        assert torch.isfinite(white).all()
+        assert torch.isfinite(leaf.grad).all()
+        assert all(torch.isfinite(value).all() for value in found.values())
+
+
+def test_a_layer_before_the_whitening_cannot_make_whitened_rows_small() -> None:
+    """With statistics that have no gradient, it can: the agreement of two views then falls to 0 with the features."""
+    zca, encoder, rows = ZCA(8, group=8, eps=1e-2, num_rows=64), nn.Linear(8, 8), randn(128, 8)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
+    for _ in range(30):
+        size = zca(encoder(rows), torch.ones(128))[0].square().mean()
+        optimizer.zero_grad()
+        size.backward()
+        optimizer.step()
+    assert size.item() > 1 / 8 - 0.01  # one direction of eight at the very least: it has variance 1 whatever its scale
+
+
+def test_fewer_rows_than_a_covariance_needs_are_shrunk_more() -> None:
+    zca = ZCA(6, group=4, eps=1e-2, num_rows=10)  # 4 does not divide 6: groups of 3
+    assert zca.covariance.shape == (2, 3, 3)
+    rows = randn(3, 6)
+    white, found = zca(rows, torch.ones(3))
+    expected = torch.einsum(
+        "ngi,gij->ngj", (rows - rows.mean(0)).unflatten(1, (2, 3)), zca_matrix(found["covariance"], 0.5)
+    )
+    assert torch.allclose(white, expected.flatten(1), atol=1e-5)  # 3 of the 6 rows that three channels need
+
+
+def test_evaluation_whitens_with_running_statistics_that_change_with_updates_only() -> None:
+    zca, rows = ZCA(6, group=3, eps=1e-2, num_rows=30), randn(15, 6)
+    before, _ = zca.eval()(rows, torch.ones(15))
+    assert torch.allclose(before, rows, atol=1e-5)  # nothing was seen yet
+    _, found = zca.train()(rows, torch.ones(15))
+    assert torch.equal(zca.mean, torch.zeros(6))
+    zca.update(found)  # 15 of the 30 rows that are remembered
+    assert torch.allclose(zca.mean, 0.5 * rows.mean(0), atol=1e-6)
+    zca.update(found | {"count": torch.tensor(99.0)})
+    expected, _ = zca.train()(rows, torch.ones(15))
+    assert torch.allclose(zca.eval()(rows, torch.ones(15))[0], expected, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------- the method
 
 
 def test_without_local_loss_and_whitening_it_is_moco_v2() -> None:
-    method = moco(local_weight=0.0, zca=False)
+    method = moco(local_weight=0.0, zca=False, global_vector="mean")
     image, foreground, draws = toy_batch(method)
     output = method(image, foreground, draws)
     assert output.loss.item() == output.terms["contrast"].item()
@@ -146,6 +198,40 @@ def test_without_local_loss_and_whitening_it_is_moco_v2() -> None:
     logits = torch.cat([(vectors["query"] * vectors["key"]).sum(1)[:, None], vectors["query"] @ method.queue.keys.T], 1)
     expected = F.cross_entropy(logits / 0.2, torch.zeros(2, dtype=torch.int64))
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", PLANNED, ids=lambda n: f"{n.kind}-{len(n.patch_size)}d")
+def test_what_enters_the_projector_differs_between_crops_and_less_between_views(network: methods.Network) -> None:
+    for zca in (False, True):
+        spread, nearest = methods.moco_vectors(network, zca=zca)
+        assert spread >= 0.15
+        assert nearest >= 0.9
+    assert methods.moco_vectors(network, zca=False, global_vector="mean")[0] < 0.15
+
+
+def test_an_average_over_a_view_is_almost_the_same_for_all_crops_and_regions_are_not() -> None:
+    tiny = methods.Network("residual", (16, 16, 16), (4, 8, 16))
+    assert methods.moco_vectors(tiny, 4, zca=False, global_vector="mean")[0] < 0.15
+    spread, nearest = methods.moco_vectors(tiny, 4, zca=False)
+    assert spread >= 0.15
+    assert nearest == 1.0
+
+
+def test_regions_are_averages_over_the_body_of_the_same_places() -> None:
+    method = moco(zca=False)
+    image, _, draws = toy_batch(method)
+    foreground = torch.zeros_like(image[:, :1], dtype=torch.bool)
+    foreground[:, :, 4:14, 4:14, 4:14] = True
+    draws |= {"query_lower": torch.tensor([[0, 2, 2], [2, 0, 0]]), "key_lower": torch.tensor([[2, 2, 0], [0, 2, 2]])}
+    patches = {view: take_boxes(image, draws[f"{view}_lower"], (16, 16, 16)) for view in ("query", "key")}
+    vectors = {view: method.global_vectors(view, [x], foreground, draws)[0] for view, x in patches.items()}
+    assert torch.allclose(vectors["query"], vectors["key"], atol=1e-6)  # the image itself: both views show the same
+    shared = (image * foreground)[
+        0, 1, 2:9, 2:10, 2:9
+    ]  # the first of 2 x 2 x 2 regions of the shared 14 x 16 x 14 voxels
+    expected = shared.sum() / foreground[0, 0, 2:9, 2:10, 2:9].sum() / 32**0.5
+    assert vectors["query"][0].view(4, 8)[1, 0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_keys_of_the_same_subject_are_no_negatives() -> None:
@@ -202,7 +288,7 @@ def test_each_part_can_be_switched_off() -> None:
         terms[name] = set(output.terms)
         buffers = set(dict(method.named_buffers()))
         assert ("local_queue.keys" in buffers) == (name == "gap")
-        assert ("whitening.key.matrix" in buffers) == (name != "no_zca")
+        assert ("whitening.key.covariance" in buffers) == (name != "no_zca")
     always = {"contrast", "top1", "unchanged_views_fraction"}
     assert terms["full"] == terms["gap"] == terms["no_zca"] == always | {"local"}
     assert terms["no_local"] == always
@@ -235,13 +321,16 @@ def test_after_a_step_the_branches_queue_and_statistics_have_moved() -> None:
     assert torch.allclose(after, before + 0.05, atol=1e-6)
     assert method.queue.subjects[:2].tolist() == [0, 1]
     assert torch.equal(method.queue.keys[:2], output.state["key"])
-    assert method.whitening["key"].count == method.whitening["query"].count == 2
+    for view in ("key", "query"):
+        assert not torch.equal(method.whitening[view].mean, torch.zeros(16))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"global_vector": "max"}, "global_vector must be one of regions, mean"),
+        ({"global_vector": "mean"}, "a stage that was begun so cannot go on"),
         ({"local_mode": "voxel"}, "local_mode must be one of region, gap"),
         ({"zca_rows": 10}, "zca_rows 10 must be at least twice zca_group 32"),
         ({"local_regions": 17}, "local_regions 17 are more than the first stage has positions"),

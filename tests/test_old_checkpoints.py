@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from emim_nnunet.checkpoints.io import load_checkpoint
+from emim_nnunet.checkpoints.io import load_checkpoint, save_checkpoint
 from emim_nnunet.cli import export
 from emim_nnunet.cli._run import run
 from tests.pipeline import fold_folder, log_of, trainer_of
@@ -26,6 +26,8 @@ def test_a_checkpoint_of_an_earlier_version_continues(method: str, nnunet: Path,
     assert run(export.main, [str(folder), "-d", "1", "-c", "toy", "-o", str(tmp_path / "weights.pth")]) == 0
     trainer = trainer_of(name, continued=True)
     maybe_load_checkpoint(trainer, True, False)
+    then = trainer.method_config
+    assert {key: getattr(then, key) for key in then.formerly} == then.formerly
     trainer.run_training()
     log = log_of(folder)
     assert "Continuing after 2 of 3 epochs" in log
@@ -35,3 +37,14 @@ def test_a_checkpoint_of_an_earlier_version_continues(method: str, nnunet: Path,
     then = json.loads((FOLDER / "last_epoch.json").read_text())[method]
     now = {key: value for key, value in final["history"][-1].items() if key in then}
     assert now == pytest.approx(then, rel=1e-3, abs=1e-4)
+
+
+def test_a_stage_goes_on_with_the_settings_that_it_was_begun_with(nnunet: Path) -> None:
+    folder = fold_folder("nnUNetTrainerEMIMPretrain")
+    folder.mkdir(parents=True)
+    settings = {"barlow_kappa": 7.0}  # of a version with another default
+    save_checkpoint(load_checkpoint(FOLDER / "EMIM.pth") | {"settings": settings}, folder / "checkpoint_latest.pth")
+    trainer = trainer_of("nnUNetTrainerEMIMPretrain", continued=True)
+    assert trainer.method_config.barlow_kappa != 7.0
+    maybe_load_checkpoint(trainer, True, False)
+    assert trainer.method_config.barlow_kappa == trainer.method.config.barlow_kappa == 7.0

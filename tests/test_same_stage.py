@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError
-from emim_nnunet.methods.vicreg import VICRegConfig
-from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.storage.files import read_json
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import FINAL, load_states
@@ -127,22 +124,6 @@ def test_what_decides_the_result_is_named(key: str, stage: Stage, tmp_path: Path
         with pytest.raises(UserError, match=rf"another value of {key}( \(|: move)") as error:
             check()
         assert "\n" not in str(error.value)
-
-
-def test_what_an_earlier_version_did_otherwise_is_named_or_kept(stage: Stage) -> None:
-    checkpoint, now, cases, folder = stage
-    checkpoint |= {"method": "VICReg", "finished": False}
-    then = r"view_mirror \(false, now true\), view_overlap \(1.0, now 0.5\), view_probability \(default, now 0.8\)"
-    with pytest.raises(UserError, match=f"made with another value of {then}: move") as error:
-        check_continued(checkpoint, now, cases, folder)
-    assert "\n" not in str(error.value)
-    assert check_continued(checkpoint | {"finished": True}, now, cases, folder) == []  # its encoder is taken
-    now.block.update(VICRegConfig.formerly | {"view_overlap": 1})
-    assert check_continued(checkpoint, now, cases, folder) == []  # it goes on as it was
-    settings = asdict(config_from_block(VICRegConfig, now.block))
-    assert check_continued(checkpoint | {"settings": settings}, now, cases, folder) == []
-    with pytest.raises(UserError, match=r"vicreg_width \(9, now 512\)"):  # as a version with that default writes it
-        check_continued(checkpoint | {"settings": settings | {"vicreg_width": 9}}, now, cases, folder)
 
 
 def test_what_is_inherited_counts(stage: Stage) -> None:

@@ -18,8 +18,8 @@ class SSLConfig:
 
     Attributes:
         cell_size: Voxels of a cell per axis: what is masked as a whole, and the grain in which features are looked at.
-        formerly: What a stage was made with whose checkpoint does not hold its settings, for keys that are newer or whose
-            default is another now.
+        formerly: What keys that are new, or have another default now, stood for in checkpoints that do not hold the settings of
+            their stage. Such a stage goes on as it was begun.
         without_effect: Keys of other methods that look like settings of this one. A stage refuses them; other keys of other
             methods are only named in its log.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from emim_nnunet.losses import cosine_alignment, info_nce_rows
 from emim_nnunet.masking import voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLMethod
-from emim_nnunet.methods.mask_in_mask_levels import Levels, LevelsConfig, geometry, has_body
+from emim_nnunet.methods.mask_in_mask_levels import MIN_FOREGROUND, Levels, LevelsConfig, geometry
 from emim_nnunet.methods.masked_modelling import MaskedModelling, MaskedPatches, fill_in
 from emim_nnunet.networks import MLP, PlannedEncoder, in_parts, visible_only
 from emim_nnunet.settings.block import require
-from emim_nnunet.views.boxes import adaptive_pool
+from emim_nnunet.views.boxes import adaptive_pool, take_blocks
 
 ALIGNMENTS = ("cosine", "infonce")
 
@@ -34,7 +34,9 @@ class MaskInMaskConfig(LevelsConfig):
         norm_pix: Standardise the target in each mask cell, as the authors do; with a floor, see ``norm_pix_floor``.
         norm_pix_floor: Least variance of a cell, as a share of the variance of its patch, in [0, 1].
         level_weights: Weights of the three reconstruction losses.
-        alignment: ``cosine`` (2 - 2 cos), or ``infonce`` against the other children of the batch.
+        alignment: ``cosine`` (2 - 2 cos), or ``infonce`` against the other regions of the batch.
+        alignment_regions: Regions per axis of a child that are aligned one by one. 1 aligns the averages over whole children,
+            which instance normalisation makes almost constant (for stages that were begun with it).
         alignment_weight: Weight of the mean of both alignment losses; 0 leaves them out.
         temperature: Divides the similarities of ``infonce``.
         masked_convolution: Keep masked positions empty between the stages, see :func:`emim_nnunet.networks.visible_only`.
@@ -43,10 +45,12 @@ class MaskInMaskConfig(LevelsConfig):
     """
 
     without_effect: ClassVar[tuple[str, ...]] = ("mask_ratio",)
+    formerly: ClassVar[dict[str, Any]] = {"alignment": "cosine", "alignment_regions": 1}
     norm_pix: bool = True
     norm_pix_floor: float = 0.01
     level_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     alignment: str = "cosine"
+    alignment_regions: int = 2
     alignment_weight: float = 0.1
     temperature: float = 0.2
     masked_convolution: bool = False
@@ -63,6 +67,7 @@ class MaskInMaskConfig(LevelsConfig):
             f"level_weights must be three positive numbers, not {list(self.level_weights)}",
         )
         require(self.alignment in ALIGNMENTS, f"alignment must be one of {', '.join(ALIGNMENTS)}")
+        require(self.alignment_regions >= 1, f"alignment_regions must be at least 1, not {self.alignment_regions}")
         require(self.alignment_weight >= 0, f"alignment_weight must be at least 0, not {self.alignment_weight}")
         require(self.temperature > 0, f"temperature must be positive, not {self.temperature}")
         require(0 <= self.norm_pix_floor <= 1, f"norm_pix_floor must be in [0, 1], not {self.norm_pix_floor}")
@@ -152,21 +157,23 @@ class MaskInMask(SSLMethod[MaskInMaskConfig]):
     def _alignment(
         self, decoded: Sequence[Tensor], octants: Tensor, places: Tensor, detail: MaskedPatches, close: MaskedPatches
     ) -> dict[str, Tensor]:
-        """Each child's features against those that its parent decodes in the child's place; no gradient into the parent's."""
-        shape = self.levels.geometry
-        imagined = adaptive_pool(decoded[0].float(), shape.octants).flatten(2)
-        cells = adaptive_pool(decoded[1].float(), shape.cells)
+        """Each region of a child against what its parent decodes in the same place; no gradient into the parent's features."""
+        shape, regions = self.levels.geometry, self.config.alignment_regions
+        imagined = adaptive_pool(decoded[0].float(), [regions * count for count in shape.octants])
+        cells = adaptive_pool(decoded[1].float(), [regions * count for count in shape.cells])
         for axis, (count, side) in enumerate(zip(shape.places, shape.child_cells, strict=True), start=2):
-            cells = cells.narrow(axis, 0, count * side)
-        imagined_close = voxels_to_cells(cells, shape.places).flatten(2)
+            cells = cells.narrow(axis, 0, regions * count * side)
+        imagined_close = voxels_to_cells(cells, [regions * count for count in shape.places])
         pairs = {
-            "12": (_pick(imagined, octants), decoded[1], has_body(detail)),
-            "23": (_pick(imagined_close, places), decoded[2], has_body(close)),
+            "12": (take_blocks(imagined, shape.octants, octants), decoded[1], detail),
+            "23": (take_blocks(imagined_close, shape.places, places), decoded[2], close),
         }
         losses = {}
-        for pair, (parent, child, weight) in pairs.items():
-            a = self.parent_heads[pair](parent.detach())
-            b = self.child_heads[pair](child.float().flatten(2).mean(2))
+        for pair, (parent, child, patches) in pairs.items():
+            child = adaptive_pool(child.float(), parent.shape[2:])
+            weight = (adaptive_pool(patches.foreground.float(), parent.shape[2:]) >= MIN_FOREGROUND).float().flatten()
+            a = self.parent_heads[pair](_rows(parent.detach()))
+            b = self.child_heads[pair](_rows(child))
             if self.config.alignment == "cosine":
                 losses[f"alignment_{pair}"] = cosine_alignment(a, b, weight)
             else:
@@ -175,7 +182,6 @@ class MaskInMask(SSLMethod[MaskInMaskConfig]):
         return losses
 
 
-def _pick(vectors: Tensor, numbers: Tensor) -> Tensor:
-    """(B * K, D): of (B, D, N) the vectors that (B, K) numbers name."""
-    index = numbers[:, None].expand(-1, vectors.shape[1], -1)
-    return vectors.gather(2, index).transpose(1, 2).flatten(0, 1)
+def _rows(regions: Tensor) -> Tensor:
+    """(B, D, *R) -> (B * R, D), a row per region."""
+    return regions.flatten(2).transpose(1, 2).flatten(0, 1)

@@ -1,8 +1,9 @@
 """med-moco (arXiv 2402.14611): MoCo v2 + a contrastive loss on local features + ZCA whitening behind the backbone.
 
 Medical images are so similar to each other that MoCo's features collapse to few dimensions. Two remedies: a second contrast
-between *regions* in the first stage of the network, and whitening of the feature vector before the projector. Without both
-(``local_weight`` 0, ``zca`` false) this is MoCo v2 (arXiv 2003.04297).
+between *regions* in the first stage of the network, and whitening of the last features before the projector. Without both
+(``local_weight`` 0, ``zca`` false) this is MoCo v2 (arXiv 2003.04297), with averages over regions in place of one over the
+patch: instance normalisation fixes that one, so it would be about the same for every input.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from emim_nnunet.methods.base import MethodOutput, SSLConfig, SSLMethod
 from emim_nnunet.networks import MLP, ZCA, KeyQueue, PlannedEncoder, momentum_copy, momentum_update_, stage_grids
 from emim_nnunet.settings.block import require
 from emim_nnunet.views.augmentation import draw_flips, mirrored
-from emim_nnunet.views.boxes import pool_boxes, take_boxes
+from emim_nnunet.views.boxes import adaptive_pool, pool_boxes, take_boxes
 from emim_nnunet.views.intensity import change_intensity, draw_intensity, draw_noise, unchanged_share
 
 LOCAL_MODES = ("region", "gap")
+GLOBAL_VECTORS = ("regions", "mean")
+GLOBAL_REGIONS = 2  # per axis
 VIEWS = ("query", "key")
 MIN_FOREGROUND = 0.5
+NO_BODY = 1e-3  # share of a region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +43,29 @@ class MoCoZCAConfig(SSLConfig):
         key_momentum: Share of the momentum encoder that each step keeps. 0.999 belongs to runs of many thousand steps.
         queue_size: Number of keys that are remembered; fewer than the different crops of the data set.
         projection_width: Columns of the embedding.
+        global_vector: What of a view enters the projector. ``regions``: the averages of all stages over the body in the
+            2 x 2 x 2 parts of what both views share; ``mean``: the average of the deepest stage over the view, which instance
+            normalisation makes almost constant (for stages that were begun with it).
         local_weight: Weight of the local loss; 0 leaves it out.
         local_mode: ``region``: every region of the first view's overlap with the second one is to find its own place there;
             ``gap``: the whole first-stage output, averaged, against a queue of such averages.
         local_regions: Number of regions per axis.
-        zca: Whiten the feature vector before the projector.
+        zca: Whiten the positions of the deepest stage before they are averaged.
         zca_group: Most channels that are whitened together.
         zca_eps: Shrinkage of the covariance towards a multiple of the identity.
-        zca_rows: Number of newest feature vectors that the covariance is taken of.
+        zca_rows: About as many positions make up the statistics that evaluation whitens with; training takes those at hand.
         view_overlap: Least share of a view that the other one covers too.
         view_probability: Probability of each of the five changes of a view's intensities; None = nnU-Net's own, 0.1 to 0.3.
         view_mirror: Mirror each view for itself, besides ``mirror``, which mirrors crops.
         p_drop_modality: Probability that a view lacks one of its modalities (never the only one).
     """
 
-    formerly: ClassVar[dict[str, Any]] = {"view_probability": None, "view_mirror": False}
+    formerly: ClassVar[dict[str, Any]] = {"view_probability": None, "view_mirror": False, "global_vector": "mean"}
     temperature: float = 0.2
     key_momentum: float = 0.999
     queue_size: int = 2048
     projection_width: int = 128
+    global_vector: str = "regions"
     local_weight: float = 1.0
     local_mode: str = "region"
     local_regions: int = 4
@@ -77,6 +85,12 @@ class MoCoZCAConfig(SSLConfig):
         require(0 <= self.key_momentum <= 1, f"key_momentum must be in [0, 1], not {self.key_momentum}")
         require(self.local_weight >= 0, f"local_weight must be at least 0, not {self.local_weight}")
         require(self.local_mode in LOCAL_MODES, f"local_mode must be one of {', '.join(LOCAL_MODES)}")
+        require(self.global_vector in GLOBAL_VECTORS, f"global_vector must be one of {', '.join(GLOBAL_VECTORS)}")
+        require(
+            not self.zca or self.global_vector == "regions",
+            "zca whitens the positions of global_vector 'regions'. Earlier versions whitened the 'mean' without a gradient: a "
+            "stage that was begun so cannot go on, move it away to start anew",
+        )
         require(0 < self.zca_eps <= 1, f"zca_eps must be in (0, 1], not {self.zca_eps}")
         require(
             not self.zca or self.zca_rows >= 2 * self.zca_group,
@@ -96,14 +110,15 @@ class Branch(nn.Module):
 
     Args:
         encoder: Planned encoder.
+        columns: Length of the global vector.
         config: Settings.
     """
 
-    def __init__(self, encoder: PlannedEncoder, config: MoCoZCAConfig) -> None:
+    def __init__(self, encoder: PlannedEncoder, columns: int, config: MoCoZCAConfig) -> None:
         super().__init__()
         self.encoder = encoder
         first, last = encoder.output_channels[0], encoder.output_channels[-1]
-        self.head = MLP(last, last, config.projection_width)
+        self.head = MLP(columns, last, config.projection_width)
         self.local_head = MLP(first, first, config.projection_width) if config.local_weight > 0 else None
 
 
@@ -125,13 +140,21 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
     ) -> None:
         self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
-        query = Branch(encoder, config)
+        widths = encoder.output_channels
+        by_regions = config.global_vector == "regions"
+        columns = sum(widths) * GLOBAL_REGIONS ** len(patch_size) if by_regions else widths[-1]
+        query = Branch(encoder, columns, config)
         self.head, self.local_head = query.head, query.local_head
         self.momentum = momentum_copy(query)
         self.queue = KeyQueue(config.queue_size, config.projection_width)
         by_average = config.local_weight > 0 and config.local_mode == "gap"
         self.local_queue = KeyQueue(config.queue_size, config.projection_width) if by_average else None
-        self.whitening = nn.ModuleDict({view: _whitening(encoder.output_channels[-1], config) for view in VIEWS})
+        self.whitening = nn.ModuleDict(
+            {
+                view: ZCA(widths[-1], group=config.zca_group, eps=config.zca_eps, num_rows=config.zca_rows)
+                for view in (VIEWS if config.zca else ())
+            }
+        )
 
     @classmethod
     def check(cls, config: MoCoZCAConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
@@ -182,20 +205,20 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         config, subject = self.config, draws["subject"]
         with torch.no_grad():
             key_features = self.momentum.encoder(self._view("key", image, foreground, draws))
-            key_vector = _average(key_features[-1])
-            key = _embed(self.momentum.head, self.whitening["key"](key_vector))
+            key_vector, key_found = self.global_vectors("key", key_features, foreground, draws)
+            key = _embed(self.momentum.head, key_vector)
             local_head = self.momentum.local_head
             local_key = None if local_head is None else self._local("key", local_head, key_features[0], draws)
         features = self.encoder(self._view("query", image, foreground, draws))
-        vector = _average(features[-1])
-        query = _embed(self.head, self.whitening["query"](vector))
+        vector, found = self.global_vectors("query", features, foreground, draws)
+        query = _embed(self.head, vector)
         positive, negatives = (query * key).sum(1), self.queue.similarities(query, subject)
         loss = info_nce(positive, negatives, config.temperature)
         hit = (positive > negatives.amax(1)).float()
         hits, count = all_reduce_sum(torch.stack([hit.sum(), hit.new_tensor(float(len(hit)))])).unbind()
         terms = {"contrast": loss.detach(), "top1": hits / count.clamp_min(1.0)}
         terms["unchanged_views_fraction"] = unchanged_share(*(draws[f"{view}_intensity"] for view in VIEWS))
-        state = {"subject": subject, "key": key, "key_vector": key_vector, "query_vector": vector.detach()}
+        state = {"subject": subject, "key": key} | key_found | found
         if self.local_head is not None:
             assert local_key is not None  # both branches have the head
             local_query = self._local("query", self.local_head, features[0], draws)
@@ -205,6 +228,38 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
             if self.local_queue is not None:
                 state["local_key"] = local_key
         return MethodOutput(loss, terms, state=state)
+
+    def global_vectors(
+        self, view: str, features: Sequence[Tensor], foreground: Tensor, draws: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What enters the projector.
+
+        Args:
+            view: ``query`` or ``key``.
+            features: The stage outputs for that view.
+            foreground: (B, 1, *crop) bool.
+            draws: What :meth:`draw` gave.
+
+        Returns:
+            (B, columns) float32, and, where positions are whitened, what :meth:`ZCA.update` takes, named ``VIEW/NAME``, the
+            same on all ranks. A stage weighs half as much as the one before it: the deeper it is, the less do the features of
+            an untrained network tell a second view of a crop from another crop.
+        """
+        if self.config.global_vector == "mean":
+            return _average(features[-1]), {}
+        inside = take_boxes(foreground, draws[f"{view}_lower"], self.patch_size).float()
+        parts, found = [], {}
+        for stage, x in enumerate(features):
+            body = adaptive_pool(inside, x.shape[2:])
+            if self.config.zca and stage == len(features) - 1:
+                rows, statistics = self.whitening[view](x.flatten(2).transpose(1, 2).flatten(0, 1), body.flatten())
+                x = rows.unflatten(0, (len(x), -1)).transpose(1, 2).view(x.shape)
+                found = {f"{view}/{name}": value for name, value in statistics.items()}
+            box = self._shared_box(view, x.shape[2:], draws)
+            sums, shares = (pool_boxes(part, *box, GLOBAL_REGIONS) for part in (x.float() * body, body))
+            vector = (sums / shares.clamp_min(NO_BODY)).flatten(1)
+            parts.append(vector / vector.shape[1] ** 0.5 / 2.0**stage)
+        return torch.cat(parts, 1), found
 
     def _view(self, view: str, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> Tensor:
         lower = draws[f"{view}_lower"]
@@ -250,20 +305,14 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         assert state is not None  # forward always gives one
         for name, target in self.momentum.named_children():
             momentum_update_(target, getattr(self, name), self.config.key_momentum)
-        rows = {name: gather_rows(value)[0] for name, value in state.items()}
+        rows = {name: gather_rows(value)[0] for name, value in state.items() if "/" not in name}
         self.queue.push(rows["key"], rows["subject"])
         if self.local_queue is not None:
             self.local_queue.push(rows["local_key"], rows["subject"])
-        for view in VIEWS if self.config.zca else ():
-            whitening = self.whitening[view]
+        for view, whitening in self.whitening.items():
             assert isinstance(whitening, ZCA)
-            whitening.update(rows[f"{view}_vector"])
-
-
-def _whitening(width: int, config: MoCoZCAConfig) -> nn.Module:
-    if not config.zca:
-        return nn.Identity()
-    return ZCA(width, group=config.zca_group, eps=config.zca_eps, num_rows=config.zca_rows)
+            prefix = f"{view}/"
+            whitening.update({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
 
 
 def _average(features: Tensor) -> Tensor:

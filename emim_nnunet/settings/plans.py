@@ -51,6 +51,7 @@ LIMITS = {  # what is larger cannot be meant: it would run for ever, or out of m
     "zca_rows": 100_000,
     "zca_group": 4096,
     "local_regions": 64,
+    "alignment_regions": 64,
     "level2_children": 64,
     "level3_children": 64,
     "patches_at_once": 10_000,

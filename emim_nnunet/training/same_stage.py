@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import Case
 from emim_nnunet.datasets.stage_cases import StageCases
 from emim_nnunet.errors import UserError, listed
-from emim_nnunet.methods import method_class
-from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.plans import check_plans, inheritance
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import FINAL
@@ -58,14 +56,12 @@ class Setup:
         plans: The plans JSON as a dict.
         configuration: The name of a configuration of the plans.
         dataset_json: The content of ``dataset.json``.
-        settings: All settings of the method, where defaults are to be compared as well.
     """
 
     block: dict[str, Any]
     plans: dict[str, Any]
     configuration: str
     dataset_json: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_checkpoint(cls, checkpoint: dict[str, Any]) -> Setup:
@@ -82,7 +78,7 @@ class Setup:
         links = inheritance(self.plans, self.configuration)
         content = {key: value for link in links for key, value in link.items()}
         architecture = content.get("architecture", {})
-        given = {k: v for k, v in (self.block | self.settings).items() if v is not None}  # null is the default
+        given = {k: v for k, v in self.block.items() if v is not None}  # null is the default
         values = {k: v for k, v in given.items() if not k.startswith("finetune_") and k not in LOOP_ONLY}
         values |= {key: content.get(key) for key in CONFIGURATION}
         values |= {"transpose_forward": self.plans.get("transpose_forward")}
@@ -108,8 +104,7 @@ def check_continued(checkpoint: dict[str, Any], now: Setup, cases: StageCases, f
     """
     advice = f"move {folder} away to start anew, or train with a configuration of another name"
     then = Setup.of_checkpoint(checkpoint)
-    # of a finished stage nothing is computed any more
-    _refuse_other_setup(*((then, now) if checkpoint["finished"] else _with_settings(checkpoint, then, now)), advice)
+    _refuse_other_setup(then, now, advice)
     then_channels, channels = (channel_names(s.dataset_json) for s in (then, now))
     if then_channels != channels:
         raise UserError(
@@ -152,18 +147,6 @@ def finished_stage(folder: Path, now: Setup, data: PreprocessedDataset) -> tuple
     known = checkpoint.get("case_digests", {})
     cases = [case for case in (*data.labelled, *data.unlabelled) if case.identifier in known]
     return checkpoint, [*_refuse_other_data(checkpoint, cases, advice), *_other_versions(checkpoint)]
-
-
-def _with_settings(checkpoint: dict[str, Any], then: Setup, now: Setup) -> tuple[Setup, Setup]:
-    """Both setups with all settings of the method: another version may have had other defaults."""
-    config_class = method_class(checkpoint["method"]).config_class
-    settings = asdict(config_from_block(config_class, now.block))
-    before = checkpoint.get("settings") or asdict(config_from_block(config_class, config_class.formerly | then.block))
-    known = before.keys() & settings.keys()
-    return (
-        replace(then, settings={key: before[key] for key in known}),
-        replace(now, settings={key: settings[key] for key in known}),
-    )
 
 
 def _refuse_other_setup(then: Setup, now: Setup, advice: str) -> None:
