@@ -15,7 +15,6 @@ from emim_nnunet.datasets.channel_names import any_known
 from emim_nnunet.methods import method_class
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
-from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.plans import planned
 
 
@@ -85,7 +84,7 @@ def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
 def _method(source: EncoderSource) -> SSLMethod:
     """The SSL method of a checkpoint with the same weights as before its first step."""
     kind = method_class(source.checkpoint["method"])
-    config = config_from_block(kind.config_class, source.checkpoint["emim"])
+    config = kind.config_class.of_checkpoint(source.checkpoint, source.checkpoint["emim"])
     with planned(f"the network that {source.path} describes cannot be built", "is it a whole checkpoint?"):
         return planned_method(
             kind, source.architecture, source.num_channels, source.patch_size, config, seed=source.checkpoint["seed"]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from emim_nnunet.networks import PlannedEncoder
+from emim_nnunet.settings.block import config_from_block
+
+Config = TypeVar("Config", bound="SSLConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,18 @@ class SSLConfig:
     without_effect: ClassVar[tuple[str, ...]] = ()
     cell_size: tuple[int, ...]
 
+    @classmethod
+    def of_checkpoint(cls: type[Config], checkpoint: dict[str, Any], block: dict[str, Any]) -> Config:
+        """The settings that a stage was begun with, whatever the defaults are now.
 
-Config = TypeVar("Config", bound=SSLConfig)
+        Args:
+            checkpoint: Of an SSL stage; those of earlier versions hold no settings.
+            block: The resolved ``emim`` block, whose keys come first.
+
+        Raises:
+            UserError: A value in it is not as it must be.
+        """
+        return config_from_block(cls, checkpoint.get("settings", cls.formerly) | block)
 
 
 class Reconstruction(NamedTuple):

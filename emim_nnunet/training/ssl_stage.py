@@ -295,10 +295,7 @@ class SSLStage(StageTrainer):
         if checkpoint["method"] != self.method_class.__name__:
             raise UserError(f"{filename_or_checkpoint} is of method {checkpoint['method']}, not of this trainer's")
         if not self.was_initialized:
-            # what the block leaves open stays as the stage was begun, whatever the defaults are now
-            config_class = self.method_class.config_class
-            begun_with = checkpoint.get("settings", config_class.formerly)
-            self.method_config = config_from_block(config_class, begun_with | self.block)
+            self.method_config = self.method_class.config_class.of_checkpoint(checkpoint, self.block)
             self.initialize()
         setup = Setup(self.block, self.plans_manager.plans, self.configuration_name, self.dataset_json)
         for line in check_continued(checkpoint, setup, self.find_cases(), Path(self.output_folder)):
