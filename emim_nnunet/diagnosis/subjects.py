@@ -12,8 +12,9 @@ from emim_nnunet.checkpoints.network import planned_method
 from emim_nnunet.checkpoints.source import EncoderSource
 from emim_nnunet.checkpoints.stem import explain
 from emim_nnunet.datasets.channel_names import any_known
+from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_class
-from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.base import SSLConfig, SSLMethod
 from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
 from emim_nnunet.settings.plans import planned
 
@@ -60,7 +61,8 @@ def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subje
     """
     name, epochs = f"{source.path.parent.name}/{source.path.name}", max(1, source.epochs)
     patch_size, names = source.patch_size, (source.channel_names, channel_names)
-    if source.kind == "SSL stage" and _same_channels(source, channel_names):
+    remarks = _obsolete(source)
+    if source.kind == "SSL stage" and not remarks and _same_channels(source, channel_names):
         method, before = (_method(source) for _ in range(2))
         method.load_state_dict(source.checkpoint["network_weights"])
         trained = Subject(name, epochs, method.get_submodule("encoder"), patch_size, method.eval())
@@ -70,7 +72,18 @@ def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subje
     fresh = source.fresh_network(len(channel_names), seed=0).get_submodule("encoder")
     load_encoder(fresh, twin.state_dict(), source="the untrained twin", names=names)
     trained = Subject(name, epochs, encoder.eval(), patch_size)
-    return trained, Subject("untrained", 0, fresh.eval(), patch_size), adapted
+    return trained, Subject("untrained", 0, fresh.eval(), patch_size), remarks + adapted
+
+
+def _obsolete(source: EncoderSource) -> list[str]:
+    """Why the method of a checkpoint of an earlier version cannot be built any more; empty where it can."""
+    if source.kind != "SSL stage" or "settings" in source.checkpoint:
+        return []
+    try:
+        _config(source)
+    except UserError as error:
+        return [f"Only the encoder is measured: {error}"]
+    return []
 
 
 def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
@@ -83,12 +96,16 @@ def _same_channels(source: EncoderSource, channel_names: Sequence[str]) -> bool:
 
 def _method(source: EncoderSource) -> SSLMethod:
     """The SSL method of a checkpoint with the same weights as before its first step."""
-    kind = method_class(source.checkpoint["method"])
-    config = kind.config_class.of_checkpoint(source.checkpoint, source.checkpoint["emim"])
+    kind, config = _config(source)
     with planned(f"the network that {source.path} describes cannot be built", "is it a whole checkpoint?"):
         return planned_method(
             kind, source.architecture, source.num_channels, source.patch_size, config, seed=source.checkpoint["seed"]
         )
+
+
+def _config(source: EncoderSource) -> tuple[type[SSLMethod], SSLConfig]:
+    kind = method_class(source.checkpoint["method"])
+    return kind, kind.config_class.of_checkpoint(source.checkpoint, source.checkpoint["emim"])
 
 
 def mask_cell_size(source: EncoderSource) -> tuple[int, ...]:
