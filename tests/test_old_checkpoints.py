@@ -12,6 +12,10 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.cli import export
 from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods.mask_in_mask import MaskInMaskConfig
+from emim_nnunet.methods.moco import MoCoZCAConfig
+from emim_nnunet.settings.block import config_from_block
 from tests.pipeline import fold_folder, log_of, trainer_of
 
 FOLDER = Path(__file__).parent / "old_checkpoints"
@@ -35,3 +39,15 @@ def test_a_checkpoint_of_an_earlier_version_continues(method: str, nnunet: Path,
     then = json.loads((FOLDER / "last_epoch.json").read_text())[method]
     now = {key: value for key, value in final["history"][-1].items() if key in then}
     assert now == pytest.approx(then, rel=1e-3, abs=1e-4)
+
+
+def test_a_stage_keeps_what_its_settings_stood_for_or_is_refused_in_a_line() -> None:
+    block = {"cell_size": [4, 4]}
+    begun = config_from_block(MaskInMaskConfig, MaskInMaskConfig.earlier_defaults | block)
+    assert (begun.alignment, begun.alignment_regions) == ("cosine", 1)
+    begun = config_from_block(MoCoZCAConfig, MoCoZCAConfig.earlier_defaults | block | {"zca": False})
+    assert begun.global_vector == "mean"
+    with pytest.raises(
+        UserError, match="whitened the 'mean' without a gradient: a stage that was begun so cannot go on"
+    ):
+        config_from_block(MoCoZCAConfig, MoCoZCAConfig.earlier_defaults | block)
