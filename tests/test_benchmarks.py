@@ -35,7 +35,9 @@ def test_growth_writes_its_ratios(tmp_path: Path) -> None:
 
 def test_every_benchmark_explains_itself() -> None:
     """In one process: each would import torch and nnU-Net again."""
-    scripts = [str(BENCHMARKS / f"{name}.py") for name in ("peer", "growth", "speed", "preprocess", "memory")]
+    scripts = [
+        str(BENCHMARKS / f"{name}.py") for name in ("peer", "growth", "speed", "preprocess", "memory", "methods")
+    ]
     code = (
         "import contextlib, io, runpy, sys\n"
         f"for sys.argv in ([script, '--help'] for script in {scripts!r}):\n"

@@ -135,6 +135,10 @@ def test_the_gradient_through_whitening_is_the_finite_difference(kind: str) -> N
     assert torch.autograd.gradcheck(lambda x: (zca(x, weight)[0] * direction).sum(), rows.requires_grad_())
 
 
+def test_the_figure_of_the_benchmark_is_within_its_limit() -> None:
+    assert methods.zca_covariance_error(quick=True) <= 0.05
+
+
 @pytest.mark.parametrize("rows", [torch.full((20, 6), 3.7), torch.zeros(20, 6), torch.ones(1, 6)])
 def test_constant_rows_are_whitened_to_something_finite_with_a_finite_gradient(rows: torch.Tensor) -> None:
     leaf = rows.clone().requires_grad_()

@@ -12,6 +12,9 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from emim_nnunet.checkpoints.io import load_checkpoint, save_checkpoint
 from emim_nnunet.cli import export
 from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
+from emim_nnunet.methods.mask_in_mask import MaskInMaskConfig
+from emim_nnunet.methods.moco import MoCoZCAConfig
 from tests.pipeline import fold_folder, log_of, trainer_of
 
 FOLDER = Path(__file__).parent / "old_checkpoints"
@@ -48,3 +51,14 @@ def test_a_stage_goes_on_with_the_settings_that_it_was_begun_with(nnunet: Path) 
     assert trainer.method_config.barlow_kappa != 7.0
     maybe_load_checkpoint(trainer, True, False)
     assert trainer.method_config.barlow_kappa == trainer.method.config.barlow_kappa == 7.0
+
+
+def test_a_stage_keeps_what_its_settings_stood_for_or_is_refused_in_a_line() -> None:
+    block = {"cell_size": [4, 4]}
+    begun = MaskInMaskConfig.of_checkpoint({}, block)
+    assert (begun.alignment, begun.alignment_regions) == ("cosine", 1)
+    assert MoCoZCAConfig.of_checkpoint({}, block | {"zca": False}).global_vector == "mean"
+    with pytest.raises(
+        UserError, match="whitened the 'mean' without a gradient: a stage that was begun so cannot go on"
+    ):
+        MoCoZCAConfig.of_checkpoint({}, block)

@@ -34,7 +34,8 @@ class MaskInMaskConfig(LevelsConfig):
         norm_pix: Standardise the target in each mask cell, as the authors do; with a floor, see ``norm_pix_floor``.
         norm_pix_floor: Least variance of a cell, as a share of the variance of its patch, in [0, 1].
         level_weights: Weights of the three reconstruction losses.
-        alignment: ``cosine`` (2 - 2 cos), or ``infonce`` against the other regions of the batch.
+        alignment: ``infonce`` against the other regions of the batch, or ``cosine`` (2 - 2 cos), with which both heads soon
+            agree on a constant.
         alignment_regions: Regions per axis of a child that are aligned one by one. 1 aligns the averages over whole children,
             which instance normalisation makes almost constant (for stages that were begun with it).
         alignment_weight: Weight of the mean of both alignment losses; 0 leaves them out.
@@ -49,7 +50,7 @@ class MaskInMaskConfig(LevelsConfig):
     norm_pix: bool = True
     norm_pix_floor: float = 0.01
     level_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
-    alignment: str = "cosine"
+    alignment: str = "infonce"
     alignment_regions: int = 2
     alignment_weight: float = 0.1
     temperature: float = 0.2
