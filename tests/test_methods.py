@@ -40,6 +40,7 @@ from emim_nnunet.settings.stages import FinetuneConfig, TrainingConfig
 from emim_nnunet.training.description import describe_unused
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from emim_nnunet.training.stage import refuse_settings_without_effect, settings_without_effect
+from emim_nnunet.views.augmentation import mirrored
 from tests.toy import toy_batch, toy_method, toy_unet
 
 SETTINGS: dict[type[SSLMethod], dict[str, Any]] = {
@@ -318,7 +319,8 @@ def test_regions_of_both_views_of_moco_are_of_the_same_place() -> None:
     place = torch.stack(torch.meshgrid(*(torch.arange(float(side)),) * 2, indexing="ij"))
     image, foreground = place.expand(20, -1, -1, -1) + 1, torch.ones(20, 1, side, side, dtype=torch.bool)
     views = {v: method._view(v, image, foreground, draws) for v in ("query", "key")}
-    query, key = (method._local(v, nn.Identity(), view, draws) for v, view in views.items())
+    back = {v: mirrored(view, draws[f"{v}_flips"]) for v, view in views.items()}
+    query, key = (method._local(v, nn.Identity(), view, draws) for v, view in back.items())
     assert torch.allclose(query, key, atol=1e-5)
     assert not torch.allclose(views["query"], views["key"])
 

@@ -99,6 +99,10 @@ def test_the_teacher_sees_the_whole_patch_and_follows_the_student() -> None:
     assert all(torch.allclose(now, 0.75 * old + 0.25 * student) for old, now, student in pairs)
 
 
+def test_by_default_the_deeper_half_of_the_stages_is_distilled() -> None:
+    assert make(distillation_stages=None).head[0].in_features == 8 + 16  # two of three
+
+
 def test_the_teacher_is_not_what_is_transferred() -> None:
     names = list(make().state_dict())
     assert any(name.startswith("teacher.") for name in names)

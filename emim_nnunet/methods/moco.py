@@ -8,7 +8,7 @@ patch: instance normalisation fixes that one, so it would be about the same for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any, ClassVar
@@ -204,12 +204,12 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         """Contrast of each view with the other one's key against the queue, and of the regions that they share."""
         config, subject = self.config, draws["subject"]
         with torch.no_grad():
-            key_features = self.momentum.encoder(self._view("key", image, foreground, draws))
+            key_features = self._features("key", self.momentum.encoder, image, foreground, draws)
             key_vector, key_found = self.global_vectors("key", key_features, foreground, draws)
             key = _embed(self.momentum.head, key_vector)
             local_head = self.momentum.local_head
             local_key = None if local_head is None else self._local("key", local_head, key_features[0], draws)
-        features = self.encoder(self._view("query", image, foreground, draws))
+        features = self._features("query", self.encoder, image, foreground, draws)
         vector, found = self.global_vectors("query", features, foreground, draws)
         query = _embed(self.head, vector)
         positive, negatives = (query * key).sum(1), self.queue.similarities(query, subject)
@@ -261,6 +261,17 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
             parts.append(vector / vector.shape[1] ** 0.5 / 2.0**stage)
         return torch.cat(parts, 1), found
 
+    def _features(
+        self,
+        view: str,
+        encoder: Callable[[Tensor], list[Tensor]],
+        image: Tensor,
+        foreground: Tensor,
+        draws: dict[str, Tensor],
+    ) -> list[Tensor]:
+        """Stage outputs for a view, mirrored back: at the same places as the crop and the other view."""
+        return [mirrored(x, draws[f"{view}_flips"]) for x in encoder(self._view(view, image, foreground, draws))]
+
     def _view(self, view: str, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> Tensor:
         lower = draws[f"{view}_lower"]
         patch, inside = (take_boxes(t, lower, self.patch_size) for t in (image, foreground))
@@ -272,13 +283,7 @@ class MoCoZCA(SSLMethod[MoCoZCAConfig]):
         """Embeddings of regions (B * r^axes, width), or of the whole view (B, width)."""
         if self.config.local_mode == "gap":
             return _embed(head, _average(features))
-        lower, upper = self._shared_box(view, features.shape[2:], draws)
-        flips, size = draws[f"{view}_flips"], lower.new_tensor(features.shape[2:])
-        box = (
-            torch.where(flips, size - upper, lower),
-            torch.where(flips, size - lower, upper),
-        )  # where the view shows it
-        regions = mirrored(pool_boxes(features, *box, self.config.local_regions), flips)
+        regions = pool_boxes(features, *self._shared_box(view, features.shape[2:], draws), self.config.local_regions)
         return _embed(head, regions.flatten(2).transpose(1, 2).flatten(0, 1))
 
     def _shared_box(self, view: str, grid: Sequence[int], draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 The student sees the masked patch and predicts, at the cells that are hidden from it, the features that a teacher has of the
 whole patch. The teacher is a momentum copy of the encoder. Against collapse: targets are normalised over the cells of a sample,
-so that a constant has a loss of 1 and never of 0, and pyramid Barlow twins hold the columns of the student apart.
+so that a constant has a loss of about 1 until the teacher has collapsed altogether, and pyramid Barlow twins hold the columns
+of the student apart.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ class MaskedSelfDistillationConfig(PyramidBarlowConfig):
     Attributes:
         fill: A learned number per modality by default, as E-MIM has it.
         distillation_weight: Weight of the distillation beside the reconstruction, whose weight is 1; more than 0.
-        distillation_stages: The targets are the outputs of this many stages, the deepest ones, at least 1. data2vec takes the
-            upper half of the network.
+        distillation_stages: The targets are the outputs of this many stages, the deepest ones, at least 1; None = the deeper
+            half, rounded up, as data2vec takes the upper half of its blocks.
         teacher_momentum: Share of the teacher that each step keeps, in [0, 1]. 0.999 belongs to runs of many thousand steps.
     """
 
     without_effect: ClassVar[tuple[str, ...]] = ("mask_ratio",)
     fill: str = "learned"
     distillation_weight: float = 1.0
-    distillation_stages: int = 3
+    distillation_stages: int | None = None
     teacher_momentum: float = 0.999
 
     def __post_init__(self) -> None:
@@ -50,9 +51,8 @@ class MaskedSelfDistillationConfig(PyramidBarlowConfig):
         require(
             self.distillation_weight > 0, f"distillation_weight must be more than 0, not {self.distillation_weight}"
         )
-        require(
-            self.distillation_stages >= 1, f"distillation_stages must be at least 1, not {self.distillation_stages}"
-        )
+        stages = self.distillation_stages
+        require(stages is None or stages >= 1, f"distillation_stages must be at least 1, not {stages}")
         require(0 <= self.teacher_momentum <= 1, f"teacher_momentum must be in [0, 1], not {self.teacher_momentum}")
 
 
@@ -83,7 +83,8 @@ class MaskedSelfDistillation(SSLMethod[MaskedSelfDistillationConfig]):
         self.decoder, self.fill = self.modelling.new_weights(encoder, num_modalities)
         self.pyramid = PyramidBarlowTwins(config, patch_size, encoder.strides)
         self.projectors = self.pyramid.new_projectors(encoder)
-        width = sum(encoder.output_channels[-config.distillation_stages :])
+        self.num_stages = _num_stages(config, len(encoder.strides))
+        width = sum(encoder.output_channels[-self.num_stages :])
         self.head = MLP(width, width, width)
         self.mask_stem = self.modelling.new_mask_stem(encoder, num_modalities)
         self.teacher = momentum_copy(cast(nn.Module, encoder))
@@ -98,7 +99,8 @@ class MaskedSelfDistillation(SSLMethod[MaskedSelfDistillationConfig]):
         """See :meth:`SSLMethod.check`."""
         MaskedView.check(config, patch_size, strides)
         PyramidBarlowTwins.check(config, patch_size, strides)
-        stages, total = config.distillation_stages, len(strides)
+        total = len(strides)
+        stages = _num_stages(config, total)
         require(stages <= total, f"distillation_stages {stages} are more than the encoder has, which is {total}")
         for stage in range(total - stages, total):
             require_line_up(config.cell_size, patch_size, strides, stage, "stage")
@@ -114,8 +116,7 @@ class MaskedSelfDistillation(SSLMethod[MaskedSelfDistillationConfig]):
 
         Arguments and return value are those of :class:`SSLMethod`.
         """
-        with torch.no_grad():  # before the masked view: what it needs is free again when the student's pass begins
-            original = self.teacher(image)
+        original = self._teach(image)  # first, so that what it needs is free again when the student's pass begins
         masked = draws["masked"]
         weights = ViewWeights(self.encoder, self.decoder, self.fill, self.mask_stem)
         output, features = self.modelling.reconstruct(image, foreground, masked, draws["present"], weights)
@@ -129,6 +130,18 @@ class MaskedSelfDistillation(SSLMethod[MaskedSelfDistillationConfig]):
             loss = loss + self.config.barlow_weight * total
             terms |= {"barlow": total.detach()} | {k: v.detach() for k, v in barlow.items()}
         return output._replace(loss=loss, terms=terms)
+
+    @torch.no_grad()
+    def _teach(self, image: Tensor) -> list[Tensor]:
+        """The teacher's stage outputs for the unmasked image; those that are used on the cells, averaged over them already."""
+        outputs = self.teacher(image)
+        used = {*self.pyramid.levels, *range(len(outputs) - self.num_stages, len(outputs))}
+        empty = image.new_zeros(())
+        return [self._at_most_cells(f) if stage in used else empty for stage, f in enumerate(outputs)]
+
+    def _at_most_cells(self, features: Tensor) -> Tensor:
+        """A stage's output, averaged over cells where it is finer than they are: float32, (B, D, *G) or coarser."""
+        return voxels_to_cells(features.float(), tuple(map(min, features.shape[2:], self.grid)))
 
     def distil(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], hidden: Tensor, foreground: Tensor
@@ -161,16 +174,17 @@ class MaskedSelfDistillation(SSLMethod[MaskedSelfDistillationConfig]):
 
     def _on_cells(self, features: Sequence[Tensor]) -> Tensor:
         """The deepest stages' outputs side by side on the grid of cells, (B, columns, *G) float32: finer ones averaged."""
-        cells = []
-        for stage in features[-self.config.distillation_stages :]:
-            coarser = tuple(map(min, stage.shape[2:], self.grid))
-            cells.append(F.interpolate(voxels_to_cells(stage.float(), coarser), size=self.grid, mode="nearest"))
-        return torch.cat(cells, dim=1)
+        stages = [self._at_most_cells(stage) for stage in features[-self.num_stages :]]
+        return torch.cat([F.interpolate(stage, size=self.grid, mode="nearest") for stage in stages], dim=1)
 
     @torch.no_grad()
     def after_step(self, state: dict[str, Tensor] | None) -> None:
         """The teacher follows the student; alike on all ranks, whose students are equal."""
         momentum_update_(self.teacher, cast(nn.Module, self.encoder), self.config.teacher_momentum)
+
+
+def _num_stages(config: MaskedSelfDistillationConfig, total: int) -> int:
+    return (total + 1) // 2 if config.distillation_stages is None else config.distillation_stages
 
 
 def _rows(cells: Tensor) -> Tensor:
