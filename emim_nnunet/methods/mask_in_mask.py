@@ -34,8 +34,8 @@ class MaskInMaskConfig(LevelsConfig):
         norm_pix: Standardise the target in each mask cell, as the authors do; with a floor, see ``norm_pix_floor``.
         norm_pix_floor: Least variance of a cell, as a share of the variance of its patch, in [0, 1].
         level_weights: Weights of the three reconstruction losses.
-        alignment: ``infonce`` against the other regions of the batch, or ``cosine`` (2 - 2 cos), with which both heads soon
-            agree on a constant.
+        alignment: ``infonce`` against the other regions of the batch, or ``cosine`` (2 - 2 cos), whose loss fell to
+            nothing in our runs before anything was reconstructed.
         alignment_regions: Regions per axis of a child that are aligned one by one. 1 aligns the averages over whole children,
             which instance normalisation makes almost constant (for stages that were begun with it).
         alignment_weight: Weight of the mean of both alignment losses; 0 leaves them out.
