@@ -37,7 +37,7 @@ from emim_nnunet.settings.stages import TrainingConfig
 from emim_nnunet.storage.versions import versions
 from emim_nnunet.training.checkpoint import PREVIOUS, load_newest, load_states
 from emim_nnunet.training.epoch_report import EpochAtHand
-from emim_nnunet.training.evaluation import Evaluation, Inputs
+from emim_nnunet.training.evaluation import Evaluation, Inputs, orientations_of
 from emim_nnunet.training.interruption import outlive_signals
 from emim_nnunet.training.log import SSLLog
 from emim_nnunet.training.same_stage import Setup, check_continued
@@ -328,6 +328,12 @@ class SSLStage(StageTrainer):
             "probe_is_held_out": self.cases.probe_is_held_out,
             "versions": versions(),
         }
+
+    def _orientations(self) -> dict[str, str]:
+        """Case id -> orientation of the patch's axes, for the probe cases where it is known."""
+        assert self.cases is not None
+        num_axes = len(self.configuration_manager.patch_size)
+        return orientations_of(self.cases.probe, self.plans_manager.transpose_forward, num_axes)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: the SSL stage has no deep supervision."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -19,7 +18,6 @@ from emim_nnunet.storage.files import remove_leftovers, write_json
 from emim_nnunet.training.checkpoint import FINAL, LATEST, LOG, PREVIOUS, check_beginning, unfinished_checkpoint
 from emim_nnunet.training.description import describe_cases, describe_cost, describe_unused
 from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, step_record
-from emim_nnunet.training.evaluation import orientations_of
 from emim_nnunet.training.faults import explained
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.same_stage import NO_CHECKSUMS
@@ -247,12 +245,6 @@ class SSLTrainer(SSLStage):
         self._picture_due = False
         return step_record(output)
 
-    def _orientations(self) -> dict[str, str]:
-        """Case id -> orientation of the patch's axes, for the probe cases where it is known."""
-        assert self.cases is not None
-        num_axes = len(self.configuration_manager.patch_size)
-        return orientations_of(self.cases.probe, self.plans_manager.transpose_forward, num_axes)
-
     def _is_picture_epoch(self) -> bool:
         return self.current_epoch % self.config.reconstruction_every == 0 or self.current_epoch == self.num_epochs - 1
 
@@ -285,11 +277,6 @@ class SSLTrainer(SSLStage):
                 f"{self.monitor.verdict.line}. See collapse_spectrum.png in {self.output_folder}; --c continues with another "
                 f"collapse_patience"
             )
-
-    def _write(self, write: Callable[[], object]) -> bool:
-        """Write on the first rank; on a full disk, wait until there is space or a signal asks to stop."""
-        interruption = self._interruption
-        return self._folder.write(write, self.print_to_log_file, lambda: interruption.signal is not None)
 
     def _write_progress(self, picture: bool) -> None:
         folder = Path(self.output_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -89,3 +90,8 @@ class StageTrainer(nnUNetTrainer):
     def _log_quietly(self, text: str) -> None:
         """Write to the log file, and not to the terminal."""
         self.print_to_log_file(text, also_print_to_console=False)
+
+    def _write(self, write: Callable[[], object]) -> bool:
+        """Write on the first rank; on a full disk, wait until there is space or a signal asks to stop."""
+        interruption = self._interruption
+        return self._folder.write(write, self.print_to_log_file, lambda: interruption.signal is not None)
