@@ -23,11 +23,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
 from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.moco import MoCoZCA
+from emim_nnunet.methods.vicreg import VICReg
 from emim_nnunet.networks import ZCA
 from emim_nnunet.phantom import MODALITIES, make_phantom
 from emim_nnunet.randomness import seeded_generator
+from emim_nnunet.views.intensity import unchanged_share
 
 SEED, CROPS = 9000, 16
 BATCH = 2  # nnU-Net's in 3D: whitening sees so many at once
@@ -188,6 +191,30 @@ def zca_covariance_error(*, quick: bool) -> float:
     return max((torch.cov(part.T, correction=0) - torch.eye(part.shape[1])).abs().max().item() for part in parts)
 
 
+def unchanged_views(*, quick: bool) -> float:
+    """Share of the views of MoCo and VICReg whose intensities are not changed, the higher one (< 0.01)."""
+    network, count = networks(quick=True)[0], 250 if quick else 1000
+    shares = []
+    for method_class in (MoCoZCA, VICReg):
+        config = method_class.config_class(cell_size=(8,) * len(network.patch_size))
+        method = method_class(network.encoder(), len(MODALITIES), network.patch_size, config)
+        draws = [method.draw(seeded_generator(SEED, number)) for number in range(count)]
+        views = [torch.cat([d[name] for d in draws]) for name in draws[0] if "intensity" in name]
+        shares.append(unchanged_share(*views).item())
+    return max(shares)
+
+
+def fill_distance(*, quick: bool) -> float:
+    """How far E-MIM's learned fill starts from the mean of the body, in standard deviations of the body (>= 2)."""
+    network = networks(quick=True)[0]
+    config = EMIM.config_class(cell_size=(8,) * len(network.patch_size), fill="learned", barlow_weight=0.0)
+    method = EMIM(network.encoder(), len(MODALITIES), network.patch_size, config)
+    images, bodies = zip(*(crop(number, network.patch_size) for number in range(4 if quick else CROPS)), strict=True)
+    inside = torch.cat(images).transpose(0, 1)[:, torch.cat(bodies)[:, 0]]
+    assert method.fill is not None  # it is learned
+    return ((method.fill.detach() - inside.mean(1)).abs() / inside.std(1)).min().item()
+
+
 def output_cosine(method: MaskInMask) -> float:
     """Mean cosine between what a child's projector makes of different regions of different children: 1 is a constant."""
     rows = inputs_of(dict(method.child_heads.items()), method, CROPS)["12"]
@@ -231,6 +258,8 @@ FIGURES: dict[str, Callable[..., float]] = {
     "moco_nearest": moco_nearest,
     "alignment_spread": alignment_spread,
     "zca_covariance_error": zca_covariance_error,
+    "unchanged_views": unchanged_views,
+    "fill_distance": fill_distance,
 }
 FORMAT = argparse.RawDescriptionHelpFormatter
 
