@@ -205,9 +205,11 @@ def unchanged_views(*, quick: bool) -> float:
 
 
 def fill_distance(*, quick: bool) -> float:
-    """How far E-MIM's learned fill starts from the mean of the body, in standard deviations of the body (>= 2)."""
+    """How far E-MIM's learned fill with fill_start -3 is from the mean of the body, in its standard deviations (>= 2)."""
     network = networks(quick=True)[0]
-    config = EMIM.config_class(cell_size=(8,) * len(network.patch_size), fill="learned", barlow_weight=0.0)
+    config = EMIM.config_class(
+        cell_size=(8,) * len(network.patch_size), fill="learned", fill_start=-3.0, barlow_weight=0.0
+    )
     method = EMIM(network.encoder(), len(MODALITIES), network.patch_size, config)
     images, bodies = zip(*(crop(number, network.patch_size) for number in range(4 if quick else CROPS)), strict=True)
     inside = torch.cat(images).transpose(0, 1)[:, torch.cat(bodies)[:, 0]]

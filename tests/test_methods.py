@@ -327,7 +327,8 @@ def test_regions_of_both_views_of_moco_are_of_the_same_place() -> None:
 
 @pytest.mark.parametrize("method_class", [VICReg, MoCoZCA], ids=lambda m: m.__name__)
 def test_views_of_stages_of_earlier_versions_can_be_had(method_class: type[SSLMethod]) -> None:
-    method = make(method_class, **method_class.config_class.formerly)
+    earlier = method_class.config_class.formerly | ({"zca": False} if method_class is MoCoZCA else {})
+    method = make(method_class, **earlier)
     draws = method.draw(torch.Generator().manual_seed(0))
     assert not any(draws[key].any() for key in draws if "flips" in key)
     assert method_class is MoCoZCA or method.crop_size(method.config, method.patch_size) == method.patch_size

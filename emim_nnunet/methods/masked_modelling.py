@@ -22,9 +22,6 @@ from emim_nnunet.networks import PlannedEncoder, ReconstructionDecoder, added_to
 from emim_nnunet.settings.block import require
 
 FILLS = ("zero", "learned")
-FILL_START = (
-    -3.0
-)  # standard deviations from the mean of the body: inside the data, what is masked would look like tissue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +35,8 @@ class MaskedModellingConfig(SSLConfig):
         position_ratio: The hybrid mask hides this share of the cells in all modalities, in [0, 1).
         patch_ratio: It hides this share of the remaining cells independently per modality, in [0, 1).
         modality_mask: It hides one whole modality of each sample, where there are several.
-        fill: Masked voxels are replaced with ``zero``, or with one ``learned`` number per modality (it starts at -3, where
-            z-scored images have next to nothing).
+        fill: Masked voxels are replaced with ``zero``, or with one ``learned`` number per modality.
+        fill_start: The learned number before the first step, in standard deviations of z-scored images; 0 is their mean.
         foreground_only: Count only voxels inside the body. Background and padding are constant 0: they would dilute the
             loss by a share that depends on the field of view and reward learning the outline.
         norm_pix: Standardise the target in each cell; invites collapse (see :func:`normalise_cells`).
@@ -51,6 +48,7 @@ class MaskedModellingConfig(SSLConfig):
     patch_ratio: float = 0.5
     modality_mask: bool = True
     fill: str = "zero"
+    fill_start: float = 0.0
     foreground_only: bool = True
     norm_pix: bool = False
     decoder_min_width: int | None = None
@@ -190,7 +188,7 @@ class MaskedModelling:
         decoder = ReconstructionDecoder(
             encoder.output_channels, encoder.strides, num_modalities, encoder.conv_op, self.config.decoder_min_width
         )
-        start = torch.full((num_modalities,), FILL_START)
+        start = torch.full((num_modalities,), self.config.fill_start)
         return decoder, nn.Parameter(start) if self.config.fill == "learned" else None
 
     def target(self, patches: MaskedPatches) -> Tensor:
