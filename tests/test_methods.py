@@ -565,7 +565,7 @@ def test_no_setting_of_a_method_is_without_effect(method_class: type[SSLMethod])
 
 def test_plain_mim_has_only_what_it_needs() -> None:
     hybrid = {"position_ratio", "patch_ratio", "modality_mask"}
-    others = {"cell_size", "mask_ratio", "fill", "foreground_only", "norm_pix", "decoder_min_width"}
+    others = {"cell_size", "mask_ratio", "fill", "fill_start", "foreground_only", "norm_pix", "decoder_min_width"}
     others |= {"sparse_encoder", "mask_channel"}
     assert {field.name for field in fields(MIMConfig)} == hybrid | others
     assert hybrid & keys_read(MIM) == hybrid
