@@ -63,15 +63,18 @@ def test_the_detectable_difference_is_found_in_four_of_five_experiments(monkeypa
 
 
 def test_a_fill_far_from_the_data_takes_that_away(experiment: Any, arms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why fill_start is 0. Seen on seeds 0 to 3: with -3, twins / plain is 0.6, 0.7, 0.8, 0.8, and the skill is lower too."""
+    """Why fill_start is 0. Seen on seeds 0 to 3: with -3, twins / plain is 0.6, 0.7, 0.8, 0.8; the skill of plain is
+    .001, .006, .002, .007 against .022, .006, .025, .013.
+    """
     monkeypatch.setattr(experiment, "FEATURES", (8, 16, 32))
     budget = experiment.Budget(unlabelled=8, probe=8, ssl_steps=60, ssl_batch=2, evaluations=1, ssl_lr=1e-2)
     twins = {"pyramid_levels": (1, 2), "projector_widths": (0, 0)}
-    ranks = []
-    for settings in (arms.PLAIN, twins):
-        arm = arms.Arm(arms.FRACTION | settings | {"fill_start": -3.0})
-        ranks.append(experiment.pretrain(arm, 0, budget)[1][-1]["stages"][2]["participation_ratio"])
-    assert ranks[1] < ranks[0]
+    last = []
+    for settings in (arms.PLAIN, arms.PLAIN | {"fill_start": -3.0}, twins | {"fill_start": -3.0}):
+        last.append(experiment.pretrain(arms.Arm(arms.FRACTION | settings), 0, budget)[1][-1])
+    near, far, far_with_twins = last
+    assert far_with_twins["stages"][2]["participation_ratio"] < far["stages"][2]["participation_ratio"]
+    assert far["reconstruction"]["all"]["foreground_skill"] < near["reconstruction"]["all"]["foreground_skill"]
 
 
 @pytest.mark.slow

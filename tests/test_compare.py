@@ -184,19 +184,19 @@ def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
 def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     options = ["1", "toy", "-o", str(out), "--labelled", "1", "--seeds", "0", "--num_test", "2", "-device", "cpu"]
-    arms = ["--arms", "scratch", "mim", "wide=MIM,cell_size=[8,8,8]"]
+    arms = ["--arms", "scratch", "wide=MIM,cell_size=[8,8,8]"]
     assert run(command.main, [*options, *arms, "--evaluate", "finetune", "--json", str(tmp_path / "r.json")]) == 0
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["cases"] == {"unlabelled": 2, "labelled_pool": 3, "test": 2}
-    assert {(r["arm"], r["seed"]) for r in results["scores"]} == {("scratch", 0), ("mim", 0), ("wide", 0)}
-    assert len(results["scores"]) == 6
-    assert results["compute"]["mim"]["steps"] == 9
-    assert [s["arm"] for s in results["spectra"] if s["stage"] == 0] == ["mim", "wide"]
+    assert {(r["arm"], r["seed"]) for r in results["scores"]} == {("scratch", 0), ("wide", 0)}
+    assert len(results["scores"]) == 4
+    assert results["compute"]["wide"]["steps"] == 9
+    assert [s["arm"] for s in results["spectra"] if s["stage"] == 0] == ["wide"]
     for name in ("results.md", "results.json", "scores.png", "spectra.png"):
         assert (out / name).stat().st_size > 500
     capsys.readouterr()
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.suffix == ".pth" or p.name == "summary.json"}
-    assert len(stamps) >= 7
+    assert len(stamps) >= 4
     assert run(command.main, [*options, *arms, "--evaluate", "finetune"]) == 0
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())  # nothing is done twice
     learnt = torch.load(next(out.rglob("*MIMPretrain*/fold_0/checkpoint_final.pth")), weights_only=True)[
@@ -205,15 +205,15 @@ def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, cap
     assert not set(learnt) & {r["case"] for r in results["scores"]}
     assert len(learnt) == 5
     original = nnunet / "nnUNet_preprocessed" / DATASET
-    assert "toy_mim_seed0" not in json.loads((original / f"{PLANS}.json").read_text())["configurations"]
+    assert "toy_wide_seed0" not in json.loads((original / f"{PLANS}.json").read_text())["configurations"]
     options[options.index("--num_test") + 1] = "1"
     assert run(command.main, [*options, *arms]) == 2
     assert "holds a comparison with other cases" in capsys.readouterr().err
     options[options.index("--num_test") + 1] = "2"
-    assert run(command.main, [*options, "--arms", "scratch", "mim=MIM,finetune_scratch_lr=0.5"]) == 2
-    assert "holds a comparison with other settings of toy_mim_seed0: choose" in capsys.readouterr().err
-    rates = {arm: set(re.findall(r"Peak learning rate: (\S+)", log_of_arm(out, arm))) for arm in ("mim", "scratch")}
-    assert rates == {"mim": {"0.001"}, "scratch": {"0.01"}}
+    assert run(command.main, [*options, "--arms", "scratch", "wide=MIM,cell_size=[8,8,8],finetune_scratch_lr=0.5"]) == 2
+    assert "holds a comparison with other settings of toy_wide_seed0: choose" in capsys.readouterr().err
+    rates = {arm: set(re.findall(r"Peak learning rate: (\S+)", log_of_arm(out, arm))) for arm in ("wide", "scratch")}
+    assert rates == {"wide": {"0.001"}, "scratch": {"0.01"}}
 
 
 def log_of_arm(out: Path, arm: str) -> str:

@@ -447,7 +447,7 @@ def test_pyramid_barlow_twins_use_only_foreground_cells_that_are_visible() -> No
     other = [f + 5 * torch.randn(f.shape) for f in features]
     visible = ~draws["masked"].all(1, keepdim=True)
     nothing = torch.zeros_like(foreground)
-    losses = method.pyramid_barlow_twins(features, other, visible, nothing, draws)
+    losses = method.pyramid.losses(features, other, visible, nothing, draws, method.projectors)
     assert all(torch.isfinite(v) for v in losses.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.methods.emim import EMIM
+from emim_nnunet.methods.emim import EMIM, EMIMConfig
 from emim_nnunet.methods.mim import MIM
+from emim_nnunet.methods.pyramid_barlow import PyramidBarlowTwins
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,31 @@ class ModalityOnly(EMIM):
         return draws | {"masked": masked}
 
 
-class GlobalBarlow(EMIM):
-    """E-MIM with Barlow twins on globally pooled vectors, one row per sample: degenerate at small batches, a control."""
+class GlobalBarlowTwins(PyramidBarlowTwins):
+    """Barlow twins on the averages over each patch."""
 
-    def pyramid_barlow_twins(
-        self, features_a: Any, features_b: Any, visible: Tensor, foreground: Tensor, draws: dict[str, Tensor]
+    def losses(
+        self,
+        features_a: Any,
+        features_b: Any,
+        visible: Tensor,
+        foreground: Tensor,
+        draws: dict[str, Tensor],
+        projectors: nn.ModuleList,
     ) -> dict[str, Tensor]:
-        """Compute the loss as :meth:`EMIM.pyramid_barlow_twins` does, but on the averages over each patch."""
+        """See :meth:`PyramidBarlowTwins.losses`."""
         pooled = [[f.mean((2, 3, 4), keepdim=True).expand_as(f) for f in view] for view in (features_a, features_b)]
         first = {k: torch.zeros_like(v).index_fill(1, torch.tensor(0), 1.0) for k, v in draws.items() if "scores" in k}
         everything = torch.ones_like(foreground)
-        pbt_config, self.pyramid.config = self.pyramid.config, replace(self.pyramid.config, cells_per_sample=1)
-        losses = super().pyramid_barlow_twins(*pooled, torch.ones_like(visible), everything, draws | first)
-        self.pyramid.config = pbt_config
-        return losses
+        return super().losses(*pooled, torch.ones_like(visible), everything, draws | first, projectors)
+
+
+class GlobalBarlow(EMIM):
+    """E-MIM with Barlow twins on globally pooled vectors, one row per sample: degenerate at small batches, a control."""
+
+    def __init__(self, encoder: Any, num_modalities: int, patch_size: Sequence[int], config: EMIMConfig) -> None:
+        super().__init__(encoder, num_modalities, patch_size, config)
+        self.pyramid = GlobalBarlowTwins(replace(config, cells_per_sample=1), patch_size, encoder.strides)
 
 
 class DeepestOnly(nn.Module):

@@ -177,7 +177,7 @@ def wrap_parts(trainer: Any, spent: dict[str, float], device: str) -> None:
         (getattr(method, "modelling", None), "encode", "forward: masking and encoder"),
         (method, "_encode_original", "forward: original view"),
         (getattr(method, "decoder", None), "decode", "forward: decoder"),
-        (method, "pyramid_barlow_twins", "forward: PBT"),
+        (getattr(method, "pyramid", None), "losses", "forward: PBT"),
         (method, "_run_network", "forward: encoder and decoder of all levels"),
         (method, "_alignment", "forward: alignment"),
         (method, "_view", "forward: views"),

@@ -109,10 +109,8 @@ class EMIM(SSLMethod[EMIMConfig]):
             second_features = original_features
             if not self.training:
                 output = output._replace(original_features=[f.detach() for f in original_features])
-        barlow = self.pyramid_barlow_twins(features, second_features, visible, foreground, draws)
-        total = torch.stack(list(barlow.values())).mean()
-        terms = output.terms | {"barlow": total.detach()} | {k: v.detach() for k, v in barlow.items()}
-        return output._replace(loss=output.loss + self.config.barlow_weight * total, terms=terms)
+        barlow = self.pyramid.losses(features, second_features, visible, foreground, draws, self.projectors)
+        return self.pyramid.added_to(output, barlow)
 
     def _encode_original(self, image: Tensor) -> list[Tensor]:
         """Stage outputs for the unmasked image, in training up to the deepest pyramid level.
@@ -122,14 +120,3 @@ class EMIM(SSLMethod[EMIMConfig]):
         count = max(self.pyramid.levels) + 1 if self.training else len(self.encoder.strides)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.original_view_gradient):
             return first_stages(self.encoder, image, count)
-
-    def pyramid_barlow_twins(
-        self,
-        features_a: Sequence[Tensor],
-        features_b: Sequence[Tensor],
-        visible: Tensor,
-        foreground: Tensor,
-        draws: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """See :meth:`PyramidBarlowTwins.losses`."""
-        return self.pyramid.losses(features_a, features_b, visible, foreground, draws, self.projectors)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emim_nnunet.losses import barlow_twins_loss
 from emim_nnunet.masking import choose_rows, foreground_cells, grid_size, take_rows, voxels_to_cells
+from emim_nnunet.methods.base import MethodOutput
 from emim_nnunet.methods.masked_modelling import MaskedViewConfig
 from emim_nnunet.networks import PlannedEncoder, Projector, stage_grids
 from emim_nnunet.settings.block import require
@@ -140,6 +141,20 @@ class PyramidBarlowTwins:
             z_a, z_b = (projector(r, weight) for r in rows)
             losses[f"barlow_stage{level}"] = barlow_twins_loss(z_a, z_b, weight, kappa=self.config.barlow_kappa)
         return losses
+
+    def added_to(self, output: MethodOutput, losses: dict[str, Tensor]) -> MethodOutput:
+        """Add the weighted mean over levels to the loss of an output.
+
+        Args:
+            output: What a method put out.
+            losses: What :meth:`losses` returned.
+
+        Returns:
+            The output with that loss, and with the mean and each level among its terms.
+        """
+        total = torch.stack(list(losses.values())).mean()
+        terms = output.terms | {"barlow": total.detach()} | {k: v.detach() for k, v in losses.items()}
+        return output._replace(loss=output.loss + self.config.barlow_weight * total, terms=terms)
 
 
 class PassThrough(nn.Module):

@@ -124,12 +124,11 @@ class MaskedSelfDistillation(SSLMethod[MaskedSelfDistillationConfig]):
         distillation, variation = self.distil(features, original, hidden, foreground)
         loss = output.loss + self.config.distillation_weight * distillation
         terms = output.terms | {"distillation": distillation.detach(), "target_variation": variation}
-        if self.pyramid.levels:
-            barlow = self.pyramid.losses(features, original, ~hidden, foreground, draws, self.projectors)
-            total = torch.stack(list(barlow.values())).mean()
-            loss = loss + self.config.barlow_weight * total
-            terms |= {"barlow": total.detach()} | {k: v.detach() for k, v in barlow.items()}
-        return output._replace(loss=loss, terms=terms)
+        output = output._replace(loss=loss, terms=terms)
+        if not self.pyramid.levels:
+            return output
+        barlow = self.pyramid.losses(features, original, ~hidden, foreground, draws, self.projectors)
+        return self.pyramid.added_to(output, barlow)
 
     @torch.no_grad()
     def _teach(self, image: Tensor) -> list[Tensor]:

@@ -50,15 +50,7 @@ class FinetuneTrainer(StageTrainer):
     stored_trainer_name: ClassVar[str | None] = STOCK_TRAINER  # None = the name of the class itself
     dataset_class: type
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def _set_up(self) -> None:
         self.num_epochs = self.config.finetune_num_epochs
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch

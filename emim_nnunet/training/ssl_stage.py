@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,7 @@ from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.diagnosis.reference import read_reference
+from emim_nnunet.distributed import world_size
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size
 from emim_nnunet.methods.base import SSLMethod
@@ -52,15 +52,7 @@ PROBE_SEED_OFFSET = 1_000_003  # crops and masks of the probe set differ from th
 class SSLStage(StageTrainer):
     """An SSL stage of ``method_class`` on a data set that nnU-Net preprocessed, without the loop.
 
-    Args:
-        plans: The plans JSON as a dict, with an ``emim`` block.
-        configuration: The name of a configuration of the plans.
-        fold: The number of a fold, or ``all``.
-        dataset_json: The content of ``dataset.json``.
-        device: The device to train on.
-
-    Raises:
-        UserError: The block does not fit the plans; nothing has been written then.
+    The arguments are those of :class:`StageTrainer`.
     """
 
     method_class: ClassVar[type[SSLMethod]]
@@ -68,22 +60,14 @@ class SSLStage(StageTrainer):
     dataloader_train: CropBatches | None
     dataloader_val: CropBatches | None
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature, checked by name
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def _set_up(self) -> None:
         if self.is_ddp:  # nnU-Net assumes CUDA, and one machine: its local_rank is the rank among all processes
             index = int(os.environ.get("LOCAL_RANK", self.local_rank))
-            self.device = torch.device("cuda", index) if device.type == "cuda" else device
+            self.device = torch.device("cuda", index) if self._asked_device.type == "cuda" else self._asked_device
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
-        self.channel_names = channel_names(dataset_json)
+        self.channel_names = channel_names(self.dataset_json)
         self.cases: StageCases | None = None
         self._case_digests: dict[str, str] = {}
         self.ssl_log = SSLLog()
@@ -205,8 +189,7 @@ class SSLStage(StageTrainer):
         return training, probe
 
     def _batches(self, cases: list, seed: int, workers: int, **numbers: int) -> CropBatches:
-        world_size = dist.get_world_size() if self.is_ddp else 1
-        batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size, **numbers)
+        batches = BatchNumbers(self.config.batch_size, rank=self.local_rank, world_size=world_size(), **numbers)
         crop_size = self.method_class.crop_size(self.method_config, self.configuration_manager.patch_size)
         dataset = CropDataset(cases, crop_size, seed)
         dataset.check_channels(len(self.channel_names))

@@ -49,6 +49,7 @@ class StageTrainer(nnUNetTrainer):
     ) -> None:
         check_device(device.type)
         self._asked_to_continue = plans.get("continue_training", False)  # nnU-Net takes the key away
+        self._asked_device = device  # in a process group nnU-Net takes a GPU, whatever was asked for
         self.block = read_block(plans, configuration)
         self._read_settings()
         with planned(f"configuration '{configuration}' of the plans cannot be used"):
@@ -56,6 +57,7 @@ class StageTrainer(nnUNetTrainer):
             super().__init__(plans, configuration, fold, dataset_json, device)
         self._interruption = Interruption()
         self._folder = OutputFolder(self.output_folder, self.local_rank)
+        self._set_up()
 
     def _read_settings(self) -> None:
         """Read the settings of the stage from :attr:`block`; called before nnU-Net makes a folder.
@@ -71,6 +73,10 @@ class StageTrainer(nnUNetTrainer):
         Raises:
             UserError: The settings do not fit the configuration.
         """
+
+    def _set_up(self) -> None:
+        """Set what the stage needs besides, once nnU-Net's trainer is made."""
+        raise NotImplementedError
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Training and validation case ids of the fold, by nnU-Net's split; leave-one-out with fewer than five cases."""
