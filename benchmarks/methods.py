@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
 
-from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
+from emim_nnunet.methods.base import MethodOutput, SSLMethod
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.mask_in_mask import MaskInMask
+from emim_nnunet.methods.mim import MIM
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.methods.vicreg import VICReg
 from emim_nnunet.networks import ZCA
@@ -217,6 +219,48 @@ def fill_distance(*, quick: bool) -> float:
     return ((method.fill.detach() - inside.mean(1)).abs() / inside.std(1)).min().item()
 
 
+def whole_head(number: int, size: int) -> Tensor:
+    """A slice (4, size, size) of a phantom with noise around it, z-scored over everything, as where nobody set air to 0."""
+    generator = seeded_generator(SEED, number)
+    image, _ = make_phantom(SEED + number, (24, size, size))
+    head = torch.from_numpy(image[:, 8 + number % 8]).float()
+    air = 0.02 * head.amax() * torch.randn(head.shape, generator=generator).abs()
+    head = torch.where(head > 0, head, air)
+    return (head - head.mean((1, 2), keepdim=True)) / head.std((1, 2), keepdim=True)
+
+
+def outline_flagged(*, quick: bool) -> float:
+    """1 where the monitor says that plain MIM learnt the outline only, on whole heads whose air counts as body (1)."""
+    network = Network("plain", (64, 64), (8, 16, 32, 64))
+    learning, probe, steps, batch = (32, 16, 200, 8) if quick else (128, 32, 800, 8)
+    heads = torch.stack([whole_head(number, network.patch_size[0]) for number in range(learning + probe)])
+    everything = torch.ones_like(heads[:, :1], dtype=torch.bool)
+    method = MIM(network.encoder(), len(MODALITIES), network.patch_size, MIM.config_class(cell_size=(8, 8)))
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    monitor = CollapseMonitor(
+        network.patch_size, (8, 8), MODALITIES, seed=SEED, warmup_epochs=0, norm_pix=False, reference=None
+    )
+
+    def forward(numbers: list[int], epoch: int) -> MethodOutput:
+        draws = [method.draw(seeded_generator(SEED, number, epoch)) for number in numbers]
+        return method(heads[numbers], everything[numbers], {k: torch.cat([d[k] for d in draws]) for k in draws[0]})
+
+    for step in range(steps + 1):
+        if step % (steps // 4) == 0:
+            monitor.start()
+            for first in range(learning, learning + probe, batch):
+                numbers = list(range(first, first + batch))
+                with torch.no_grad():
+                    output = forward(numbers, 0)
+                monitor.update(numbers, heads[numbers], everything[numbers], output, method.encoder)
+            monitor.finish(step // (steps // 4), step)
+        numbers = [(step * batch + place) % learning for place in range(batch)]
+        optimizer.zero_grad()
+        forward(numbers, 1 + step).loss.backward()
+        optimizer.step()
+    return float(any(finding.rule == "outline_only" for finding in monitor.verdict.findings))
+
+
 def output_cosine(method: MaskInMask) -> float:
     """Mean cosine between what a child's projector makes of different regions of different children: 1 is a constant."""
     rows = inputs_of(dict(method.child_heads.items()), method, CROPS)["12"]
@@ -262,6 +306,7 @@ FIGURES: dict[str, Callable[..., float]] = {
     "zca_covariance_error": zca_covariance_error,
     "unchanged_views": unchanged_views,
     "fill_distance": fill_distance,
+    "outline_flagged": outline_flagged,
 }
 FORMAT = argparse.RawDescriptionHelpFormatter
 

@@ -23,6 +23,7 @@ from emim_nnunet.checkpoints.locate import find_checkpoint
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
 from emim_nnunet.cli import diagnose as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.diagnosis.air import without_air
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.diagnosis.probe_data import choose_cases
 from emim_nnunet.diagnosis.reference import read_reference
@@ -41,7 +42,7 @@ MIM_PRETRAIN = "nnUNetTrainerMIMPretrain"
 
 def monitor(method: Any, **changes: Any) -> CollapseMonitor:
     options = {"seed": 0, "warmup_epochs": 0, "norm_pix": False} | changes
-    return CollapseMonitor((16, 16, 16), method.config.cell_size, ["a", "b", "c", "d"], **options)
+    return CollapseMonitor(method.patch_size, method.config.cell_size, ["a", "b", "c", "d"], **options)
 
 
 def look(watch: CollapseMonitor, method: nn.Module, epoch: int) -> dict[str, Any]:
@@ -118,6 +119,46 @@ def test_crops_of_air_that_is_not_zero_are_called_empty_and_have_no_skill() -> N
     assert all(isnan(skill) for skill in watch.skills().values())
     row = {"train/loss": 1.0, "val/loss": 1.0, "seconds": 1.0, "patches_per_second": 1.0} | watch.skills()
     assert "Skill over the constant prediction: a n/a, b n/a, c n/a, d n/a, all n/a" in log_lines(row)
+
+
+@pytest.mark.parametrize("num_axes", [2, 3])
+def test_a_silhouette_is_no_skill_although_everything_counts_as_body(num_axes: int) -> None:
+    """Whole heads with noise around them, in data whose body was not looked for: a flat head on black explains half of them."""
+    method = toy_method(MIM, num_axes=num_axes)
+    image, head, draws = toy_batch(method, 6, num_axes=num_axes)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    image = torch.where(head, 2 + 0.5 * image, 0.05 * noise)
+    everything = torch.ones_like(head)
+    with torch.no_grad():
+        output = method.eval()(image, everything, draws)
+    assert output.reconstruction is not None
+    blurred = (nn.functional.avg_pool2d if num_axes == 2 else nn.functional.avg_pool3d)(head.float(), 3, 1, 1)
+    painted = {"silhouette": 2.0 * blurred.expand_as(image), "learnt": torch.where(head, 0.4 + 0.8 * image, 0.0)}
+    flagged = {}
+    for name, prediction in painted.items():
+        watch = monitor(method)
+        drawn = output._replace(reconstruction=output.reconstruction._replace(prediction=prediction))
+        for epoch in range(4):
+            watch.start()
+            watch.update(range(6), image, everything, drawn if epoch else output, method.encoder)
+            watch.finish(epoch, 250 * epoch)
+        scores = watch.history[-1]["reconstruction"]["all"]
+        assert scores["skill"] > 0.3
+        flagged[name] = {finding.rule for finding in watch.verdict.findings}
+    assert "outline_only" in flagged["silhouette"]
+    assert not flagged["learnt"]
+
+
+def test_only_air_is_taken_out_of_the_body() -> None:
+    method = toy_method(MIM)
+    image, head, _ = toy_batch(method, 2)
+    assert without_air(image, head) is head  # it has an outline
+    tissue = image[:, :, 5:11, 5:11, 5:11]
+    inside = torch.ones_like(tissue[:, :1], dtype=torch.bool)
+    assert without_air(tissue, inside).all()
+    whole = torch.where(head, image + 2, 0.01 * image)
+    found = without_air(whole, torch.ones_like(head))
+    assert (found == head).float().mean() > 0.95
 
 
 def same_patch(reconstruction: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emim_nnunet.diagnosis.air import without_air
 from emim_nnunet.diagnosis.collapse_report import baseline_lines, report, write_csv, write_picture, write_report
 from emim_nnunet.diagnosis.reference import Reference
 from emim_nnunet.diagnostics import CollapseProbe, Thresholds, Verdict, judge
@@ -49,7 +50,8 @@ def update_probe(
     hidden = None if parts is None or output.features is None else parts.hidden
     probe.update_features(indices, foreground, original, output.features, hidden)
     if parts is not None:
-        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, parts.foreground, indices)
+        body = without_air(parts.image, parts.foreground)
+        probe.update_reconstruction(parts.prediction, parts.target, parts.counted, body, indices)
 
 
 class CollapseMonitor:

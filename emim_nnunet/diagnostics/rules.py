@@ -213,7 +213,8 @@ def _reconstruction(
             "warning",
             "reconstruction",
             f"learned the outline only (skill {scores['skill']:.2f} over a constant, {scores['outline_skill']:.2f} over a "
-            f"prediction that knows where the body ends): set foreground_only, or normalise inside the body",
+            f"prediction that knows where the body ends): set foreground_only, normalise inside the body, and "
+            f"preprocess without --no_body",
         )
     lasting = _lasting(history, settled, numbers, "foreground_skill", numbers.no_skill)
     if lasting:

@@ -1,0 +1,75 @@
+"""The parts of the experiment: what is pretrained on which patients, and how often it is fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from arms import METHODS, WITHOUT_BODY
+from data import FINAL, SEARCH
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the experiment.
+
+    Attributes:
+        fold: The fold whose training patients SSL stages learn from.
+        arms: The arms besides training from scratch, see :func:`arms.arm_of`.
+        epochs: Epochs of an SSL stage, of ``steps_per_epoch`` steps.
+        seeds: Number of pretraining seeds; they rotate over the draws.
+        label_fold: The fold that labelled and test patients come from.
+        labelled: Numbers of labelled patients.
+        draws: Number of draws of labelled patients.
+        rates: Evaluation -> peak rates to try, each a training of its own.
+        after: Epochs after which encoders are taken; none = the last.
+        steps: Evaluation -> number of training steps.
+        steps_per_epoch: Of SSL stages.
+    """
+
+    fold: int
+    arms: tuple[str, ...]
+    epochs: int = 20
+    seeds: int = 1
+    label_fold: int = SEARCH
+    labelled: tuple[int, ...] = ()
+    draws: int = 0
+    rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    after: tuple[int, ...] = ()
+    steps: Mapping[str, int] = field(default_factory=lambda: {"finetune": 500, "linear": 250})
+    steps_per_epoch: int = 250
+
+    def quick(self) -> Part:
+        """The same in minutes: it shows that everything runs, and decides nothing."""
+        return replace(
+            self,
+            epochs=1,
+            steps_per_epoch=8,
+            labelled=self.labelled[:1],
+            draws=min(self.draws, 1),
+            after=(),
+            steps={"finetune": 16, "linear": 16},
+        )
+
+
+LINEAR = {"linear": (1e-2,)}
+PARTS = {
+    # what the methods learn: spectra, skills and frozen features (the test patients of the search have no labels here)
+    "methods": Part(
+        FINAL,
+        tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY)),
+        labelled=(8,),
+        draws=8,
+        rates=LINEAR,
+        after=(8, 20),
+    ),
+    "body": Part(FINAL, (f"mim{WITHOUT_BODY}",), epochs=8),
+    "rates": Part(
+        SEARCH,
+        ("mim", "emim"),
+        epochs=8,
+        labelled=(2, 8),
+        draws=4,
+        rates={"finetune": (3e-4, 1e-3, 3e-3)},
+    ),
+}

@@ -1,0 +1,119 @@
+"""An SSL stage of the experiment: the package's own trainer, in bfloat16, with the encoder kept at some epochs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from arms import WITHOUT_BODY
+from data import CONFIGURATION, DATASET_ID, NAME, PLANS, SEARCH, preprocessed
+
+from emim_nnunet import trainers
+from emim_nnunet.checkpoints.io import read_checkpoint
+from emim_nnunet.compare.arms import Arm
+from emim_nnunet.storage.files import atomic_write, plain_json, read_json
+from emim_nnunet.training.checkpoint import FINAL as FINAL_CHECKPOINT
+from emim_nnunet.training.checkpoint import LATEST
+
+SNAPSHOTS = (4, 8, 20)  # epochs; the last one is the end of the longest run
+
+
+class Kept:
+    """Put before an SSL trainer: it trains in bfloat16 on a CPU that has it, and keeps its encoder after some epochs."""
+
+    encoders: Path
+    name: str
+
+    def initialize(self) -> None:
+        """Initialise, and compute in bfloat16: two thirds of the time, and what the methods do on a GPU."""
+        super().initialize()  # type: ignore[misc]
+        step: Any = self.guarded_step  # type: ignore[attr-defined]
+        step.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def on_epoch_end(self) -> None:
+        """End the epoch; keep the encoder where it is one of :data:`SNAPSHOTS` or the last."""
+        super().on_epoch_end()  # type: ignore[misc]
+        trainer: Any = self
+        done = trainer.current_epoch
+        if done in SNAPSHOTS or done == trainer.num_epochs:
+            state = {key: value.clone() for key, value in trainer.method.encoder.state_dict().items()}
+            atomic_write(encoder_file(self.encoders, self.name, done), lambda file: torch.save(state, file))
+
+
+def encoder_file(encoders: Path, name: str, epoch: int) -> Path:
+    """Where the encoder of an SSL stage lies after that many epochs."""
+    return encoders / f"{name}_epoch{epoch:02d}.pth"
+
+
+def stage_name(arm: str, seed: int, fold: int) -> str:
+    """The name of an SSL stage in files."""
+    return f"{arm}_seed{seed}" + ("_search" if fold == SEARCH else "")
+
+
+def pretrain(arm: Arm, seed: int, fold: int, epochs: int, work: Path, *, steps_per_epoch: int = 250) -> dict[str, Any]:
+    """Run an SSL stage, or go on with it.
+
+    Args:
+        arm: The arm, which must have a method.
+        seed: Seed of everything random.
+        fold: The fold whose training patients it learns from; those that it tests on are the monitor's probe set.
+        epochs: Number of epochs.
+        work: The folder of data and weights; :func:`data.enter` was called with it.
+        steps_per_epoch: Number of steps of an epoch.
+
+    Returns:
+        Plain values: ``arm``, ``seed``, ``fold``, ``steps``, ``settings``, ``seconds_per_step``, ``collapse``
+        (the monitor's history), ``verdict`` and ``log`` (the columns of ``ssl_log.csv``).
+    """
+    torch.set_num_threads(1)
+    name = stage_name(arm.name, seed, fold)
+    folder = without_body(work) if arm.name.endswith(WITHOUT_BODY) else preprocessed(work)
+    plans, configuration = read_json(folder / f"{PLANS}.json"), f"{CONFIGURATION}_{name}"
+    block = arm.settings | {"seed": seed, "num_epochs": epochs, "num_iterations_per_epoch": steps_per_epoch}
+    plans["configurations"][configuration] = {"inherits_from": CONFIGURATION, "emim": block}
+    plans["dataset_name"] = folder.name
+    output = work / "nnUNet_results" / folder.name / f"{arm.trainer}__{PLANS}__{configuration}" / f"fold_{fold}"
+    encoders = work / "encoders"
+    encoders.mkdir(exist_ok=True)
+    if not (output / FINAL_CHECKPOINT).is_file():
+        own = getattr(trainers, str(arm.trainer))
+        trainer_class: Any = type(own.__name__, (Kept, own), {"encoders": encoders, "name": name})
+        plans["continue_training"] = (output / LATEST).is_file()
+        dataset_json = read_json(folder / "dataset.json")
+        trainer = trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+        if (output / LATEST).is_file():
+            trainer.load_checkpoint(str(output / LATEST))
+        trainer.run_training()
+    return _summary(read_checkpoint(output / FINAL_CHECKPOINT), arm.name, seed, fold)
+
+
+def without_body(work: Path) -> Path:
+    """The same preprocessed data, linked, without the body that preprocessing found."""
+    source = preprocessed(work)
+    target = source.with_name(f"Dataset{DATASET_ID + 1}_{NAME}NoBody")
+    target.mkdir(exist_ok=True)
+    for entry in source.iterdir():
+        if entry.name != "body" and not (target / entry.name).exists():
+            (target / entry.name).symlink_to(entry)
+    return target
+
+
+def _summary(checkpoint: dict[str, Any], arm: str, seed: int, fold: int) -> dict[str, Any]:
+    history = checkpoint["history"]
+    steps = checkpoint["emim"]["num_iterations_per_epoch"]
+    seconds = [row["seconds"] for row in history]
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "fold": fold,
+        "steps": checkpoint["current_epoch"] * steps,
+        "seconds_per_step": sorted(seconds)[len(seconds) // 2] / steps,
+        "settings": checkpoint["settings"],
+        "verdict": checkpoint["verdict"],
+        "collapse": checkpoint["collapse"],
+        "log": history,
+        "versions": checkpoint["versions"],
+    }
+    return json.loads(json.dumps(plain_json(result)))
