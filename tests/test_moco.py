@@ -163,6 +163,39 @@ def test_a_layer_before_the_whitening_cannot_make_whitened_rows_small() -> None:
     assert size.item() > 1 / 8 - 0.01  # one direction of eight at the very least: it has variance 1 whatever its scale
 
 
+def least_contrast(*views: torch.Tensor) -> float:
+    """The least InfoNCE of whitened views of 64 patches that a linear layer behind the whitening can reach."""
+    layer, temperature, zca = nn.Linear(8, 8), 0.2, ZCA(8, group=8, eps=1e-2, num_rows=64)
+    white = [zca(view, torch.ones(64))[0] for view in views]
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = info_nce_rows(*(F.normalize(layer(view), dim=1) for view in white), torch.ones(64), temperature)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return loss().item()
+
+
+def test_a_layer_behind_the_whitening_cannot_make_up_for_a_collapse() -> None:
+    torch.manual_seed(0)
+    content = randn(64, 8)
+    healthy, one_direction, constant = (
+        [(content + 0.2 * randn(64, 8, seed=view)) @ kept + 3.0 + 1e-4 * randn(64, 8, seed=view + 2) for view in (1, 2)]
+        for kept in (torch.eye(8), torch.diag(torch.eye(8)[0]), torch.zeros(8, 8))
+    )
+    # whatever it does: chance is log 64 = 4.16
+    least = [least_contrast(*views) for views in (healthy, one_direction, constant)]
+    assert least[0] < 1.3
+    assert least[1] > 2.5
+    assert least[2] > 3.3
+    # and features that only shrank in all directions but one are as good as before, so nothing is won by shrinking them
+    shrunk = [view @ torch.diag(torch.tensor([1.0] + [0.3] * 7)) for view in healthy]
+    assert least_contrast(*shrunk) < 1.3
+
+
 def test_fewer_rows_than_a_covariance_needs_are_shrunk_more() -> None:
     zca = ZCA(6, group=4, eps=1e-2, num_rows=10)  # 4 does not divide 6: groups of 3
     assert zca.covariance.shape == (2, 3, 3)
