@@ -26,6 +26,7 @@ from time import monotonic
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import torch
 from arms import arm_of
@@ -33,6 +34,7 @@ from data import enter, folds, load, prepare
 from finetune import chosen_patients, train_and_test, training_batches
 from plan import PARTS, Part
 from pretrain import encoder_file, pretrain, stage_name
+from report import write_report
 from tqdm import tqdm
 
 from emim_nnunet.storage.files import read_json, write_json
@@ -59,6 +61,7 @@ def main() -> None:
     for name in arguments.part:
         part = PARTS[name].quick() if arguments.quick else PARTS[name]
         run_part(part, work, results, arguments.workers)
+    write_report(results, arguments.json)
 
 
 def run_part(part: Part, work: Path, results: Path, workers: int) -> None:

@@ -1,0 +1,185 @@
+"""Tables and pictures from the results of finished jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from measure.common import markdown_table, write_results
+from scipy.stats import wilcoxon
+
+from emim_nnunet.compare.scores import interval
+from emim_nnunet.storage.figures import legend_beside, save_figure
+from emim_nnunet.storage.files import read_json
+
+SCRATCH = "scratch"
+GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
+LADDER = ("constant", "sample_constant", "outline", "depth")
+
+
+def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What finished jobs left: SSL stages, and a row per training with its draw."""
+    stages = [read_json(file) for file in sorted((folder / "pretrain").glob("*.json"))]
+    rows = []
+    for file in sorted((folder / "draws").glob("*.json")):
+        content = read_json(file)
+        about = {
+            "labelled": len(content["train"]),
+            "draw": int(file.stem.rsplit("draw", 1)[1]),
+            "test": content["test"],
+        }
+        rows += [about | row for row in content["rows"]]
+    return stages, rows
+
+
+def skill_over(stage: dict[str, Any], baseline: str) -> float:
+    """Skill of a baseline over the constant, on the probe set of a stage."""
+    losses = stage["collapse"][0]["baselines"]["all"]
+    return 1 - losses[baseline] / losses["constant"]
+
+
+def gate_table(stages: Iterable[dict[str, Any]]) -> str:
+    """The ladder on the probe set: what is there to be learnt, and who learnt it."""
+    rows = []
+    for stage in stages:
+        scores = stage["collapse"][-1]["reconstruction"]
+        if scores is None:
+            continue
+        skills = [skill_over(stage, baseline) for baseline in LADDER[1:]] + [scores["all"]["skill"]]
+        rules = ", ".join(finding["rule"] for finding in stage["verdict"]["findings"]) or "none"
+        cells = [f"{skill:.3f}" for skill in skills] + [
+            _number(scores["all"]["foreground_skill"]),
+            _number(scores["all"]["within"]),
+        ]
+        rows.append([_name(stage), str(stage["steps"]), *cells, rules])
+    header = [
+        "SSL stage",
+        "steps",
+        "sample constant",
+        "outline",
+        "depth",
+        "network",
+        "network in the body",
+        "within",
+        "findings",
+    ]
+    return markdown_table(header, rows)
+
+
+def gate_is_passed(stages: Iterable[dict[str, Any]]) -> bool | None:
+    """Whether plain MIM exceeds depth by :data:`GATE`; None where it was not run."""
+    skills = [
+        s["collapse"][-1]["reconstruction"]["all"]["skill"] - skill_over(s, "depth")
+        for s in stages
+        if s["arm"] == "mim"
+    ]
+    return max(skills) >= GATE if skills else None
+
+
+def rank_table(stages: Sequence[dict[str, Any]]) -> str:
+    """Effective rank of each encoder stage, untrained and along the run."""
+    if not stages:
+        return ""
+    first = stages[0]["collapse"][0]["stages"]
+    rows = [["untrained", "0", *(f"{s['effective_rank']:.1f} of {s['channels']}" for s in first)]]
+    for stage in stages:
+        history = stage["collapse"]
+        for measurement in (m for m in history[1:] if m["epoch"] in (2, 8) or m is history[-1]):
+            ranks = [_number(s["effective_rank"], 1) for s in measurement["stages"]]
+            rows.append([_name(stage), str(measurement["step"]), *ranks])
+    return markdown_table(["SSL stage", "steps", *(f"stage {i}" for i in range(len(first)))], rows)
+
+
+def write_spectra(stages: Sequence[dict[str, Any]], file: Path) -> None:
+    """Singular values of the features of cells in the body, of the deepest three encoder stages."""
+    numbers = range(len(stages[0]["collapse"][0]["stages"]))[-3:]
+    figure = Figure(figsize=(4.2 * len(numbers), 3.6), layout="constrained")
+    for place, number in enumerate(numbers):
+        axes = figure.add_subplot(1, len(numbers), place + 1)
+        curves = {"untrained": stages[0]["collapse"][0]} | {_name(stage): stage["collapse"][-1] for stage in stages}
+        for name, measurement in curves.items():
+            values = np.sqrt(np.array(measurement["stages"][number]["spectrum"], dtype=float))
+            style = {"color": "black", "linestyle": "--"} if name == "untrained" else {}
+            axes.semilogy(values / values.max(), label=name, linewidth=1.2, **style)
+        axes.set_title(f"stage {number}", loc="left", fontsize=10)
+        axes.set_xlabel("direction")
+        if place == 0:
+            axes.set_ylabel("singular value over the largest")
+        if place == len(numbers) - 1:
+            legend_beside(axes)
+    save_figure(figure, file)
+
+
+def score_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Scores of all arms, and their paired difference from scratch at its own best rate."""
+    lines = []
+    for evaluation, labelled in dict.fromkeys((row["evaluation"], row["labelled"]) for row in rows):
+        here = [row for row in rows if (row["evaluation"], row["labelled"]) == (evaluation, labelled)]
+        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in here:
+            groups.setdefault((row["arm"], row["fold"], row["epoch"], row["rate"]), []).append(row)
+        scratch = max((g for key, g in groups.items() if key[0] == SCRATCH), key=lambda g: end_dice(g).mean())
+        for (arm, _, epoch, rate), group in groups.items():
+            lines.append([evaluation, str(labelled), arm, str(epoch), f"{rate:g}", *_scores(group, scratch)])
+    header = ["evaluation", "labelled", "arm", "epochs", "rate", "draws", "Dice at 1/8, 1/4, 1/2, end", "cross-entropy"]
+    return markdown_table([*header, "mm", "minus scratch", "95 %", "Wilcoxon p"], lines)
+
+
+def end_dice(group: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Dice at the end, (draws, test patients)."""
+    return np.array([list(row["dice"].values())[-1] for row in sorted(group, key=lambda row: row["draw"])])
+
+
+def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:
+    course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
+    entropy = np.mean([list(row["cross_entropy"].values())[-1] for row in group])
+    apart = [value for row in group for value in row["surface_distance"] if value is not None]
+    cells = [str(len(group)), " ".join(f"{dice:.3f}" for dice in course), f"{entropy:.4f}", f"{np.mean(apart):.1f}"]
+    draws = sorted({row["draw"] for row in group} & {row["draw"] for row in scratch})
+    if group is scratch or not draws:
+        return [*cells, "", "", ""]
+    difference = end_dice([r for r in group if r["draw"] in draws]) - end_dice(
+        [r for r in scratch if r["draw"] in draws]
+    )
+    mean, low, high = interval(difference)
+    per_draw = difference.mean(1)
+    p = wilcoxon(per_draw).pvalue if len(draws) > 1 and per_draw.any() else np.nan
+    return [*cells, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", _number(p)]
+
+
+def _name(stage: dict[str, Any]) -> str:
+    return stage["arm"] + (f" (seed {stage['seed']})" if stage["seed"] else "")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "n/a" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def write_report(folder: Path, out: Path) -> str:
+    """Write OUT and, beside it, tables and picture.
+
+    Args:
+        folder: The folder of the results of jobs.
+        out: The JSON file.
+
+    Returns:
+        The tables.
+    """
+    stages, rows = read_results(folder)
+    passed = gate_is_passed(stages)
+    parts = []
+    if stages:
+        gate = "" if passed is None else f"\nMIM is {'' if passed else 'NOT '}at least {GATE} above depth.\n"
+        parts += ["## What was learnt (skill over the constant)\n", gate_table(stages) + gate]
+        parts += ["## Effective rank\n", rank_table(stages)]
+        write_spectra(stages, out.with_name(f"{out.stem}_spectra.png"))
+    if rows:
+        parts += ["## Segmentation\n", score_table(rows)]
+    text = "\n".join(parts)
+    write_results(
+        out, {"stages": len(stages), "trainings": len(rows), "gate_passed": passed}, "Pretraining on real MRI", text
+    )
+    return text
