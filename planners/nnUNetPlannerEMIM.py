@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from emim_nnunet.settings.block import BLOCK
 from emim_nnunet.storage.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
+WORKERS = "nnUNet_n_proc_DA"
 DEFAULT_GPU_MEMORY = 24.0
 HUNGRIEST = (EMIM, MoCoZCA)  # of the methods; plain MIM takes less, others keep to patches_at_once
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
@@ -137,6 +139,18 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             self._lowres_request = request
             return self._stock_plan(*request)  # nnU-Net tries many spacings: see save_plans
         return self._complete_plan(*request)
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*arguments: Any) -> int:
+        """nnU-Net's estimate, also without worker processes: nnU-Net would ask torch for 0 threads."""
+        threads = os.environ.get(WORKERS)
+        if threads == "0":
+            os.environ[WORKERS] = "1"
+        try:
+            return ResEncUNetPlanner.static_estimate_VRAM_usage(*arguments)
+        finally:
+            if threads is not None:
+                os.environ[WORKERS] = threads
 
     def _stock_plan(self, *request: Any) -> dict[str, Any]:
         """nnU-Net's configuration for the target that is set now, or what :class:`Like` puts into its place."""
