@@ -329,27 +329,14 @@ def main() -> None:
     tables = markdown_table(["figure", "value"], rows)
     if arguments.alignment_steps:
         runs = result["alignment_runs"] = alignment_runs(arguments.alignment_steps)
-        header = [
-            "alignment",
-            "regions",
-            "spread before",
-            "after",
-            "cosine of outputs",
-            "alignment loss, tenths of the run",
-            "reconstruction of level 2",
-        ]
+        header = ["alignment", "regions", "spread before", "after", "cosine of outputs", "losses, tenths of the run"]
         lines = [
-            [
-                r["alignment"],
-                str(r["regions"]),
-                f"{r['spread_before']:.3f}",
-                f"{r['spread_after']:.3f}",
-                f"{r['output_cosine']:.3f}",
-            ]
+            [r["alignment"], str(r["regions"])]
+            + [f"{r[name]:.3f}" for name in ("spread_before", "spread_after", "output_cosine")]
             + [" ".join(f"{v:.2f}" for v in r[name]) for name in ("losses", "reconstruction")]
             for r in runs
         ]
-        tables += "\n" + markdown_table(header, lines)
+        tables += "\n" + markdown_table([*header, "reconstruction of level 2"], lines)
     write_results(arguments.json, result, "Whether the methods do what they should", tables)
 
 

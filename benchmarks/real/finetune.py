@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -26,6 +25,7 @@ from emim_nnunet.networks import encoder_of
 from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.schedule import warmup_cosine_lr
+from real.data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
 
 Cases = dict[str, tuple[Tensor, Tensor]]
 READ_OUTS = {"finetune": (1 / 8, 1 / 4, 1 / 2, 1), "linear": (1,)}  # of the budget

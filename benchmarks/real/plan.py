@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from arms import METHODS, WITHOUT_BODY
-from data import FINAL, SEARCH
+from real.arms import METHODS, WITHOUT_BODY
+from real.data import FINAL, SEARCH
 
 
 @dataclass(frozen=True)

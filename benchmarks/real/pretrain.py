@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import WITHOUT_BODY
-from data import CONFIGURATION, DATASET_ID, NAME, PLANS, SEARCH, preprocessed
 
 from emim_nnunet import trainers
 from emim_nnunet.checkpoints.io import read_checkpoint
@@ -16,6 +14,8 @@ from emim_nnunet.compare.arms import Arm
 from emim_nnunet.storage.files import atomic_write, plain_json, read_json
 from emim_nnunet.training.checkpoint import FINAL as FINAL_CHECKPOINT
 from emim_nnunet.training.checkpoint import LATEST
+from real.arms import WITHOUT_BODY
+from real.data import CONFIGURATION, DATASET_ID, NAME, PLANS, SEARCH, preprocessed
 
 SNAPSHOTS = (4, 8, 20)  # epochs; the last one is the end of the longest run
 

@@ -25,19 +25,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from arms import arm_of
-from data import enter, folds, load, prepare
-from finetune import chosen_patients, train_and_test, training_batches
-from plan import PARTS, Part
-from pretrain import encoder_file, pretrain, stage_name
-from report import write_report
 from tqdm import tqdm
 
 from emim_nnunet.storage.files import read_json, write_json
+from real.arms import arm_of
+from real.data import enter, folds, load, prepare
+from real.finetune import chosen_patients, train_and_test, training_batches
+from real.plan import PARTS, Part
+from real.pretrain import encoder_file, pretrain, stage_name
+from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 SCRATCH = "scratch"

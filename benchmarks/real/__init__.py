@@ -1,0 +1,1 @@
+"""Does pretraining pay? The experiment on real patients."""

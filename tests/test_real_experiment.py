@@ -1,0 +1,111 @@
+"""The experiment on real patients: its draws are paired, its scores right, and it runs and goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from real.data import FINAL, SEARCH, folds
+from real.finetune import chosen_patients, surface_distance, training_batches
+from real.plan import PARTS
+from real.report import read_results, score_table
+
+from emim_nnunet.storage.files import read_json, write_json
+from tests.conftest import SHARED, shared_data
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "real" / "run.py"
+PATIENTS = [f"TCGA_{site}_{number}_19960101" for site in ("CS", "DU", "HT", "EZ") for number in range(6)]
+
+
+def cases(*names: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Patients of random voxels with a lesion of one slice."""
+    made = {}
+    for number, name in enumerate(names):
+        generator = torch.Generator().manual_seed(number)
+        lesion = torch.zeros(5, 120, 128, dtype=torch.bool)
+        lesion[2, 30:50, 60:80] = True
+        made[name] = (torch.randn(5, 3, 120, 128, generator=generator), lesion)
+    return made
+
+
+def test_no_patient_is_learnt_from_and_tested_on_and_the_search_never_sees_the_last_site() -> None:
+    split = folds(PATIENTS)
+    for fold in split:
+        assert not set(fold["train"]) & set(fold["val"])
+    assert {name.split("_")[1] for name in split[FINAL]["val"]} == {"HT"}
+    searched = [*split[SEARCH]["train"], *split[SEARCH]["val"]]
+    assert not set(searched) & set(split[FINAL]["val"])
+    assert sorted(searched) == sorted(split[FINAL]["train"])
+    assert {name.split("_")[1] for name in split[SEARCH]["val"]} == {"DU"}
+
+
+def test_draws_differ_and_smaller_ones_are_part_of_larger_ones() -> None:
+    eight = chosen_patients(PATIENTS, 3, 8)
+    assert chosen_patients(PATIENTS, 3, 2) == eight[:2]
+    assert len({tuple(chosen_patients(PATIENTS, draw, 2)) for draw in range(16)}) > 10
+
+
+def test_batches_depend_on_the_draw_alone_and_a_third_looks_at_the_lesion() -> None:
+    def batches(draw: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        torch.rand(3)  # whatever was drawn before
+        return list(training_batches(cases("a", "b"), draw, 3))
+
+    one, again, other = batches(0), batches(0), batches(1)
+    assert all(torch.equal(x, y) for a, b in zip(one, again, strict=True) for x, y in zip(a, b, strict=True))
+    assert not torch.equal(one[0][0], other[0][0])
+    assert one[0][0].shape == (8, 3, 96, 96)
+    lesion = torch.cat([lesion for _, lesion in one])
+    assert lesion.flatten(1).any(1).float().mean() >= 0.3
+
+
+def test_the_surface_distance_is_that_of_shifted_boxes_in_mm() -> None:
+    lesion = np.zeros((9, 40, 40), dtype=bool)
+    lesion[3:6, 10:20, 10:20] = True
+    assert surface_distance(lesion, lesion) == 0
+    far = np.zeros_like(lesion)
+    far[3:6, 10:11, 10:11] = True
+    near = np.roll(far, 5, axis=1)
+    assert surface_distance(far, near) == pytest.approx(10)  # five pixels of 2 mm
+    assert surface_distance(np.zeros_like(lesion), lesion) is None
+
+
+def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Path) -> None:
+    def row(arm: str, rate: float, dice: float) -> dict[str, Any]:
+        scores = {"dice": {"8": [0.1, 0.1], "16": [dice, dice + 0.1]}, "cross_entropy": {"8": 1.0, "16": 0.5}}
+        about = {"arm": arm, "seed": 0, "epoch": 1, "fold": 1, "evaluation": "finetune", "rate": rate, "steps": 16}
+        return about | scores | {"surface_distance": [3.0, None], "seconds": 1.0}
+
+    for draw in range(8):
+        hard = 0.05 * draw  # a draw is hard for all arms alike
+        rows = [row("scratch", 1e-3, 0.4 - hard), row("scratch", 1e-2, 0.2 - hard)]
+        rows.append(row("emim", 1e-3, 0.45 - hard + 0.01 * (draw % 2)))
+        content = {"train": ["x", "y"], "test": ["v", "w"], "rows": rows}
+        (tmp_path / "draws").mkdir(exist_ok=True)
+        write_json(tmp_path / "draws" / f"fold1_labelled2_draw{draw}.json", content)
+    _, rows = read_results(tmp_path)
+    table = score_table(rows)
+    line = next(line for line in table.splitlines() if "emim" in line)
+    assert "+0.055" in line
+    low, high = (float(end) for end in line.split("|")[-3].split(" to "))
+    assert 0.05 <= low < 0.055 < high <= 0.06  # nothing of the draws' difficulty is in the interval
+    assert line.rstrip(" |").endswith("0.008")  # the least that eight draws can give, 2 / 2^8
+
+
+@pytest.mark.slow
+def test_a_part_runs_and_is_not_run_again(tmp_path: Path) -> None:
+    shared_data("lgg")
+    command = [sys.executable, str(SCRIPT), "--quick", "--part", "rates", "--data", str(SHARED / "lgg")]
+    command += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json"), "--workers", "1"]
+    subprocess.run(command, check=True, timeout=3600)
+    part = PARTS["rates"].quick()
+    draw = tmp_path / "out" / "draws" / f"fold{part.label_fold}_labelled{part.labelled[0]}_draw0.json"
+    before = draw.stat().st_mtime_ns
+    assert {row["arm"] for row in read_json(draw)["rows"]} == {"scratch", *part.arms}
+    assert "minus scratch" in (tmp_path / "out.md").read_text()
+    subprocess.run(command, check=True, timeout=600)
+    assert draw.stat().st_mtime_ns == before
