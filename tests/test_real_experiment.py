@@ -77,7 +77,7 @@ def test_the_surface_distance_is_that_of_shifted_boxes_in_mm() -> None:
 def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Path) -> None:
     def row(arm: str, rate: float, dice: float) -> dict[str, Any]:
         scores = {"dice": {"8": [0.1, 0.1], "16": [dice, dice + 0.1]}, "cross_entropy": {"8": 1.0, "16": 0.5}}
-        about = {"arm": arm, "seed": 0, "epoch": 1, "fold": 1, "evaluation": "finetune", "rate": rate, "steps": 16}
+        about = {"arm": arm, "stage": "a", "epoch": 1, "evaluation": "finetune", "rate": rate, "steps": 16}
         return about | scores | {"surface_distance": [3.0, None], "seconds": 1.0}
 
     for draw in range(8):

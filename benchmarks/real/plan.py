@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from real.arms import METHODS, WITHOUT_BODY
+from real.arms import METHODS, WITHOUT_BODY, arm_of
 from real.data import FINAL, SEARCH
 
 
@@ -38,6 +38,15 @@ class Part:
     after: tuple[int, ...] = ()
     steps: Mapping[str, int] = field(default_factory=lambda: {"finetune": 500, "linear": 250})
     steps_per_epoch: int = 250
+
+    @property
+    def encoders(self) -> tuple[int, ...]:
+        """Epochs after which encoders are taken."""
+        return self.after or (self.epochs,)
+
+    def stage(self, arm: str, seed: int) -> str:
+        """The name of an SSL stage in files."""
+        return f"{arm_of(arm).name}_fold{self.fold}_epochs{self.epochs}_seed{seed}"
 
     def quick(self) -> Part:
         """The same in minutes: it shows that everything runs, and decides nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from emim_nnunet.storage.files import atomic_write, plain_json, read_json
 from emim_nnunet.training.checkpoint import FINAL as FINAL_CHECKPOINT
 from emim_nnunet.training.checkpoint import LATEST
 from real.arms import WITHOUT_BODY
-from real.data import CONFIGURATION, DATASET_ID, NAME, PLANS, SEARCH, preprocessed
-
-SNAPSHOTS = (4, 8, 20)  # epochs; the last one is the end of the longest run
+from real.data import CONFIGURATION, DATASET_ID, NAME, PLANS, preprocessed
 
 
 class Kept:
-    """Put before an SSL trainer: it trains in bfloat16 on a CPU that has it, and keeps its encoder after some epochs."""
+    """Put before an SSL trainer: it computes in bfloat16, and keeps its encoder after some epochs.
 
-    encoders: Path
-    name: str
+    Attributes:
+        kept: Number of epochs done -> file for the encoder.
+    """
+
+    kept: Mapping[int, Path]
 
     def initialize(self) -> None:
         """Initialise, and compute in bfloat16: two thirds of the time, and what the methods do on a GPU."""
@@ -33,53 +35,50 @@ class Kept:
         step.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
 
     def on_epoch_end(self) -> None:
-        """End the epoch; keep the encoder where it is one of :data:`SNAPSHOTS` or the last."""
-        super().on_epoch_end()  # type: ignore[misc]
+        """End the epoch; first keep the encoder if it is one of ``kept``, so that no checkpoint is ahead of it."""
         trainer: Any = self
-        done = trainer.current_epoch
-        if done in SNAPSHOTS or done == trainer.num_epochs:
+        file = self.kept.get(trainer.current_epoch + 1)
+        if file is not None:
+            file.parent.mkdir(exist_ok=True)
             state = {key: value.clone() for key, value in trainer.method.encoder.state_dict().items()}
-            atomic_write(encoder_file(self.encoders, self.name, done), lambda file: torch.save(state, file))
+            atomic_write(file, lambda stream: torch.save(state, stream))
+        super().on_epoch_end()  # type: ignore[misc]
 
 
-def encoder_file(encoders: Path, name: str, epoch: int) -> Path:
+def encoder_file(work: Path, stage: str, epoch: int) -> Path:
     """Where the encoder of an SSL stage lies after that many epochs."""
-    return encoders / f"{name}_epoch{epoch:02d}.pth"
+    return work / "encoders" / f"{stage}_after{epoch}.pth"
 
 
-def stage_name(arm: str, seed: int, fold: int) -> str:
-    """The name of an SSL stage in files."""
-    return f"{arm}_seed{seed}" + ("_search" if fold == SEARCH else "")
-
-
-def pretrain(arm: Arm, seed: int, fold: int, epochs: int, work: Path, *, steps_per_epoch: int = 250) -> dict[str, Any]:
+def pretrain(
+    name: str, arm: Arm, seed: int, fold: int, steps: dict[str, int], kept: Sequence[int], work: Path
+) -> dict[str, Any]:
     """Run an SSL stage, or go on with it.
 
     Args:
+        name: The name of the stage in files.
         arm: The arm, which must have a method.
         seed: Seed of everything random.
         fold: The fold whose training patients it learns from; those that it tests on are the monitor's probe set.
-        epochs: Number of epochs.
+        steps: ``num_epochs`` and ``num_iterations_per_epoch``.
+        kept: Epochs after which the encoder is kept, see :func:`encoder_file`.
         work: The folder of data and weights; :func:`data.enter` was called with it.
-        steps_per_epoch: Number of steps of an epoch.
 
     Returns:
         Plain values: ``arm``, ``seed``, ``fold``, ``steps``, ``settings``, ``seconds_per_step``, ``collapse``
         (the monitor's history), ``verdict`` and ``log`` (the columns of ``ssl_log.csv``).
     """
     torch.set_num_threads(1)
-    name = stage_name(arm.name, seed, fold)
     folder = without_body(work) if arm.name.endswith(WITHOUT_BODY) else preprocessed(work)
     plans, configuration = read_json(folder / f"{PLANS}.json"), f"{CONFIGURATION}_{name}"
-    block = arm.settings | {"seed": seed, "num_epochs": epochs, "num_iterations_per_epoch": steps_per_epoch}
+    block = arm.settings | {"seed": seed} | steps
     plans["configurations"][configuration] = {"inherits_from": CONFIGURATION, "emim": block}
     plans["dataset_name"] = folder.name
     output = work / "nnUNet_results" / folder.name / f"{arm.trainer}__{PLANS}__{configuration}" / f"fold_{fold}"
-    encoders = work / "encoders"
-    encoders.mkdir(exist_ok=True)
+    files = {epoch: encoder_file(work, name, epoch) for epoch in kept}
     if not (output / FINAL_CHECKPOINT).is_file():
         own = getattr(trainers, str(arm.trainer))
-        trainer_class: Any = type(own.__name__, (Kept, own), {"encoders": encoders, "name": name})
+        trainer_class: Any = type(own.__name__, (Kept, own), {"kept": files})
         plans["continue_training"] = (output / LATEST).is_file()
         dataset_json = read_json(folder / "dataset.json")
         trainer = trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
@@ -102,14 +101,14 @@ def without_body(work: Path) -> Path:
 
 def _summary(checkpoint: dict[str, Any], arm: str, seed: int, fold: int) -> dict[str, Any]:
     history = checkpoint["history"]
-    steps = checkpoint["emim"]["num_iterations_per_epoch"]
+    per_epoch = checkpoint["emim"]["num_iterations_per_epoch"]
     seconds = [row["seconds"] for row in history]
     result = {
         "arm": arm,
         "seed": seed,
         "fold": fold,
-        "steps": checkpoint["current_epoch"] * steps,
-        "seconds_per_step": sorted(seconds)[len(seconds) // 2] / steps,
+        "steps": checkpoint["current_epoch"] * per_epoch,
+        "seconds_per_step": sorted(seconds)[len(seconds) // 2] / per_epoch,
         "settings": checkpoint["settings"],
         "verdict": checkpoint["verdict"],
         "collapse": checkpoint["collapse"],

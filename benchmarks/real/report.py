@@ -120,9 +120,9 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
         here = [row for row in rows if (row["evaluation"], row["labelled"]) == (evaluation, labelled)]
         groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for row in here:
-            groups.setdefault((row["arm"], row["fold"], row["epoch"], row["rate"]), []).append(row)
+            groups.setdefault((row["arm"], row["epoch"], row["rate"]), []).append(row)
         scratch = max((g for key, g in groups.items() if key[0] == SCRATCH), key=lambda g: end_dice(g).mean())
-        for (arm, _, epoch, rate), group in groups.items():
+        for (arm, epoch, rate), group in groups.items():
             lines.append([evaluation, str(labelled), arm, str(epoch), f"{rate:g}", *_scores(group, scratch)])
     header = ["evaluation", "labelled", "arm", "epochs", "rate", "draws", "Dice at 1/8, 1/4, 1/2, end", "cross-entropy"]
     return markdown_table([*header, "mm", "minus scratch", "95 %", "Wilcoxon p"], lines)

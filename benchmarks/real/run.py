@@ -20,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -35,12 +36,12 @@ from real.arms import arm_of
 from real.data import enter, folds, load, prepare
 from real.finetune import chosen_patients, train_and_test, training_batches
 from real.plan import PARTS, Part
-from real.pretrain import encoder_file, pretrain, stage_name
+from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 SCRATCH = "scratch"
-ABOUT = ("arm", "seed", "epoch", "fold", "evaluation", "rate", "steps")  # of a training; the rest are scores
+ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "steps")  # of a training; the rest are scores
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="where to write the results")
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
+    parser.add_argument("--arms", nargs="+", help="only these (default: all of the part)")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     parser.add_argument("--data", type=Path, default=DATA, help="the patients (default: ../shared/data/lgg)")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and weights, outside the checkout")
@@ -59,6 +61,7 @@ def main() -> None:
     results = arguments.json.with_suffix("")
     for name in arguments.part:
         part = PARTS[name].quick() if arguments.quick else PARTS[name]
+        part = replace(part, arms=tuple(arm for arm in part.arms if arm in (arguments.arms or part.arms)))
         run_part(part, work, results, arguments.workers)
     write_report(results, arguments.json)
 
@@ -67,70 +70,79 @@ def run_part(part: Part, work: Path, results: Path, workers: int) -> None:
     """Run the jobs of a part whose results are missing: SSL stages first, then the draws that need their encoders."""
     for folder in ("pretrain", "draws"):
         (results / folder).mkdir(parents=True, exist_ok=True)
+    draws = [(draw, labelled) for labelled in part.labelled for draw in range(part.draws)]
+    draws = [key for key in draws if missing_rows(part, *key, results)]
+    needed = {row["stage"] for key in draws for row in missing_rows(part, *key, results)}
+    stages = [(arm, seed) for seed in range(part.seeds) for arm in part.arms]
+    stages = [key for key in stages if not _is_done(part, *key, work, results, needed)]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for what, jobs in (("SSL stages", _stages(part, results)), ("draws", _draws(part, results))):
-            running = [pool.submit(job, part, *key, work, results) for job, *key in jobs]
+        for what, job, keys in (("SSL stages", run_stage, stages), ("draws", run_draw, draws)):
+            running = [pool.submit(job, part, *key, work, results) for key in keys]
             for future in tqdm(as_completed(running), total=len(running), desc=what, mininterval=5):
                 future.result()
 
 
-def _stages(part: Part, results: Path) -> list[tuple[Any, ...]]:
-    pairs = [(arm, seed) for seed in range(part.seeds) for arm in part.arms]
-    return [(_pretrain, *pair) for pair in pairs if not _stage_file(part, *pair, results).is_file()]
+def _is_done(part: Part, arm: str, seed: int, work: Path, results: Path, needed: set[str]) -> bool:
+    """Whether an SSL stage has been run, and its encoders are there where draws need them: weights may be gone."""
+    name = part.stage(arm, seed)
+    there = all(encoder_file(work, name, epoch).is_file() for epoch in part.encoders)
+    return _stage_file(name, results).is_file() and (there or name not in needed)
 
 
-def _draws(part: Part, results: Path) -> list[tuple[Any, ...]]:
-    return [(_draw, draw, count) for draw in range(part.draws) for count in part.labelled]
+def _stage_file(name: str, results: Path) -> Path:
+    return results / "pretrain" / f"{name}.json"
 
 
-def _stage_file(part: Part, arm: str, seed: int, results: Path) -> Path:
-    return results / "pretrain" / f"{stage_name(arm_of(arm).name, seed, part.fold)}.json"
-
-
-def _pretrain(part: Part, arm: str, seed: int, work: Path, results: Path) -> None:
+def run_stage(part: Part, arm: str, seed: int, work: Path, results: Path) -> None:
+    """One SSL stage of a part; it goes on where it was."""
     os.nice(5)
     enter(work)
-    stage = pretrain(arm_of(arm), seed, part.fold, part.epochs, work, steps_per_epoch=part.steps_per_epoch)
-    write_json(_stage_file(part, arm, seed, results), stage, indent=1)
+    name = part.stage(arm, seed)
+    steps = {"num_epochs": part.epochs, "num_iterations_per_epoch": part.steps_per_epoch}
+    summary = pretrain(name, arm_of(arm), seed, part.fold, steps, part.encoders, work)
+    write_json(_stage_file(name, results), summary, indent=1)
+
+
+def _draw_file(part: Part, draw: int, labelled: int, results: Path) -> Path:
+    return results / "draws" / f"fold{part.label_fold}_labelled{labelled}_draw{draw}.json"
+
+
+def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[dict[str, Any]]:
+    """What a draw has still to train and test: the keys of :data:`ABOUT`."""
+    file = _draw_file(part, draw, labelled, results)
+    rows = read_json(file)["rows"] if file.is_file() else []
+    known = [{key: row[key] for key in ABOUT} for row in rows]
+    return [about for about in _rows(part, draw) if about not in known]
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    """What a draw trains and tests: the keys of :data:`ABOUT`."""
     for evaluation, rates in part.rates.items():
-        steps = part.steps[evaluation]
         for rate in rates:
-            how = {"evaluation": evaluation, "rate": rate, "steps": steps}
-            yield {"arm": SCRATCH, "seed": None, "epoch": 0, "fold": None} | how
+            how = {"evaluation": evaluation, "rate": rate, "steps": part.steps[evaluation]}
+            yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
             for arm in part.arms:
-                for epoch in part.after or (part.epochs,):
-                    about = {"arm": arm_of(arm).name, "seed": draw % part.seeds, "epoch": epoch, "fold": part.fold}
-                    yield about | how
+                for epoch in part.encoders:
+                    yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
 
 
-def _draw(part: Part, draw: int, labelled: int, work: Path, results: Path) -> None:
-    """All arms of one draw that are missing in its file; each is written as it comes."""
+def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) -> None:
+    """All trainings of one draw that are missing in its file; each is written as it comes."""
     os.nice(5)
     enter(work)
     torch.set_num_threads(1)
-    file = results / "draws" / f"fold{part.label_fold}_labelled{labelled}_draw{draw}.json"
+    missing = missing_rows(part, draw, labelled, results)
     split = folds(sorted(path.name for path in (work / "source").glob("TCGA_*")))[part.label_fold]
     patients = chosen_patients(split["train"], draw, labelled)
+    file = _draw_file(part, draw, labelled, results)
     done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
-    known = [{key: row[key] for key in ABOUT} for row in done["rows"]]
-    missing = [about for about in _rows(part, draw) if about not in known]
-    if not missing:
-        return
     tests = load(split["val"])
     batches = list(training_batches(load(patients), draw, max(about["steps"] for about in missing)))
     for about in missing:
-        encoder = None
-        if about["fold"] is not None:
-            stage = stage_name(about["arm"], about["seed"], about["fold"])
-            encoder = torch.load(encoder_file(work / "encoders", stage, about["epoch"]), weights_only=True)
         start = monotonic()
-        scores = train_and_test(
-            about["evaluation"], encoder, batches[: about["steps"]], tests, draw=draw, rate=about["rate"]
-        )
+        weights = encoder_file(work, about["stage"], about["epoch"])
+        encoder = torch.load(weights, weights_only=True) if about["stage"] else None
+        steps = batches[: about["steps"]]
+        scores = train_and_test(about["evaluation"], encoder, steps, tests, draw=draw, rate=about["rate"])
         done["rows"].append(about | scores | {"seconds": round(monotonic() - start, 1)})
         write_json(file, done, indent=1)
 
