@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real.brains import make_brain
 from real.data import FINAL, SEARCH, folds
 from real.finetune import chosen_patients, surface_distance, training_batches
 from real.plan import PARTS
@@ -94,6 +95,44 @@ def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Pat
     low, high = (float(end) for end in line.split("|")[-3].split(" to "))
     assert 0.05 <= low < 0.055 < high <= 0.06  # nothing of the draws' difficulty is in the interval
     assert line.rstrip(" |").endswith("0.008")  # the least that eight draws can give, 2 / 2^8
+
+
+def head() -> np.ndarray:
+    """Balls in balls: skin around cortex around white matter around fluid."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    labels = np.zeros(radius.shape, dtype=np.int16)
+    for identifier, edge in ((502, 0.95), (3, 0.8), (2, 0.65), (4, 0.2)):
+        labels[radius < edge] = identifier
+    return labels
+
+
+def test_a_drawn_brain_has_the_contrasts_of_its_tissues_and_repeats() -> None:
+    labels = head()
+    image, lesion = make_brain(labels, 4, displacement=0.3)
+    assert image.shape == (4, 48, 48, 48)
+    assert all(
+        np.array_equal(a, b) for a, b in zip((image, lesion), make_brain(labels, 4, displacement=0.3), strict=True)
+    )
+    assert not np.array_equal(image, make_brain(labels, 5, displacement=0.3)[0])
+    assert (image[:, labels == 0] == 0).mean() > 0.99
+    white, grey, fluid = (image[:, labels == identifier].mean(1) for identifier in (2, 3, 4))
+    assert (white[:2] > grey[:2]).all()  # T1, T1ce
+    assert (fluid[:2] < grey[:2]).all()
+    assert fluid[2] > grey[2] > white[2]  # T2
+    assert fluid[3] < white[3]  # FLAIR
+    lesions = [make_brain(labels, seed, displacement=0.3) for seed in range(4)]
+    bright = [image[3][lesion > 0].mean() for image, lesion in lesions if lesion.any()]
+    assert bright
+    assert min(bright) > 1.2 * white[3]
+
+
+def test_coarser_voxels_and_the_skull_are_drawn_too() -> None:
+    labels = head()
+    assert make_brain(labels, 0, spacing=2.0)[0].shape == (4, 24, 24, 24)
+    with_skull, _ = make_brain(labels, 0, skull=True, displacement=0.3)
+    assert with_skull[0][labels == 502].mean() > 400
+    assert 0 < with_skull[0][labels == 0].mean() < 120  # noise, a little skin that was moved there
 
 
 @pytest.mark.slow
