@@ -288,6 +288,22 @@ class Positions(nn.Module):
         return [torch.nn.functional.avg_pool2d(image, 2**stage) for stage in range(3)]
 
 
+def test_vicreg_reaches_the_stages_below_the_cells_too() -> None:
+    """A weight without a gradient is random after the training, and ends the second step on several GPUs."""
+    without = {}
+    for deeper in (True, False):
+        method = toy_method(VICReg, cell_size=(2, 2, 2), vicreg_deeper=deeper)
+        assert method.stage == 1
+        method(*toy_batch(method)).loss.backward()
+        without[deeper] = [name for name, p in method.named_parameters() if p.grad is None]
+    assert without[True] == []
+    assert all(name.startswith("encoder.stages.2") for name in without[False])
+    assert (
+        VICReg.config_class.of_checkpoint({"settings": {"vicreg_width": 16}}, {"cell_size": [2, 2, 2]}).vicreg_deeper
+        is False
+    )
+
+
 def test_rows_of_both_views_of_vicreg_are_of_the_same_place() -> None:
     method = toy_method(VICReg, num_axes=2, num_channels=2, view_probability=0.0)
     size = method.crop_size(method.config, method.patch_size)

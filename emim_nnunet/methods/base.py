@@ -42,7 +42,7 @@ class SSLConfig:
         Raises:
             UserError: A value in it is not as it must be.
         """
-        return config_from_block(cls, checkpoint.get("settings", cls.formerly) | block)
+        return config_from_block(cls, cls.formerly | checkpoint.get("settings", {}) | block)
 
 
 class Reconstruction(NamedTuple):

@@ -36,6 +36,8 @@ class VICRegConfig(SSLConfig):
     Attributes:
         vicreg_stage: Encoder stage that it acts on; -1 = the deepest that has at least as many positions as the patch has cells
             of ``cell_size``.
+        vicreg_deeper: Whether the outputs of deeper stages stand beside those of that stage, each repeated where it belongs;
+            without them deeper stages learn nothing, and cannot be trained on several GPUs (for stages that were begun so).
         vicreg_width: Columns of the projector.
         invariance_weight: Weight of the squared distance of the two views.
         variance_weight: Weight of the hinge on the standard deviation of each column.
@@ -52,8 +54,10 @@ class VICRegConfig(SSLConfig):
         "view_probability": None,
         "view_mirror": False,
         "view_overlap": 1.0,
+        "vicreg_deeper": False,
     }
     vicreg_stage: int = -1
+    vicreg_deeper: bool = True
     vicreg_width: int = 512
     invariance_weight: float = 25.0
     variance_weight: float = 25.0
@@ -103,7 +107,8 @@ class VICReg(SSLMethod[VICRegConfig]):
         self.cell = [p // g for p, g in zip(patch_size, self.grid, strict=True)]
         room = [c - p for c, p in zip(self.crop_size(config, patch_size), patch_size, strict=True)]
         self.room = [r // c for r, c in zip(room, self.cell, strict=True)]
-        self.projector = Projector(encoder.output_channels[self.stage], config.vicreg_width)
+        self.last = len(encoder.output_channels) if config.vicreg_deeper else self.stage + 1
+        self.projector = Projector(sum(encoder.output_channels[self.stage : self.last]), config.vicreg_width)
 
     @classmethod
     def check(cls, config: VICRegConfig, patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
@@ -146,7 +151,7 @@ class VICReg(SSLMethod[VICRegConfig]):
         everywhere, inside = image.new_ones(len(image), 1, *self.grid), foreground
         seen = [self._on_field(everywhere, view, draws) for view in VIEWS]
         views = torch.cat([self._view(view, image, foreground, draws) for view in VIEWS])
-        features = in_parts(lambda patches: (self.encoder(patches)[self.stage],), self.config.patches_at_once, views)[0]
+        features = in_parts(lambda patches: (self._columns(patches),), self.config.patches_at_once, views)[0]
         for axis, (cells, size) in enumerate(zip(self.field, self.cell, strict=True), start=2):
             inside = inside.narrow(axis, 0, cells * size)
         usable = foreground_cells(inside, self.field) & (seen[0] * seen[1] > 0)
@@ -161,6 +166,13 @@ class VICReg(SSLMethod[VICRegConfig]):
         logged = {name: term.detach() for name, term in terms.items()}
         logged["unchanged_views_fraction"] = unchanged_share(*(draws[f"intensity_{view}"] for view in VIEWS))
         return MethodOutput(loss, logged)
+
+    def _columns(self, patches: Tensor) -> Tensor:
+        """(N, C, *P) -> (N, columns, *grid), the outputs of the stage and of deeper ones side by side."""
+        outputs = self.encoder(patches)[self.stage : self.last]
+        return torch.cat(
+            [outputs[0], *(F.interpolate(deeper, size=self.grid, mode="nearest") for deeper in outputs[1:])], 1
+        )
 
     def _view(self, view: str, image: Tensor, foreground: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """(B, C, *P), what the encoder sees of a view."""
