@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real.arms import arm_of
 from real.brains import make_brain
-from real.data import FINAL, SEARCH, folds
+from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
 from real.finetune import chosen_patients, surface_distance, training_batches
-from real.plan import PARTS
+from real.plan import PARTS, RECIPES
 from real.report import read_results, score_table
 
+from emim_nnunet.methods import method_class
+from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.storage.files import read_json, write_json
 from tests.conftest import SHARED, shared_data
 
@@ -43,6 +46,15 @@ def test_no_patient_is_learnt_from_and_tested_on_and_the_search_never_sees_the_l
     assert not set(searched) & set(split[FINAL]["val"])
     assert sorted(searched) == sorted(split[FINAL]["train"])
     assert {name.split("_")[1] for name in split[SEARCH]["val"]} == {"DU"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_the_network_of_the_experiment(name: str) -> None:
+    arm = arm_of(name)
+    assert arm.method is not None
+    method = method_class(arm.method)
+    config = config_from_block(method.config_class, BLOCK | arm.settings)
+    method.check(config, PATCH, [[1, 1]] + [[2, 2]] * (len(FEATURES) - 1))
 
 
 def test_draws_differ_and_smaller_ones_are_part_of_larger_ones() -> None:

@@ -62,8 +62,25 @@ class Part:
 
 
 LINEAR = {"linear": (1e-2,)}
+RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
+RECIPES = (  # what the search tries, one change of E-MIM at a time
+    "emim",
+    "mim",
+    "self_distillation",
+    "emim_no_pbt",
+    "emim_cell4=EMIM,cell_size=[4,4]",
+    "emim_cell16=EMIM,cell_size=[16,16]",
+    "emim_modality=EMIM,position_ratio=0.1,patch_ratio=0.3",
+    'emim_fill=EMIM,fill="learned",fill_start=-3.0',
+    "emim_sparse=EMIM,sparse_encoder=true",
+    "emim_bare_pbt=EMIM,projector_widths=[0,0,0]",
+    "emim_masked_pbt=EMIM,barlow_masked_cells=true",
+    "emim_wide=EMIM,decoder_min_width=48",
+    "emim_slow=EMIM,initial_lr=0.0003",
+)
 PARTS = {
-    # what the methods learn: spectra, skills and frozen features (the test patients of the search have no labels here)
+    # what the methods learn: spectra, skills and frozen features. The test patients of the search were learnt from without
+    # their labels, so these are no scores of unseen patients
     "methods": Part(
         FINAL,
         tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY)),
@@ -81,4 +98,5 @@ PARTS = {
         draws=4,
         rates={"finetune": (3e-4, 1e-3, 3e-3)},
     ),
+    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=8, rates={"finetune": (RATE,)} | LINEAR),
 }
