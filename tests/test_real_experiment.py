@@ -14,13 +14,17 @@ from real.arms import arm_of
 from real.brains import make_brain
 from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
 from real.finetune import chosen_patients, surface_distance, training_batches
+from real.linear import SHRINKAGES, fit_linear
 from real.plan import PARTS, RECIPES
 from real.report import read_results, score_table
 
 from emim_nnunet.methods import method_class
+from emim_nnunet.networks import encoder_of
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from tests.conftest import SHARED, shared_data
+from tests.toy import toy_unet
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "real" / "run.py"
 PATIENTS = [f"TCGA_{site}_{number}_19960101" for site in ("CS", "DU", "HT", "EZ") for number in range(6)]
@@ -76,6 +80,29 @@ def test_batches_depend_on_the_draw_alone_and_a_third_looks_at_the_lesion() -> N
     assert lesion.flatten(1).any(1).float().mean() >= 0.3
 
 
+def test_the_linear_read_out_finds_what_a_linear_map_of_the_features_can_tell() -> None:
+    torch.manual_seed(0)
+    network = LinearProbeNetwork(encoder_of(toy_unet("plain", num_axes=2, num_channels=3)), 2)
+    weights = network.encoder.stages[0][0].convs[0].conv.weight.detach().clone()
+    patients = cases("a", "b", "c")
+    for name, (image, _) in patients.items():
+        with torch.no_grad():
+            features = network.encoder(image)[0]
+        told = features[:, 1] - features[:, 2]
+        patients[name] = (image, told > told.quantile(0.95))
+    test = {name: patients.pop(name) for name in ["c"]}
+    fit = fit_linear(network, patients, 0, 4)
+    assert fit["shrinkage"] in SHRINKAGES
+    assert torch.equal(network.encoder.stages[0][0].convs[0].conv.weight, weights)
+    image, lesion = test["c"]
+    with torch.no_grad():
+        logits = network(image)
+    found = logits[:, 1] > logits[:, 0]
+    assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.9
+    again = LinearProbeNetwork(network.encoder, 2)
+    assert fit_linear(again, patients, 0, 4) == fit
+
+
 def test_the_surface_distance_is_that_of_shifted_boxes_in_mm() -> None:
     lesion = np.zeros((9, 40, 40), dtype=bool)
     lesion[3:6, 10:20, 10:20] = True
@@ -91,7 +118,7 @@ def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Pat
     def row(arm: str, rate: float, dice: float) -> dict[str, Any]:
         scores = {"dice": {"8": [0.1, 0.1], "16": [dice, dice + 0.1]}, "cross_entropy": {"8": 1.0, "16": 0.5}}
         about = {"arm": arm, "stage": "a", "epoch": 1, "evaluation": "finetune", "rate": rate, "steps": 16}
-        return about | scores | {"surface_distance": [3.0, None], "seconds": 1.0}
+        return about | scores | {"average_precision": [0.5, 0.6], "surface_distance": [3.0, None], "seconds": 1.0}
 
     for draw in range(8):
         hard = 0.05 * draw  # a draw is hard for all arms alike

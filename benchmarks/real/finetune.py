@@ -1,4 +1,4 @@
-"""One draw of labelled patients: every arm is fine-tuned, and read out by frozen linear layers, on the very same batches.
+"""One draw of labelled patients: every arm is fine-tuned on the very same batches, or its frozen features are read out.
 
 The loss, the augmentation and the network are nnU-Net's; the loop is a short one of this file (AdamW, a few hundred steps,
 bfloat16), because hundreds of trainings have to fit a CPU and an experiment about small differences must be paired: patients,
@@ -17,6 +17,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy.ndimage import binary_erosion, distance_transform_edt
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.network import planned_network
@@ -26,9 +27,10 @@ from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.schedule import warmup_cosine_lr
 from real.data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
+from real.linear import fit_linear
 
 Cases = dict[str, tuple[Tensor, Tensor]]
-READ_OUTS = {"finetune": (1 / 8, 1 / 4, 1 / 2, 1), "linear": (1,)}  # of the budget
+READ_OUTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the budget
 WITH_LESION = 1 / 3  # of the crops, as in nnU-Net
 CROP = 128  # before rotation and scaling
 TEST_BATCH = 16
@@ -93,24 +95,37 @@ def _crop(image: Tensor, middle: Sequence[int]) -> Tensor:
     return nn.functional.pad(image, (0, columns, 0, rows))
 
 
-def network_of(evaluation: str, encoder: dict[str, Tensor] | None, draw: int) -> nn.Module:
+def unet_of(encoder: dict[str, Tensor] | None, draw: int) -> nn.Module:
     """The network of the plans: its decoder depends on the draw alone, as does its encoder where none is given."""
     dataset = PreprocessedDataset.find(DATASET_ID, PLANS, CONFIGURATION)
     architecture = dataset.manager.configuration["architecture"]
-    channels = len(dataset.channel_names)
     seed = DECODER + 1000 * draw
+    channels = len(dataset.channel_names)
     unet: Any = planned_network(architecture, channels, NUM_CLASSES, deep_supervision=False, seed=seed)
     if encoder is not None:
-        encoder_of(unet).load_state_dict(encoder)  # type: ignore[attr-defined]  # an nn.Module besides
-    if evaluation == "finetune":
-        return unet
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LinearProbeNetwork(encoder_of(unet), NUM_CLASSES)
+        unet.encoder.load_state_dict(encoder)
+    return unet
 
 
-def train_and_test(
-    evaluation: str,
+def read_out(encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *, draw: int) -> dict[str, Any]:
+    """Fit linear layers to the frozen encoder, see :func:`linear.fit_linear`, and test them.
+
+    Args:
+        encoder: State dict of the pretrained encoder; None = untrained.
+        labelled: The labelled patients.
+        tests: The test patients.
+        draw: Seed of the untrained encoder and of the choice of positions.
+
+    Returns:
+        As :func:`finetune`, with the shrinkage and the threshold that were found.
+    """
+    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw)), NUM_CLASSES)
+    fit = fit_linear(network, labelled, draw, MULTIPLE)
+    scores = test(network, tests, last=True)
+    return {key: {"end": scores.pop(key)} for key in ("dice", "cross_entropy")} | scores | fit
+
+
+def finetune(
     encoder: dict[str, Tensor] | None,
     batches: Sequence[tuple[Tensor, Tensor]],
     tests: Cases,
@@ -121,7 +136,6 @@ def train_and_test(
     """Train one arm on a draw and test it along the way.
 
     Args:
-        evaluation: ``finetune`` or ``linear`` (the encoder is frozen).
         encoder: State dict of the pretrained encoder; None = from scratch.
         batches: Of :func:`training_batches`, one per step.
         tests: The test patients.
@@ -130,19 +144,18 @@ def train_and_test(
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
-        ``surface_distance``: mm, of each patient at the end (None without a prediction).
+        of each patient at the end, ``average_precision`` and ``surface_distance`` in mm (None without a prediction).
     """
     torch.set_num_threads(1)
-    network = network_of(evaluation, encoder, draw)
+    network = unet_of(encoder, draw)
     loss_of = DC_and_CE_loss(
         {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
         {},
         dice_class=MemoryEfficientSoftDiceLoss,
     )
-    weights = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01, fused=True)
     total = len(batches)
-    read_outs = {round(share * total) for share in READ_OUTS[evaluation]}
+    read_outs = {round(share * total) for share in READ_OUTS}
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()
@@ -152,34 +165,47 @@ def train_and_test(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = network(image.float())
         loss_of(logits.float(), lesion.long()).backward()
-        nn.utils.clip_grad_norm_(weights, CLIP)
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimizer.step()
         if step + 1 in read_outs:
-            scores = test(network, tests, distances=step + 1 == total)
-            result["dice"][str(step + 1)] = scores["dice"]
-            result["cross_entropy"][str(step + 1)] = scores["cross_entropy"]
-    return result | {"surface_distance": scores["distances"]}
+            scores = test(network, tests, last=step + 1 == total)
+            for key, values in result.items():
+                values[str(step + 1)] = scores.pop(key)
+    return result | scores
 
 
 @torch.no_grad()
-def test(network: nn.Module, tests: Cases, *, distances: bool) -> dict[str, Any]:
-    """Segment whole slices and compare whole patients: ``dice`` and, if asked, ``distances`` per patient, ``cross_entropy``."""
+def test(network: nn.Module, tests: Cases, *, last: bool) -> dict[str, Any]:
+    """Segment whole slices and compare whole patients.
+
+    Args:
+        network: The network.
+        tests: The test patients.
+        last: Whether it is the end of the training, of which more is kept.
+
+    Returns:
+        ``dice``, and at the end ``average_precision`` and ``surface_distance``, per patient; ``cross_entropy``.
+    """
     network.eval()
-    dice, entropy, voxels, apart = [], 0.0, 0, []
+    scores: dict[str, Any] = {"dice": [], "cross_entropy": 0.0, "average_precision": [], "surface_distance": []}
+    voxels = sum(lesion.numel() for _, lesion in tests.values())
     for name in sorted(tests):
         image, lesion = tests[name]
         rows, columns = lesion.shape[1:]
         padded = nn.functional.pad(image, (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            together = torch.cat([network(part).float() for part in padded.split(TEST_BATCH)])[..., :rows, :columns]
-        entropy += nn.functional.cross_entropy(together, lesion.long(), reduction="sum").item()
-        voxels += lesion.numel()
-        found = together.argmax(1).bool()
+            logits = torch.cat([network(part).float() for part in padded.split(TEST_BATCH)])[..., :rows, :columns]
+        entropy = nn.functional.cross_entropy(logits, lesion.long(), reduction="sum").item()
+        scores["cross_entropy"] += entropy / voxels
+        lesion_logit = logits[:, 1] - logits[:, 0]
+        found = lesion_logit > 0
         total = int(found.sum() + lesion.sum())
-        dice.append(2 * int((found & lesion).sum()) / total if total else 1.0)
-        if distances:
-            apart.append(surface_distance(found.numpy(), lesion.numpy()))
-    return {"dice": [round(d, 5) for d in dice], "cross_entropy": entropy / voxels, "distances": apart}
+        scores["dice"].append(round(2 * int((found & lesion).sum()) / total if total else 1.0, 5))
+        if last:
+            precision = average_precision_score(lesion.flatten(), lesion_logit.flatten())
+            scores["average_precision"].append(round(float(precision), 5))
+            scores["surface_distance"].append(surface_distance(found.numpy(), lesion.numpy()))
+    return scores if last else {key: scores[key] for key in ("dice", "cross_entropy")}
 
 
 def surface_distance(found: np.ndarray, lesion: np.ndarray) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from real.arms import METHODS, WITHOUT_BODY, arm_of
 from real.data import FINAL, SEARCH
@@ -21,9 +20,10 @@ class Part:
         label_fold: The fold that labelled and test patients come from.
         labelled: Numbers of labelled patients.
         draws: Number of draws of labelled patients.
-        rates: Evaluation -> peak rates to try, each a training of its own.
+        rates: Peak rates of fine-tuning to try, each a training of its own; none = no fine-tuning.
+        linear: Whether frozen features are read out.
         after: Epochs after which encoders are taken; none = the last.
-        steps: Evaluation -> number of training steps.
+        steps: Number of steps of fine-tuning.
         steps_per_epoch: Of SSL stages.
     """
 
@@ -34,9 +34,10 @@ class Part:
     label_fold: int = SEARCH
     labelled: tuple[int, ...] = ()
     draws: int = 0
-    rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()
+    linear: bool = False
     after: tuple[int, ...] = ()
-    steps: Mapping[str, int] = field(default_factory=lambda: {"finetune": 500, "linear": 250})
+    steps: int = 500
     steps_per_epoch: int = 250
 
     @property
@@ -57,11 +58,10 @@ class Part:
             labelled=self.labelled[:1],
             draws=min(self.draws, 1),
             after=(),
-            steps={"finetune": 16, "linear": 16},
+            steps=16,
         )
 
 
-LINEAR = {"linear": (1e-2,)}
 RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
 RECIPES = (  # what the search tries, one change of E-MIM at a time
     "emim",
@@ -86,9 +86,11 @@ PARTS = {
         tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY)),
         labelled=(8,),
         draws=8,
-        rates=LINEAR,
+        linear=True,
         after=(8, 20),
     ),
+    # a first look at fine-tuning with these encoders
+    "pilot": Part(FINAL, ("moco_zca", "self_distillation"), labelled=(2,), draws=4, rates=(RATE,), after=(20,)),
     "body": Part(FINAL, (f"mim{WITHOUT_BODY}",), epochs=8),
     "rates": Part(
         SEARCH,
@@ -96,7 +98,7 @@ PARTS = {
         epochs=8,
         labelled=(2, 8),
         draws=4,
-        rates={"finetune": (3e-4, 1e-3, 3e-3)},
+        rates=(3e-4, 1e-3, 3e-3),
     ),
-    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=8, rates={"finetune": (RATE,)} | LINEAR),
+    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=8, rates=(RATE,), linear=True),
 }

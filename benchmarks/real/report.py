@@ -123,9 +123,10 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
             groups.setdefault((row["arm"], row["epoch"], row["rate"]), []).append(row)
         scratch = max((g for key, g in groups.items() if key[0] == SCRATCH), key=lambda g: end_dice(g).mean())
         for (arm, epoch, rate), group in groups.items():
-            lines.append([evaluation, str(labelled), arm, str(epoch), f"{rate:g}", *_scores(group, scratch)])
+            peak = "" if rate is None else f"{rate:g}"
+            lines.append([evaluation, str(labelled), arm, str(epoch), peak, *_scores(group, scratch)])
     header = ["evaluation", "labelled", "arm", "epochs", "rate", "draws", "Dice at 1/8, 1/4, 1/2, end", "cross-entropy"]
-    return markdown_table([*header, "mm", "minus scratch", "95 %", "Wilcoxon p"], lines)
+    return markdown_table([*header, "average precision", "mm", "minus scratch", "95 %", "Wilcoxon p"], lines)
 
 
 def end_dice(group: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -137,7 +138,9 @@ def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) 
     course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
     entropy = np.mean([list(row["cross_entropy"].values())[-1] for row in group])
     apart = [value for row in group for value in row["surface_distance"] if value is not None]
-    cells = [str(len(group)), " ".join(f"{dice:.3f}" for dice in course), f"{entropy:.4f}", f"{np.mean(apart):.1f}"]
+    precision = np.mean([row["average_precision"] for row in group])
+    cells = [str(len(group)), " ".join(f"{dice:.3f}" for dice in course), f"{entropy:.4f}", f"{precision:.3f}"]
+    cells += [f"{np.mean(apart):.1f}" if apart else "n/a"]
     draws = sorted({row["draw"] for row in group} & {row["draw"] for row in scratch})
     if group is scratch or not draws:
         return [*cells, "", "", ""]

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, prepare
-from real.finetune import chosen_patients, train_and_test, training_batches
+from real.finetune import chosen_patients, finetune, read_out, training_batches
 from real.plan import PARTS, Part
 from real.pretrain import encoder_file, pretrain
 from real.report import write_report
@@ -116,13 +116,13 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    for evaluation, rates in part.rates.items():
-        for rate in rates:
-            how = {"evaluation": evaluation, "rate": rate, "steps": part.steps[evaluation]}
-            yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
-            for arm in part.arms:
-                for epoch in part.encoders:
-                    yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
+    hows = [{"evaluation": "finetune", "rate": rate, "steps": part.steps} for rate in part.rates]
+    hows += [{"evaluation": "linear", "rate": None, "steps": 0}] if part.linear else []
+    for how in hows:
+        yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
+        for arm in part.arms:
+            for epoch in part.encoders:
+                yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
 
 
 def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) -> None:
@@ -136,13 +136,16 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
     file = _draw_file(part, draw, labelled, results)
     done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
     tests = load(split["val"])
-    batches = list(training_batches(load(patients), draw, max(about["steps"] for about in missing)))
+    cases = load(patients)
+    batches = list(training_batches(cases, draw, max(about["steps"] for about in missing)))
     for about in missing:
         start = monotonic()
         weights = encoder_file(work, about["stage"], about["epoch"])
         encoder = torch.load(weights, weights_only=True) if about["stage"] else None
-        steps = batches[: about["steps"]]
-        scores = train_and_test(about["evaluation"], encoder, steps, tests, draw=draw, rate=about["rate"])
+        if about["evaluation"] == "linear":
+            scores = read_out(encoder, cases, tests, draw=draw)
+        else:
+            scores = finetune(encoder, batches[: about["steps"]], tests, draw=draw, rate=about["rate"])
         done["rows"].append(about | scores | {"seconds": round(monotonic() - start, 1)})
         write_json(file, done, indent=1)
 
