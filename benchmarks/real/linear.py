@@ -19,10 +19,10 @@ from torch import Tensor
 from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 
-PER_SLICE = 200  # positions of every slice, and as many of its lesion
+PER_SLICE = 60  # positions of every slice, and as many of its lesion
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: smaller is stronger
 FOLDS = 4
-MAX_STEPS = 200
+MAX_STEPS = 100
 SAMPLE = 81  # stream of the draw's generator
 
 

@@ -91,6 +91,15 @@ PARTS = {
     ),
     # a first look at fine-tuning with these encoders
     "pilot": Part(FINAL, ("moco_zca", "self_distillation"), labelled=(2,), draws=4, rates=(RATE,), after=(20,)),
+    # does it matter that masked positions reach the norms of visible ones?
+    "sparse": Part(
+        FINAL,
+        ("self_distillation_sparse=MaskedSelfDistillation,sparse_encoder=true",),
+        epochs=8,
+        labelled=(8,),
+        draws=8,
+        linear=True,
+    ),
     "body": Part(FINAL, (f"mim{WITHOUT_BODY}",), epochs=8),
     "rates": Part(
         SEARCH,
