@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -278,6 +279,9 @@ def a_further_draw_and_a_checkpoint_are_added(
     changed = [*more, *arms, f"given=file:{next(out.glob('weights/wide_seed0.pth'))}"]
     assert run(command.main, [*changed, "--only", "0"]) == 2
     assert "holds a comparison with another file than" in capsys.readouterr().err
+    assert run(command.main, [*given, "--only", "draw1_scratch"]) == 0
+    for folder in out.glob("nnUNet_results/*/*__toy_wide_seed0/fold_1"):  # as if another machine had run that job
+        shutil.copytree(folder, folder.parent.with_name(f"{folder.parent.name}_draw1") / "fold_2")
     assert run(command.main, [*more, *arms]) == 0
     page = capsys.readouterr().out
     assert "2 draws of labelled cases use the encoders of these seeds in turn" in page

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emim_nnunet.cli import compare as command
-from emim_nnunet.compare.jobs import all_jobs, find_job, weights_job, weights_jobs
+from emim_nnunet.compare.comparison import _run_draws
+from emim_nnunet.compare.jobs import Job, all_jobs, find_job, weights_job, weights_jobs
 from emim_nnunet.compare.workspace import make_splits
 from tests.test_compare import protocol_of
 
@@ -52,3 +56,43 @@ def test_impossible_draws_are_refused(options: list[str], message: str, capsys: 
     with pytest.raises(SystemExit):
         command.main(["1", "toy", "-o", "out", *options])
     assert message in capsys.readouterr().err
+
+
+class Recorded:
+    """Commands whose trainings have these results: scratch 0.5, mim more by the difference of the draw."""
+
+    def __init__(self, folder: Path, differences: np.ndarray) -> None:
+        self.folder, self.differences, self.ran = folder, differences, []
+
+    def run_all(self, jobs: list[Job], title: str) -> None:
+        self.ran += [job.name for job in jobs]
+
+    def score_files(self, draws: list[int]) -> list[tuple[dict[str, Any], Path]]:
+        files = []
+        for draw in draws:
+            for arm, dice in (("scratch", 0.5), ("mim", 0.5 + self.differences[draw])):
+                file = self.folder / f"{arm}{draw}.json"
+                case = {"reference_file": "c0.nii.gz", "metrics": {"1": {"Dice": dice}}}
+                file.write_text(json.dumps({"metric_per_case": [case]}))
+                about = {"evaluation": "finetune", "arm": arm, "labelled": 2, "seed": draw % 3, "draw": draw}
+                files.append((about, file))
+        return files
+
+
+@pytest.mark.parametrize(
+    ("mean", "until", "ended", "reason"),
+    [
+        (0.2, 0.03, 8, "the interval excludes 0"),
+        (0.0, 0.09, 8, "the interval lies within +-0.09"),
+        (0.0, 0.001, 12, None),
+    ],
+)
+def test_draws_are_run_until_the_interval_decides(
+    mean: float, until: float, ended: int, reason: str | None, tmp_path: Path
+) -> None:
+    options = ["--labelled", "2", "4", "--draws", "12", "--until", str(until), "--arms", "scratch", "mim"]
+    commands: Any = Recorded(tmp_path, np.random.default_rng(1).normal(mean, 0.04, 12))
+    draws, decision = _run_draws(protocol_of(*options), commands)
+    assert decision is not None
+    assert (len(draws), decision.draws, decision.reason) == (ended, ended, reason)
+    assert commands.ran == [f"draw{draw}_{arm}" for draw in range(ended) for arm in ("scratch", "mim")]
