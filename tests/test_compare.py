@@ -245,13 +245,18 @@ def test_a_comparison_runs_resumes_and_reports(
 def a_further_draw_and_a_checkpoint_are_added(
     out: Path, options: list[str], arms: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Job by job; the commands run in this process, which spares the start of others."""
+    """Job by job. Exports run in this process; of a training the command is kept, and results of the first draw stand in."""
+    trainings = []
 
     def call(line: list[str], env: dict[str, str], stdout: Any, **_: Any) -> int:
+        if line[2].endswith(".train"):
+            trainings.append(line[4:6] + line[12:])
+            first = next(out.glob(f"nnUNet_results/*/*__{line[4].removesuffix('_draw1')}/fold_1"))
+            shutil.copytree(first, first.parent.with_name(f"{first.parent.name}_draw1") / f"fold_{line[5]}")
+            return 0
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout):
             for name in FOLDERS:
                 patch.setenv(name, env[name])
-            patch.setattr("sys.argv", line[2:3])
             return run(import_module(line[2]).main, line[3:])
 
     monkeypatch.setattr("emim_nnunet.compare.commands.subprocess.call", call)
@@ -279,10 +284,12 @@ def a_further_draw_and_a_checkpoint_are_added(
     changed = [*more, *arms, f"given=file:{next(out.glob('weights/wide_seed0.pth'))}"]
     assert run(command.main, [*changed, "--only", "0"]) == 2
     assert "holds a comparison with another file than" in capsys.readouterr().err
-    assert run(command.main, [*given, "--only", "draw1_scratch"]) == 0
-    for folder in out.glob("nnUNet_results/*/*__toy_wide_seed0/fold_1"):  # as if another machine had run that job
-        shutil.copytree(folder, folder.parent.with_name(f"{folder.parent.name}_draw1") / "fold_2")
     assert run(command.main, [*more, *arms]) == 0
+    weights = ["-pretrained_weights", str(out / "weights" / "wide_seed0.pth")]
+    assert trainings == [["toy_scratch_seed0_draw1", "2"], ["toy_wide_seed0_draw1", "2", *weights]]
+    folds = json.loads(next(out.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
+    assert folds[2]["val"] == folds[0]["val"]
+    assert folds[2]["train"] != folds[1]["train"]
     page = capsys.readouterr().out
     assert "2 draws of labelled cases use the encoders of these seeds in turn" in page
     results = json.loads((out / "results.json").read_text())

@@ -170,7 +170,7 @@ def test_worth_is_found_with_an_interval_and_said_in_a_sentence() -> None:
     assert "paired t-test over 6 draws" in said
     assert unseen.startswith("On these data no difference was seen between pretraining with same and")
     alone = conclusions(results | {"worth": [], "power": []})[0]
-    assert "changes the Dice with 1 labelled cases by +0.100" in alone
+    assert "changes the Dice with 1 labelled case by +0.100" in alone
     assert alone.endswith("One draw cannot tell a difference from chance: give more with --draws.")
 
 

@@ -47,7 +47,7 @@ def stopping(until: dict[str, Any], most: int) -> str:
         most: The largest number of draws.
     """
     low, high = (f"{end:+.3f}" if abs(end) < float("inf") else "unbounded" for end in (until["low"], until["high"]))
-    pair = f"{until['arm']} minus {SCRATCH} with {until['labelled']} labelled cases"
+    pair = f"{until['arm']} minus {SCRATCH} with {_cases(until['labelled'])}"
     interval = f"{pair}: {until['mean']:+.3f}, 95 % interval that holds after every draw {low} to {high}"
     if until["reason"] is None:
         return f"All {most} draws were run without a decision (--until {until['difference']:g}). {interval}."
@@ -69,7 +69,7 @@ def number_text(value: float, counts: Sequence[int]) -> str:
 def _equivalent(worth: dict[str, Any], counts: Sequence[int]) -> str:
     number, low, high = (number_text(worth[key], counts) for key in ("worth", "low", "high"))
     arm, own = worth["arm"], worth["labelled"]
-    cases = f"{own} labelled case{'s' if own > 1 else ''}"
+    cases = _cases(own)
     if worth["low"] <= own <= worth["high"]:
         return (
             f"On these data no difference was seen between pretraining with {arm} and training from scratch: with {arm}, "
@@ -82,10 +82,14 @@ def _equivalent(worth: dict[str, Any], counts: Sequence[int]) -> str:
     )
 
 
+def _cases(number: int) -> str:
+    return f"{number} labelled case{'s' if number > 1 else ''}"
+
+
 def _gain(row: dict[str, Any]) -> str:
     span = f"95 % interval {row['difference_low']:+.3f} to {row['difference_high']:+.3f}"
     return (
-        f"On these data, pretraining with {row['arm']} changes the Dice with {row['labelled']} labelled cases by "
+        f"On these data, pretraining with {row['arm']} changes the Dice with {_cases(row['labelled'])} by "
         f"{row['difference']:+.3f} ({span}); several numbers after --labelled say how many labelled cases that is worth."
     )
 
