@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
-from emim_nnunet.compare.comparison import _configuration, _test_cases
 from emim_nnunet.compare.compute import step_flops
+from emim_nnunet.compare.power import power_rows
+from emim_nnunet.compare.preparation import _configuration, _test_cases
 from emim_nnunet.compare.protocol import Protocol
 from emim_nnunet.compare.report import markdown
 from emim_nnunet.compare.scores import interval, summarise
-from emim_nnunet.compare.workspace import make_splits
+from emim_nnunet.compare.workspace import FOLDERS, make_splits
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.locks import acquire
 from tests.pipeline import DATASET, PLANS, trainer_of
 from tests.toy import toy_batch
 
@@ -32,6 +37,11 @@ def test_arms_are_presets_or_written_out() -> None:
     assert arms[1] is ARMS["moco"]
     assert arms[1].trainer == "nnUNetTrainerMoCoZCAPretrain"
     assert arms[2] == Arm("mine", "EMIM", {"barlow_weight": 0, "pyramid_levels": [1, 2]})
+    (given,) = parse_arms([f"given=file:{__file__},finetune_initial_lr=0.01"])
+    assert given == Arm("given", None, {"finetune_initial_lr": 0.01}, Path(__file__))
+    assert given.pretrained
+    assert given.trainer is None
+    assert not arms[0].pretrained
 
 
 @pytest.mark.parametrize(
@@ -41,6 +51,8 @@ def test_arms_are_presets_or_written_out() -> None:
         (["mim", "mim"], "mim is there twice"),
         (["a/b=MIM"], "the name must consist of"),
         (["x=Unknown"], "knows no SSL method 'Unknown'"),
+        (["x=file:nothing.pth"], "nothing.pth does not exist: give a checkpoint"),
+        (["scratch=MIM"], "scratch is training from scratch, choose another name"),
         (["x=MIM,fill=zero"], "settings must be KEY=VALUE with JSON values"),
     ],
 )
@@ -138,6 +150,7 @@ def rows(arm: str, offset: float) -> list[dict[str, Any]]:
             "arm": arm,
             "labelled": 2,
             "seed": seed,
+            "draw": seed,
             "case": f"c{case}",
             "dice": {},
             "mean": 0.5 + 0.1 * case + offset,
@@ -148,7 +161,8 @@ def rows(arm: str, offset: float) -> list[dict[str, Any]]:
 
 
 def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
-    summary = summarise([*rows("scratch", 0.0), *rows("emim", 0.02)])
+    scores = [*rows("scratch", 0.0), *rows("emim", 0.02)]
+    summary = summarise(scores)
     scratch, emim = summary
     assert "difference" not in scratch
     assert emim["difference"] == pytest.approx(0.02)
@@ -159,7 +173,15 @@ def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
         "dataset": "D",
         "configuration": "c",
         "cases": {"unlabelled": 5, "labelled_pool": 3, "test": 4},
+        "test_cases": ["c0", "c1", "c2", "c3"],
         "seeds": [0, 1],
+        "draws": [0, 1],
+        "labelled_sets": {2: 2},
+        "files": {},
+        "until": None,
+        "worth": [],
+        "power": power_rows(scores),
+        "speed": [],
         "labelled": [2],
         "compute": {},
         "budget": {
@@ -181,7 +203,9 @@ def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
     assert "Pretraining on 8 cases (5 without label" in text
 
 
-def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_comparison_runs_resumes_and_reports(
+    nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     out = tmp_path / "out"
     options = ["1", "toy", "-o", str(out), "--labelled", "1", "--seeds", "0", "--num_test", "2", "-device", "cpu"]
     arms = ["--arms", "scratch", "wide=MIM,cell_size=[8,8,8]"]
@@ -204,6 +228,8 @@ def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, cap
     ]
     assert not set(learnt) & {r["case"] for r in results["scores"]}
     assert len(learnt) == 5
+    a_further_draw_and_a_checkpoint_are_added(out, options, arms, monkeypatch, capsys)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
     original = nnunet / "nnUNet_preprocessed" / DATASET
     assert "toy_wide_seed0" not in json.loads((original / f"{PLANS}.json").read_text())["configurations"]
     options[options.index("--num_test") + 1] = "1"
@@ -216,6 +242,70 @@ def test_a_comparison_runs_resumes_and_reports(nnunet: Path, tmp_path: Path, cap
     assert rates == {"wide": {"0.001"}, "scratch": {"0.01"}}
 
 
+def a_further_draw_and_a_checkpoint_are_added(
+    out: Path, options: list[str], arms: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Job by job. Exports run in this process; of a training the command is kept, and results of the first draw stand in."""
+    trainings = []
+
+    def call(line: list[str], env: dict[str, str], stdout: Any, **_: Any) -> int:
+        if line[2].endswith(".train"):
+            trainings.append(line[4:6] + line[12:])
+            first = next(out.glob(f"nnUNet_results/*/*__{line[4].removesuffix('_draw1')}/fold_1"))
+            shutil.copytree(first, first.parent.with_name(f"{first.parent.name}_draw1") / f"fold_{line[5]}")
+            return 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout):
+            for name in FOLDERS:
+                patch.setenv(name, env[name])
+            return run(import_module(line[2]).main, line[3:])
+
+    monkeypatch.setattr("emim_nnunet.compare.commands.subprocess.call", call)
+    checkpoint = next(out.rglob("*MIMPretrain*/fold_0/checkpoint_final.pth"))
+    more = [*options, "--evaluate", "finetune", "--draws", "2"]
+    given = [*more, *arms, f"given=file:{checkpoint}"]
+    capsys.readouterr()
+    assert run(command.main, [*given, "--list_jobs"]) == 0
+    names = [
+        "export_given",
+        "pretrain_wide_seed0",
+        *(f"draw{d}_{a}" for d in (0, 1) for a in ("scratch", "wide", "given")),
+    ]
+    done = {"pretrain_wide_seed0", "draw0_scratch", "draw0_wide"}
+    listed = [f"{n} {name} {'finished' if name in done else 'open'}" for n, name in enumerate(names)]
+    assert capsys.readouterr().out.splitlines() == listed
+    assert run(command.main, [*given, "--only", "draw1_given"]) == 2
+    assert "needs the weights of export_given: run that first (--only export_given)" in capsys.readouterr().err
+    with acquire(out, "the comparison"):  # jobs do not hold this lock: plans and splits are there
+        assert run(command.main, [*given, "--only", "0"]) == 0
+    assert run(command.main, [*given, "--list_jobs"]) == 0
+    assert "0 export_given finished" in capsys.readouterr().out
+    assert run(command.main, [*given, "--only", "draw7_given"]) == 2
+    assert "must be a name of --list_jobs, or a number from 0 to 7" in capsys.readouterr().err
+    changed = [*more, *arms, f"given=file:{next(out.glob('weights/wide_seed0.pth'))}"]
+    assert run(command.main, [*changed, "--only", "0"]) == 2
+    assert "holds a comparison with another file than" in capsys.readouterr().err
+    assert run(command.main, [*more, *arms]) == 0
+    weights = ["-pretrained_weights", str(out / "weights" / "wide_seed0.pth")]
+    assert trainings == [["toy_scratch_seed0_draw1", "2"], ["toy_wide_seed0_draw1", "2", *weights]]
+    folds = json.loads(next(out.glob("nnUNet_preprocessed/*/splits_final.json")).read_text())
+    assert folds[2]["val"] == folds[0]["val"]
+    assert folds[2]["train"] != folds[1]["train"]
+    page = capsys.readouterr().out
+    assert "2 draws of labelled cases use the encoders of these seeds in turn" in page
+    results = json.loads((out / "results.json").read_text())
+    assert {(r["arm"], r["draw"], r["seed"]) for r in results["scores"]} == {
+        (arm, d, 0) for arm in ("scratch", "wide") for d in (0, 1)
+    }
+    assert len({r["case"] for r in results["scores"]}) == 2  # draws of a seed share the test cases
+    assert [len(curve["dice"]) for curve in results["curves"]] == [2] * 4
+    assert results["power"][0]["draws"] == results["speed"][0]["draws"] == 2
+    assert "The smallest difference of Dice that this run could have seen is" in page
+    blocks = json.loads(next(out.glob(f"nnUNet_preprocessed/*/{PLANS}.json")).read_text())["configurations"]
+    seeds = {(b["emim"]["seed"], b["emim"]["finetune_seed"]) for n, b in blocks.items() if n.endswith("_draw1")}
+    assert seeds == {(0, 1)}
+    assert (out / "efficiency.png").stat().st_size > 500
+
+
 def log_of_arm(out: Path, arm: str) -> str:
     return "".join(file.read_text() for file in (out / "logs").glob(f"finetune_{arm}_*.txt"))
 
@@ -225,6 +315,8 @@ def log_of_arm(out: Path, arm: str) -> str:
     [
         (["--arms", "mim", "--reference", "emim"], "--reference emim: must be one of the arms that pretrain, mim"),
         (["--arms", "x=MIM,cel_size=[4,4,4]"], "unknown key 'cel_size'"),
+        (["--until", "0.1", "--draws", "4"], "--draws 4: --until decides after 8 draws at the earliest"),
+        (["--until", "0.1", "--draws", "9", "--arms", "mim"], "--until needs scratch and a pretrained arm in --arms"),
         (["--num_test", "5"], "--num_test 5: there are 5 labelled cases"),
         (
             ["--num_test", "2", "--labelled", "4"],

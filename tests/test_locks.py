@@ -83,6 +83,19 @@ def test_a_second_process_is_refused_until_the_first_ends(target: Path, holder: 
     assert list(target.parent.iterdir()) == []
 
 
+def test_patience_waits_for_the_other_process_so_long_and_no_longer(
+    target: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PAUSE_SECONDS", 0.02)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="is being written by"):
+        acquire(target, "the thing", patience=0.1)
+    assert 0.1 <= time.monotonic() - begin < 20
+    holder.stdin.close()  # it ends and releases the lock while we wait
+    with acquire(target, "the thing", patience=30):
+        assert holder.wait() == 0
+
+
 def test_a_killed_owner_is_taken_over_and_a_stopped_one_is_not(target: Path, holder: subprocess.Popen[str]) -> None:
     os.kill(holder.pid, 19)  # SIGSTOP: it may go on at any time
     then = time.time() - 10 * locks.STALE_SECONDS

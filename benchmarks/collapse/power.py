@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
+from emim_nnunet.compare.power import detectable
 from emim_nnunet.storage.tables import markdown_table
 
 RESULTS = [Path(__file__).parent / "results" / name for name in ("phantoms.json", "ten_seeds.json")]
-LEVEL, POWER = 0.05, 0.8
 COLUMNS = ("labelled", "arm", "mean difference", "standard deviation", "detectable", "seeds above 0", "Wilcoxon p")
 
 
@@ -56,16 +56,6 @@ def cells(values: Sequence[float]) -> list[str]:
         f"{(array > 0).sum()} of {number}",
         f"{stats.wilcoxon(array).pvalue:.3f}",
     ]
-
-
-def detectable(number: int) -> float:
-    """Smallest difference, in standard deviations, that a paired t-test over so many seeds finds with the power."""
-    threshold = stats.t.ppf(1 - LEVEL / 2, number - 1)
-
-    def missing(effect: float) -> float:
-        return stats.nct.sf(threshold, number - 1, effect * np.sqrt(number)) - POWER
-
-    return float(optimize.brentq(missing, 0.0, 10.0))
 
 
 if __name__ == "__main__":

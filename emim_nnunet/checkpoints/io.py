@@ -56,7 +56,7 @@ def _plain(value: Any, where: str, copies: dict[tuple, torch.Tensor]) -> Any:
     raise ValueError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint of any program onto the CPU without running any code in it.
 
     nnU-Net's own checkpoints hold numpy numbers in their log; those are the only objects let in besides what
@@ -64,6 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Args:
         path: The file.
+        mapped: Whether tensors are read from the file when they are used, for those who want the log only.
 
     Returns:
         The content of the checkpoint.
@@ -76,7 +77,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     try:
         with torch.serialization.safe_globals(_numpy_numbers()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint that can be read: it is damaged, or holds objects that only running code could "

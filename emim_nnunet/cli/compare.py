@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,20 @@ from emim_nnunet.cli._run import (
 )
 
 EPILOG = """
-Example:
+Examples:
   emim_compare 137 3d_fullres -o comparison --labelled 2 4 --seeds 0 1 2 --arms scratch mim emim moco moco_zca
+  emim_compare 137 3d_fullres -o comparison --labelled 1 2 4 8 16 --draws 16 --arms scratch emim 'openmind=file:model.pth'
   emim_compare 137 3d_fullres -o comparison --arms scratch emim 'no_pbt=EMIM,barlow_weight=0'
 
 With each seed, every arm pretrains on the same cases (all without label, and the labelled ones that are not for the test) with
-as many floating point operations as the reference arm would spend by the plans, is fine-tuned with the same number of steps
-(at the peak rate for pretrained encoders or that for scratch) and evaluated with a frozen encoder on the same few labelled
-cases, and is tested on the same cases. The seed chooses test cases and labelled cases. The emim block of the configuration sets
-the budgets; give the fine-tuning at least 1,000 steps (it has 250,000 where the block says nothing). A comparison that was
-interrupted goes on where it was when the command is repeated. With nnUNet_n_proc_DA=0 the fine-tuning is exactly seeded.
+as many floating point operations as the reference arm would spend by the plans. Its encoder is fine-tuned with the same number
+of steps (at the peak rate for pretrained encoders or that for scratch) and evaluated with frozen weights on the same few
+labelled cases, and is tested on the same cases. The seed chooses the test cases. With --draws the encoders of the seeds are
+fine-tuned in turn on other labelled cases, which is what differences need most: pretrain seldom, fine-tune often. The emim
+block of the configuration sets the budgets; give the fine-tuning at least 1,000 steps (it has 250,000 without).
+A comparison that was interrupted goes on where it was when the command is repeated, with more draws too. On a cluster,
+--list_jobs lists its parts, --only runs one, and the command without either collects them. With nnUNet_n_proc_DA=0 the
+fine-tuning is exactly seeded.
 """
 
 EVALUATE = ("finetune", "linear")
@@ -41,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--{name}: different whole numbers, at least {int(name == 'labelled')}")
     if arguments.jobs < 1:
         parser.error("--jobs must be at least 1")
+    _check_draws(parser, arguments)
 
-    from emim_nnunet.compare import Protocol, compare
+    from emim_nnunet.compare import Protocol, compare, list_jobs, run_job
     from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
     from emim_nnunet.devices import choose_device
 
@@ -53,15 +59,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         arms=parse_arms(arguments.arms or DEFAULT_ARMS),
         counts=sorted(arguments.labelled),
         seeds=arguments.seeds,
+        num_draws=arguments.draws or len(arguments.seeds),
         evaluations=arguments.evaluate,
         num_test=arguments.num_test,
         reference=arguments.reference,
+        until=arguments.until,
         device=choose_device(arguments.device),
         jobs=arguments.jobs,
     )
-    page = compare(protocol, arguments.output, arguments.json)
-    print(page.read_text())
-    print(f"Written to {arguments.output}")
+    if arguments.list_jobs:
+        for number, (job, finished) in enumerate(list_jobs(protocol, arguments.output)):
+            print(number, job.name, "finished" if finished else "open")
+    elif arguments.only is not None:
+        print(f"Finished: {run_job(protocol, arguments.output, arguments.only).name}")
+    else:
+        page = compare(protocol, arguments.output, arguments.json)
+        print(page.read_text())
+        print(f"Written to {arguments.output}")
+
+
+def _check_draws(parser: CommandParser, arguments: argparse.Namespace) -> None:
+    if arguments.draws is not None and arguments.draws < len(arguments.seeds):
+        parser.error(f"--draws must be at least the number of --seeds, {len(arguments.seeds)}")
+    if arguments.until is not None and not 0 < arguments.until < 1:
+        parser.error("--until must be a difference of Dice above 0 and below 1, such as 0.03")
+    if arguments.until is not None and arguments.draws is None:
+        parser.error("--until needs --draws, the largest number of draws")
 
 
 def _parser() -> CommandParser:
@@ -75,12 +98,23 @@ def _parser() -> CommandParser:
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--json", type=Path, help="another place for the results; a .md is written beside it")
     parser.add_argument(
-        "--arms", nargs="+", help="names, or NAME=METHOD,KEY=VALUE,... (default: the six of the papers)"
+        "--arms",
+        nargs="+",
+        help="names, NAME=METHOD,KEY=VALUE,... or NAME=file:CHECKPOINT (default: the six of the papers)",
     )
     parser.add_argument(
         "--labelled", type=int, nargs="+", default=[2, 4], help="labelled cases to learn from (default: 2 4)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the pretraining (default: 0 1 2)")
+    parser.add_argument(
+        "--draws", type=int, help="draws of labelled cases, for which the seeds take turns (default: one per seed)"
+    )
+    parser.add_argument(
+        "--until",
+        type=float,
+        metavar="DIFFERENCE",
+        help="end the draws once the first pretrained arm is known to differ from scratch, or to differ by less than this",
+    )
     parser.add_argument(
         "--evaluate",
         nargs="*",
@@ -94,6 +128,11 @@ def _parser() -> CommandParser:
     parser.add_argument("--reference", help="arm whose planned schedule is the compute budget (default: the first)")
     add_device_argument(parser)
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time (default: 1)")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--list_jobs", action="store_true", help="list the parts that --only can run, and run nothing")
+    part.add_argument(
+        "--only", metavar="JOB", help="run one part, a name or number of --list_jobs, and write no report"
+    )
     add_take_over(parser)
     return parser
 

@@ -1,6 +1,6 @@
-"""Comparison of SSL methods by one protocol: equal data, compute and fine-tuning, several seeds, paired differences."""
+"""Comparison of SSL methods by one protocol: equal data, compute and fine-tuning, several draws, paired differences."""
 
-from emim_nnunet.compare.comparison import compare
+from emim_nnunet.compare.comparison import compare, list_jobs, run_job
 from emim_nnunet.compare.protocol import Protocol
 
-__all__ = ["Protocol", "compare"]
+__all__ = ["Protocol", "compare", "list_jobs", "run_job"]

@@ -1,10 +1,10 @@
-"""The stages of a comparison, each a command in a process of its own."""
+"""The jobs of a comparison as commands, each in a process of its own."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -13,9 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from emim_nnunet.compare.arms import Arm
+from emim_nnunet.compare.jobs import Job, weights_job
 from emim_nnunet.compare.protocol import EVALUATIONS, Protocol
-from emim_nnunet.compare.workspace import Workspace, configuration_name
+from emim_nnunet.compare.workspace import LOGS, Workspace, configuration_name
 from emim_nnunet.errors import UserError
+from emim_nnunet.storage.locks import acquire
 from emim_nnunet.training.checkpoint import FINAL, LATEST
 
 CHECKPOINTS = (FINAL, LATEST)
@@ -26,54 +28,83 @@ class Commands:
 
     Args:
         protocol: The protocol of the comparison.
-        workspace: The folders of the comparison, with plans and splits already written.
+        workspace: The folders of the comparison; to run something, plans and splits must have been written.
     """
 
     def __init__(self, protocol: Protocol, workspace: Workspace) -> None:
         self.protocol = protocol
         self.workspace = workspace
 
-    def run(self) -> None:
-        """Run all SSL stages and exports, then all segmentation stages; finished ones are not run again.
+    def run_all(self, jobs: Sequence[Job], title: str) -> None:
+        """Run jobs, as many at the same time as the protocol says; what is finished is not run again.
+
+        Args:
+            jobs: The jobs, none of which needs another one.
+            title: What they are, for the progress bar.
 
         Raises:
-            UserError: A command failed.
+            UserError: A command failed, or another process runs one of the jobs.
         """
-        protocol = self.protocol
-        (self.workspace.output / "logs").mkdir(exist_ok=True)
-        pairs = [(arm, seed) for seed in protocol.seeds for arm in protocol.arms]
         stopped = Event()
 
-        def pretrain(pair: tuple[Arm, int]) -> None:
-            arm, seed = pair
-            if arm.method is not None and not stopped.is_set():
-                self._pretrain(arm, seed)
-
-        def segment(job: tuple[Arm, int, int, str]) -> None:
+        def run(job: Job) -> None:
             if not stopped.is_set():
-                self._segment(*job)
+                self.run(job)
 
-        jobs = [(arm, seed, count, e) for e in protocol.evaluations for count in protocol.counts for arm, seed in pairs]
-        for name, call, work in (("SSL stages", pretrain, pairs), ("segmentations", segment, jobs)):
-            with ThreadPoolExecutor(protocol.jobs) as pool, tqdm(total=len(work), desc=name, disable=None) as bar:
-                try:
-                    for _ in pool.map(call, work):
-                        bar.update()
-                except BaseException:
-                    stopped.set()  # commands that run come to their end, no new one starts
-                    raise
+        with ThreadPoolExecutor(self.protocol.jobs) as pool, tqdm(total=len(jobs), desc=title, disable=None) as bar:
+            try:
+                for _ in pool.map(run, jobs):
+                    bar.update()
+            except BaseException:
+                stopped.set()  # commands that run come to their end, no new one starts
+                raise
 
-    def score_files(self) -> list[tuple[dict[str, Any], Path]]:
-        """Each summary of nnU-Net's: ``evaluation``, ``arm``, ``labelled`` and ``seed`` that it belongs to, and its file."""
+    def run(self, job: Job) -> None:
+        """Run a job, or continue it.
+
+        Raises:
+            UserError: A command failed, another process runs the job, or the weights that it needs are not finished.
+        """
+        if self.finished(job):
+            return
+        with acquire(self.workspace.output / LOGS / job.name, f"{job.name} of the comparison {self.workspace.output}"):
+            if job.draw is None:
+                self._make_weights(job)
+                return
+            needed = weights_job(self.protocol, job.arm, job.seed)
+            if needed is not None and not self._weights(job.arm, job.seed).is_file():
+                raise UserError(f"{job.name} needs the weights of {needed.name}: run that first (--only {needed.name})")
+            for evaluation in self.protocol.evaluations:
+                for count in self.protocol.counts:
+                    self._segment(job.arm, job.draw, count, evaluation)
+
+    def finished(self, job: Job) -> bool:
+        """Whether all results of a job are there."""
+        if job.draw is None:
+            trained = job.arm.method is None or (self._ssl_folder(job.arm, job.seed) / FINAL).is_file()
+            return trained and self._weights(job.arm, job.seed).is_file()
+        files = self.score_files([job.draw])
+        return all(file.is_file() for about, file in files if about["arm"] == job.arm.name)
+
+    def score_files(self, draws: Iterable[int]) -> list[tuple[dict[str, Any], Path]]:
+        """Each summary of nnU-Net's: ``evaluation``, ``arm``, ``labelled``, ``seed`` and ``draw`` that it belongs to, and its
+        file, which lies in a folder of nnU-Net's folder of the fold.
+        """
         return [
             (
-                {"evaluation": evaluation, "arm": arm.name, "labelled": count, "seed": seed},
-                self._segmentation_folder(arm, seed, count, evaluation) / "validation" / "summary.json",
+                {
+                    "evaluation": evaluation,
+                    "arm": arm.name,
+                    "labelled": count,
+                    "seed": self.protocol.draws[draw],
+                    "draw": draw,
+                },
+                self._segmentation_folder(arm, draw, count, evaluation) / "validation" / "summary.json",
             )
             for evaluation in self.protocol.evaluations
             for arm in self.protocol.arms
             for count in self.protocol.counts
-            for seed in self.protocol.seeds
+            for draw in draws
         ]
 
     def ssl_folders(self) -> list[tuple[str, int, Path]]:
@@ -85,43 +116,44 @@ class Commands:
             for seed in self.protocol.seeds
         ]
 
-    def _configuration(self, arm: Arm, seed: int) -> str:
-        return configuration_name(self.protocol.configuration, arm, seed)
+    def _configuration(self, arm: Arm, seed: int, draw: int) -> str:
+        return configuration_name(self.protocol.configuration, arm, seed, draw)
 
     def _ssl_folder(self, arm: Arm, seed: int) -> Path:
-        return self.workspace.results(str(arm.trainer), self._configuration(arm, seed), self.protocol.ssl_fold(seed))
+        fold = self.protocol.ssl_fold(seed)
+        return self.workspace.results(str(arm.trainer), self._configuration(arm, seed, seed), fold)
 
-    def _segmentation_folder(self, arm: Arm, seed: int, count: int, evaluation: str) -> Path:
-        fold = self.protocol.fold(seed, count)
-        return self.workspace.results(EVALUATIONS[evaluation], self._configuration(arm, seed), fold)
+    def _segmentation_folder(self, arm: Arm, draw: int, count: int, evaluation: str) -> Path:
+        name = self._configuration(arm, self.protocol.draws[draw], draw)
+        return self.workspace.results(EVALUATIONS[evaluation], name, self.protocol.fold(draw, count))
 
     def _weights(self, arm: Arm, seed: int) -> Path:
-        return self.workspace.output / "weights" / f"{arm.name}_seed{seed}.pth"
+        return self.workspace.weights / (f"{arm.name}_file.pth" if arm.file else f"{arm.name}_seed{seed}.pth")
 
-    def _pretrain(self, arm: Arm, seed: int) -> None:
-        name, weights = self._configuration(arm, seed), self._weights(arm, seed)
+    def _make_weights(self, job: Job) -> None:
+        arm, seed = job.arm, job.seed
+        name, weights = self._configuration(arm, seed, seed), self._weights(arm, seed)
         folder = self._ssl_folder(arm, seed)
-        weights.parent.mkdir(exist_ok=True)
-        if not (folder / FINAL).is_file():
+        if arm.method is not None and not (folder / FINAL).is_file():
             options = ["--c"] if (folder / LATEST).is_file() else []
-            self._train(
-                name, self.protocol.ssl_fold(seed), str(arm.trainer), options, f"pretrain_{arm.name}_seed{seed}"
-            )
+            self._train(name, self.protocol.ssl_fold(seed), str(arm.trainer), options, job.name)
         if not weights.is_file():
             dataset, plans = str(self.protocol.dataset_id), self.workspace.plans_name
             target = ["-d", dataset, "-p", plans, "-c", name, "-o", str(weights)]
-            self._call("export", [str(folder), *target], f"export_{arm.name}_seed{seed}")
+            self._call("export", [str(arm.file or folder), *target], f"export_{weights.stem}")
 
-    def _segment(self, arm: Arm, seed: int, count: int, evaluation: str) -> None:
-        folder = self._segmentation_folder(arm, seed, count, evaluation)
+    def _segment(self, arm: Arm, draw: int, count: int, evaluation: str) -> None:
+        folder = self._segmentation_folder(arm, draw, count, evaluation)
         if (folder / "validation" / "summary.json").is_file():
             return
+        seed = self.protocol.draws[draw]
         if any((folder / file).is_file() for file in CHECKPOINTS):
             options = ["--c"]
         else:
-            options = [] if arm.method is None else ["-pretrained_weights", str(self._weights(arm, seed))]
-        name, fold = self._configuration(arm, seed), self.protocol.fold(seed, count)
-        log = f"{evaluation}_{arm.name}_seed{seed}_labelled{count}"
+            options = ["-pretrained_weights", str(self._weights(arm, seed))] if arm.pretrained else []
+        which = f"seed{seed}" if draw == seed else f"seed{seed}_draw{draw}"
+        log = f"{evaluation}_{arm.name}_{which}_labelled{count}"
+        name, fold = self._configuration(arm, seed, draw), self.protocol.fold(draw, count)
         self._train(name, fold, EVALUATIONS[evaluation], options, log)
 
     def _train(self, configuration: str, fold: int, trainer: str, options: Sequence[str], log: str) -> None:
@@ -129,7 +161,7 @@ class Commands:
         self._call("train", [self.workspace.data.name, configuration, str(fold), *common, *options], log)
 
     def _call(self, command: str, arguments: Sequence[str], log: str) -> None:
-        file = self.workspace.output / "logs" / f"{log}.txt"
+        file = self.workspace.output / LOGS / f"{log}.txt"
         with file.open("a") as stream:
             stream.write(f"$ emim_{command} {' '.join(arguments)}\n")
             stream.flush()

@@ -1,30 +1,25 @@
-"""``emim_compare``: runs a comparison by its protocol, from the preprocessed data to the report."""
+"""``emim_compare``: runs a comparison by its protocol, from the preprocessed data to the report, or a single job of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from emim_nnunet.compare.arms import SCRATCH, Arm
 from emim_nnunet.compare.commands import Commands
-from emim_nnunet.compare.compute import equal_compute
-from emim_nnunet.compare.protocol import Protocol
+from emim_nnunet.compare.jobs import Job, all_jobs, draw_jobs, find_job, weights_jobs
+from emim_nnunet.compare.power import draw_differences
+from emim_nnunet.compare.preparation import Preparation, find_data, prepare
+from emim_nnunet.compare.protocol import FINETUNE, Protocol
 from emim_nnunet.compare.report import write_results
 from emim_nnunet.compare.scores import collect_spectra, read_scores
-from emim_nnunet.compare.workspace import Workspace, configuration_name, draw_cases, make_splits
-from emim_nnunet.datasets.dataset import PreprocessedDataset
-from emim_nnunet.datasets.splits import SPLITS
-from emim_nnunet.errors import UserError
-from emim_nnunet.settings.block import config_from_block
-from emim_nnunet.settings.stages import FinetuneConfig
+from emim_nnunet.compare.sequential import Decision, decide
+from emim_nnunet.compare.speed import read_curves
+from emim_nnunet.compare.workspace import Workspace
 from emim_nnunet.storage.locks import acquire
-from emim_nnunet.training.stage import read_block
-
-WRITTEN_OUT = ("finetune_initial_lr", "finetune_scratch_lr", "finetune_deep_supervision")
 
 
 def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
-    """Run a comparison, or continue one that was interrupted.
+    """Run a comparison, or continue one that was interrupted or whose jobs were run one by one.
 
     Args:
         protocol: The protocol of the comparison.
@@ -38,76 +33,93 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
         UserError: The protocol cannot be carried out, a command failed, or another process writes the folder.
     """
     with acquire(output, f"the comparison {output}"):
-        return _compare(protocol, output, json_path)
+        prepared = prepare(protocol, output)
+        commands = Commands(protocol, prepared.workspace)
+        commands.run_all(weights_jobs(protocol), "SSL stages")
+        draws, decision = _run_draws(protocol, commands)
+        return write_results(_results(protocol, prepared, commands, draws, decision), output, json_path)
 
 
-def _compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
-    data = PreprocessedDataset.find(protocol.dataset_id, protocol.plans_name, protocol.configuration)
-    data.require_cases(labelled=True)
-    workspace = Workspace(output.absolute(), data)
-    tests = {seed: _test_cases(protocol, data, seed) for seed in protocol.seeds}
-    splits = make_splits(data.labelled_ids, tests, protocol.counts, data.patients)
-    compute = equal_compute(protocol, data)
-    block = read_block(data.plans, data.configuration)
-    configurations = {
-        configuration_name(protocol.configuration, arm, seed): _configuration(protocol, arm, seed, compute, block)
-        for arm in protocol.arms
-        for seed in protocol.seeds
+def run_job(protocol: Protocol, output: Path, which: str) -> Job:
+    """Run one job of a comparison; others may run at the same time, on other machines too.
+
+    Args:
+        protocol: The protocol of the comparison.
+        output: The folder for all files of the comparison.
+        which: Name of the job, or its place in :func:`list_jobs`.
+
+    Returns:
+        The job.
+
+    Raises:
+        UserError: The protocol cannot be carried out, there is no such job, what it needs is not finished, or a command failed.
+    """
+    job = find_job(protocol, which)
+    Commands(protocol, prepare(protocol, output).workspace).run(job)
+    return job
+
+
+def list_jobs(protocol: Protocol, output: Path) -> list[tuple[Job, bool]]:
+    """All jobs of a comparison in an order in which they can be run, and whether each is finished. Writes nothing.
+
+    Args:
+        protocol: The protocol of the comparison.
+        output: The folder for all files of the comparison; it need not exist.
+
+    Raises:
+        UserError: There is no such data set or configuration.
+    """
+    commands = Commands(protocol, Workspace(output.absolute(), find_data(protocol)))
+    return [(job, commands.finished(job)) for job in all_jobs(protocol)]
+
+
+def _run_draws(protocol: Protocol, commands: Commands) -> tuple[list[int], Decision | None]:
+    """Run the draws, all or until the interval decides; the numbers of those that count, and the decision."""
+    draws = list(protocol.draws)
+    if protocol.until is None:
+        commands.run_all([job for draw in draws for job in draw_jobs(protocol, draw)], "segmentations")
+        return draws, None
+    arms, decision = [arm.name for arm in protocol.decided], None
+    for number, draw in enumerate(draws, 1):
+        commands.run_all(draw_jobs(protocol, draw), f"draw {number} of at most {len(draws)}")
+        scores = read_scores(commands.score_files(draws[:number]))
+        decision = decide(draw_differences(scores, FINETUNE, min(protocol.counts), *arms), protocol.until)
+        if decision.reason is not None:
+            return draws[:number], decision
+    return draws, decision
+
+
+def _results(
+    protocol: Protocol, prepared: Preparation, commands: Commands, draws: list[int], decision: Decision | None
+) -> dict[str, Any]:
+    files = commands.score_files(draws)
+    data = prepared.workspace.data
+    folds = {
+        count: [prepared.splits[protocol.fold(draw, count)]["train"] for draw in draws] for count in protocol.counts
     }
-    plans = workspace.write(splits, configurations)
-    for name in configurations:
-        read_block(plans, name)  # finds a wrong setting before any training starts
-    commands = Commands(protocol, workspace)
-    commands.run()
-    results = {
+    until = None
+    if decision is not None:
+        arm, _ = protocol.decided
+        until = {"difference": protocol.until, "arm": arm.name, "labelled": min(protocol.counts)} | vars(decision)
+    return {
         "dataset": data.name,
         "configuration": protocol.configuration,
         "cases": {
             "unlabelled": len(data.unlabelled),
-            "labelled_pool": len(splits[0]["train"]),
-            "test": len({case for test in tests.values() for case in test}),
+            "labelled_pool": len(prepared.splits[0]["train"]),
+            "test": len({case for test in prepared.tests.values() for case in test}),
         },
+        "test_cases": sorted({case for test in prepared.tests.values() for case in test}),
         "seeds": list(protocol.seeds),
+        "draws": draws,
+        "num_draws": protocol.num_draws,
         "labelled": list(protocol.counts),
-        "compute": compute,
-        "budget": _budget(plans, configurations),
-        "scores": read_scores(commands.score_files()),
+        "labelled_sets": {count: len({tuple(cases) for cases in sets}) for count, sets in folds.items()},
+        "compute": prepared.compute,
+        "files": prepared.files,
+        "budget": prepared.budget,
+        "until": until,
+        "scores": read_scores(files),
+        "curves": read_curves(files),
         "spectra": collect_spectra(commands.ssl_folders()),
     }
-    return write_results(results, output, json_path)
-
-
-def _test_cases(protocol: Protocol, data: PreprocessedDataset, seed: int) -> list[str]:
-    labelled = data.labelled_ids
-    if protocol.num_test is None:
-        splits = data.splits
-        if not splits:
-            raise UserError(
-                f"{data.folder / SPLITS} is missing or empty: preprocess with emim_plan_and_preprocess, or give --num_test"
-            )
-        return splits[seed % len(splits)]["val"]
-    if not 1 <= protocol.num_test < len(labelled):
-        raise UserError(f"--num_test {protocol.num_test}: there are {len(labelled)} labelled cases")
-    return draw_cases(sorted(labelled), protocol.num_test, seed)
-
-
-def _configuration(
-    protocol: Protocol, arm: Arm, seed: int, compute: dict[str, Any], planned: dict[str, Any]
-) -> dict[str, Any]:
-    # written out, so that a comparison that is continued by another version notices other defaults
-    finetuning = config_from_block(FinetuneConfig, planned | arm.settings)
-    block = {key: getattr(finetuning, key) for key in WRITTEN_OUT} | arm.settings
-    # the scores are those of the final validation
-    block |= {"seed": seed, "finetune_seed": seed, "finetune_final_validation": True}
-    if arm.method is None:
-        block["finetune_init"] = SCRATCH
-    else:
-        block["num_iterations_per_epoch"] = compute[arm.name]["steps_per_epoch"]
-    return {"inherits_from": protocol.configuration, "emim": block}
-
-
-def _budget(plans: dict[str, Any], configurations: dict[str, Any]) -> dict[str, Any]:
-    """Of the fine-tuning; arms may have settings of their own, this is the first one's."""
-    config = config_from_block(FinetuneConfig, read_block(plans, next(iter(configurations))))
-    keys = ("finetune_num_epochs", "finetune_num_iterations_per_epoch", *WRITTEN_OUT)
-    return {key: getattr(config, key) for key in keys}

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from emim_nnunet.compare.protocol import TITLES
 from emim_nnunet.compare.scores import mean_dice
-from emim_nnunet.storage.figures import TITLE, save_figure
+from emim_nnunet.storage.figures import TITLE, legend_beside, save_figure
 
 
 @style.context("default")
 def plot_scores(results: dict[str, Any], path: Path) -> None:
-    """Draw the Dice of every test case (mean over seeds), and mean and interval of each arm.
+    """Draw the Dice of every test case (mean over draws), and mean and interval of each arm.
 
     There is a panel per evaluation and number of labelled cases.
 
@@ -47,9 +47,38 @@ def plot_scores(results: dict[str, Any], path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("Dice")
     figure.suptitle(
-        f"{results['cases']['test']} test cases (points, mean over {len(results['seeds'])} seeds), mean and 95 % interval",
+        f"{results['cases']['test']} test cases (points, mean over {len(results['draws'])} draws), mean and 95 % interval",
         fontsize=10,
     )
+    save_figure(figure, path)
+
+
+@style.context("default")
+def plot_efficiency(results: dict[str, Any], path: Path) -> None:
+    """Draw the Dice against the number of labelled cases, a line with its interval per arm and a panel per evaluation.
+
+    Args:
+        results: The results, with ``summary`` and ``labelled``.
+        path: The PNG file to write.
+    """
+    evaluations = list(dict.fromkeys(row["evaluation"] for row in results["summary"]))
+    figure = Figure(figsize=(1.8 + 4.3 * len(evaluations), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(evaluations), squeeze=False)[0]
+    for ax, evaluation in zip(axes, evaluations, strict=True):
+        own = [row for row in results["summary"] if row["evaluation"] == evaluation]
+        for number, arm in enumerate(dict.fromkeys(row["arm"] for row in own)):
+            rows = sorted((row for row in own if row["arm"] == arm), key=lambda row: row["labelled"])
+            counts, mean, low, high = ([row[key] for row in rows] for key in ("labelled", "mean", "low", "high"))
+            ax.fill_between(counts, low, high, color=f"C{number}", alpha=0.15, lw=0)
+            ax.plot(counts, mean, "o-", color=f"C{number}", ms=4, lw=1.5, label=arm)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(results["labelled"], [str(count) for count in results["labelled"]])
+        ax.set_xlabel("labelled cases")
+        ax.set_title(TITLES[evaluation], **TITLE)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("Dice, mean and 95 % interval")
+    legend_beside(axes[-1])
     save_figure(figure, path)
 
 

@@ -39,22 +39,22 @@ def read_scores(files: Sequence[tuple[dict[str, Any], Path]]) -> list[dict[str, 
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Compute a mean and its 95 % bootstrap interval; seeds and cases are drawn independently, with replacement.
+    """Compute a mean and its 95 % bootstrap interval; draws and cases are drawn independently, with replacement.
 
-    Scores of one case with several seeds, and of several cases with one seed, depend on each other; drawing both accounts for
+    Scores of one case in several draws, and of several cases in one draw, depend on each other; drawing both accounts for
     that.
 
     Args:
-        values: (seeds, cases) float; NaN is left out: no label there, or the case is no test case of that seed.
+        values: (draws, cases) float; NaN is left out: no label there, or the case is no test case of that draw.
         seed: Seed of the bootstrap.
 
     Returns:
         The mean, and the lower and upper end of the interval.
     """
-    seeds, cases = values.shape
+    draws, cases = values.shape
 
     def mean(rng: np.random.Generator) -> np.ndarray:
-        drawn = values[rng.integers(seeds, size=seeds)][:, rng.integers(cases, size=cases)]
+        drawn = values[rng.integers(draws, size=draws)][:, rng.integers(cases, size=cases)]
         return np.array([np.nanmean(drawn) if np.isfinite(drawn).any() else np.nan])
 
     (low,), (high,) = bootstrap_interval(mean, RESAMPLES, seed)
@@ -68,9 +68,9 @@ def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         scores: The rows of :func:`read_scores`.
 
     Returns:
-        A row per evaluation, number of labelled cases and arm: ``mean``, ``low``, ``high``, ``num_cases``, ``num_seeds`` and,
+        A row per evaluation, number of labelled cases and arm: ``mean``, ``low``, ``high``, ``num_cases``, ``num_draws`` and,
         where scratch was run and the arm is another one, ``difference``, ``difference_low``, ``difference_high`` and
-        ``better_in`` (cases, averaged over seeds, in which the arm is better).
+        ``better_in`` (cases, averaged over draws, in which the arm is better).
     """
     groups = dict.fromkeys((row["evaluation"], row["labelled"], row["arm"]) for row in scores)
     tables = {key: mean_dice(scores, *key) for key in groups}
@@ -78,7 +78,7 @@ def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (evaluation, labelled, arm), values in tables.items():
         mean, low, high = interval(values)
         row = {"evaluation": evaluation, "labelled": labelled, "arm": arm, "mean": mean, "low": low, "high": high}
-        row |= {"num_seeds": values.shape[0], "num_cases": values.shape[1]}
+        row |= {"num_draws": values.shape[0], "num_cases": values.shape[1]}
         reference = tables.get((evaluation, labelled, SCRATCH))
         if reference is not None and arm != SCRATCH:
             difference = values - reference
@@ -90,7 +90,7 @@ def summarise(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, arm: str) -> np.ndarray:
-    """Collect the Dice of one arm, averaged over the labels; NaN where a case is no test case of a seed.
+    """Collect the Dice of one arm, averaged over the labels; NaN where a case is no test case of a draw.
 
     Args:
         scores: The rows of :func:`read_scores`.
@@ -99,13 +99,13 @@ def mean_dice(scores: Sequence[dict[str, Any]], evaluation: str, labelled: int, 
         arm: The name of the arm.
 
     Returns:
-        (seeds, cases) float64, NaN where undefined.
+        (draws, cases) float64, NaN where undefined; draws by their number.
     """
     chosen = [r for r in scores if (r["evaluation"], r["labelled"], r["arm"]) == (evaluation, labelled, arm)]
-    seeds, cases = (sorted({row[key] for row in chosen}) for key in ("seed", "case"))
-    table = np.full((len(seeds), len(cases)), np.nan)
+    draws, cases = (sorted({row[key] for row in chosen}) for key in ("draw", "case"))
+    table = np.full((len(draws), len(cases)), np.nan)
     for row in chosen:
-        table[seeds.index(row["seed"]), cases.index(row["case"])] = row["mean"]
+        table[draws.index(row["draw"]), cases.index(row["case"])] = row["mean"]
     return table
 
 

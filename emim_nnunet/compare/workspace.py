@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.storage.files import read_json, write_json
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+LOGS = "logs"
 
 
 class Workspace:
@@ -40,6 +42,11 @@ class Workspace:
         """The name of the plans."""
         return self.data.plans["plans_name"]
 
+    @property
+    def weights(self) -> Path:
+        """The folder of the exported weights."""
+        return self.output / "weights"
+
     def environment(self) -> dict[str, str]:
         """The environment variables for nnU-Net's commands, with nnU-Net's folders inside the workspace."""
         return os.environ | {name: str(self.output / name) for name in FOLDERS}
@@ -49,27 +56,33 @@ class Workspace:
         name = f"{trainer}__{self.plans_name}__{configuration}"
         return self.output / "nnUNet_results" / self.data.name / name / f"fold_{fold}"
 
-    def write(self, splits: list[dict[str, list[str]]], configurations: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Link the data and write plans and splits.
+    def holds(self, splits: list[dict[str, list[str]]], configurations: dict[str, dict[str, Any]]) -> bool:
+        """Whether :meth:`write` has been done with these, or with more of them."""
+        if not self._plans_file.is_file() or self._plans_file.is_symlink():
+            return False  # plans are written last
+        needed = [self.output / LOGS, self.weights, *(self.preprocessed / e.name for e in self.data.folder.iterdir())]
+        same_splits = read_splits(self.preprocessed)[: len(splits)] == splits
+        return (
+            all(map(Path.exists, needed)) and same_splits and self._written_plans() == self._plans_with(configurations)
+        )
+
+    def write(self, splits: list[dict[str, list[str]]], configurations: dict[str, dict[str, Any]]) -> None:
+        """Link the data and write plans and splits; folds and configurations that are there already stay.
 
         Args:
             splits: The folds, in the format of nnU-Net's ``splits_final.json``.
             configurations: Name -> configuration, to add to the plans.
 
-        Returns:
-            The plans with these configurations.
-
         Raises:
             UserError: The folder holds a comparison of other cases, or with other settings of an arm.
         """
-        file = self.preprocessed / SPLITS
-        if file.is_file() and read_splits(self.preprocessed) != splits:
+        known = read_splits(self.preprocessed)
+        if any(before != now for before, now in zip(known, splits, strict=False)):
             raise UserError(
                 f"{self.output} holds a comparison with other cases, seeds or numbers of labelled cases: choose another folder "
                 f"with -o"
             )
-        written = self.preprocessed / f"{self.plans_name}.json"
-        before = read_json(written)["configurations"] if written.is_file() and not written.is_symlink() else {}
+        before = self._written_plans()["configurations"]
         changed = [name for name, content in configurations.items() if before.get(name, content) != content]
         if changed:
             raise UserError(
@@ -77,39 +90,58 @@ class Workspace:
             )
         for name in FOLDERS:
             (self.output / name).mkdir(parents=True, exist_ok=True)
+        for folder in (self.output / LOGS, self.weights):
+            folder.mkdir(exist_ok=True)
         self.preprocessed.mkdir(exist_ok=True)
         for entry in self.data.folder.iterdir():
             link = self.preprocessed / entry.name
-            written_here = entry.name in (SPLITS, f"{self.plans_name}.json")
+            written_here = entry.name in (SPLITS, self._plans_file.name)
             if not written_here and not link.is_symlink():
                 link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
-        plans = self.data.plans | {"configurations": self.data.plans["configurations"] | configurations}
-        write_json(file, splits)
-        write_json(written, plans)
-        return plans
+        write_json(self.preprocessed / SPLITS, max(splits, known, key=len))
+        write_json(self._plans_file, self._plans_with(configurations))
+
+    @property
+    def _plans_file(self) -> Path:
+        return self.preprocessed / f"{self.plans_name}.json"
+
+    def _written_plans(self) -> dict[str, Any]:
+        file = self._plans_file
+        return read_json(file) if file.is_file() and not file.is_symlink() else {"configurations": {}}
+
+    def _plans_with(self, configurations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The user's plans with these configurations and those of earlier runs."""
+        before, planned = self._written_plans()["configurations"], self.data.plans["configurations"]
+        return self.data.plans | {"configurations": before | planned | configurations}
 
 
 def make_splits(
-    labelled: Sequence[str], tests: Mapping[int, Sequence[str]], counts: Sequence[int], patients: Mapping[str, str]
+    labelled: Sequence[str],
+    tests: Mapping[int, Sequence[str]],
+    counts: Sequence[int],
+    patients: Mapping[str, str],
+    draws: Mapping[int, int] = MappingProxyType({}),
 ) -> list[dict[str, list[str]]]:
-    """Make a fold per seed for its SSL stages, all labelled cases but its test cases, and one per count with that many of them.
+    """Make the folds: per seed one for its SSL stages, all labelled cases but its test cases, and one per count; then of the
+    further draws one per count.
 
     Every seed has test cases of its own, so the labelled cases differ between seeds even where the largest count takes all that
-    the test leaves.
+    the test leaves. Draws of one seed share its test cases.
 
     Args:
         labelled: Ids of all labelled cases.
         tests: Ids of the test cases of each seed.
-        counts: Numbers of labelled training cases; a smaller set is part of the larger ones of the same seed.
+        counts: Numbers of labelled training cases; a smaller set is part of the larger ones of the same draw.
         patients: Case -> patient; other cases of the patients of test cases are left out.
+        draws: Number of each draw -> its seed, see :attr:`.protocol.Protocol.draws`; those of the seeds are made anyway.
 
     Raises:
         UserError: There are fewer training cases than asked for.
     """
-    splits = []
+    splits, pools = [], {}
     for seed, test in tests.items():
         tested = {patients.get(case, case) for case in test}
-        pool = sorted(case for case in labelled if patients.get(case, case) not in tested)
+        pool = pools[seed] = sorted(case for case in labelled if patients.get(case, case) not in tested)
         if max(counts) > len(pool):
             raise UserError(
                 f"--labelled {max(counts)}: of {len(labelled)} labelled cases {len(test)} are for the test, "
@@ -117,6 +149,10 @@ def make_splits(
             )
         chosen = [pool, *(draw_cases(pool, count, seed) for count in counts)]
         splits += [{"train": sorted(cases), "val": sorted(test)} for cases in chosen]
+    for number, seed in draws.items():
+        if number not in tests:
+            chosen = [draw_cases(pools[seed], count, number) for count in counts]
+            splits += [{"train": sorted(cases), "val": sorted(tests[seed])} for cases in chosen]
     return splits
 
 
@@ -125,6 +161,7 @@ def draw_cases(cases: Sequence[str], count: int, seed: int) -> list[str]:
     return [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))[:count]]
 
 
-def configuration_name(base: str, arm: Arm, seed: int) -> str:
-    """The name of the configuration of an arm and seed."""
-    return f"{base}_{arm.name}_seed{seed}"
+def configuration_name(base: str, arm: Arm, seed: int, draw: int) -> str:
+    """The name of the configuration of an arm, seed and draw; the SSL stage has that of the draw with its number."""
+    name = f"{base}_{arm.name}_seed{seed}"
+    return name if draw == seed else f"{name}_draw{draw}"

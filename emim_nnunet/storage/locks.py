@@ -132,12 +132,13 @@ def take_over_locks(by_force: bool) -> None:
     _by_force = by_force
 
 
-def acquire(target: Path, what: str) -> Lock:
+def acquire(target: Path, what: str, patience: float = 0.0) -> Lock:
     """Take the lock of a file or folder; this process may hold it already.
 
     Args:
         target: File or folder that will be written. It need not exist; missing folders above it are made.
         what: Name of the target, for the message.
+        patience: Seconds to wait for another process that holds the lock, for locks that are held shortly.
 
     Returns:
         The lock, which the caller must release.
@@ -149,13 +150,13 @@ def acquire(target: Path, what: str) -> Lock:
     with _guard:
         lock = _held.get(path)
         if lock is None or lock._owner.pid != os.getpid():
-            lock = _held[path] = Lock(path, what, _take(path, what))
+            lock = _held[path] = Lock(path, what, _take(path, what, patience))
         lock._count += 1
         return lock
 
 
-def _take(path: Path, what: str) -> Owner:
-    owner = _this_process()
+def _take(path: Path, what: str, patience: float) -> Owner:
+    owner, end = _this_process(), time.monotonic() + patience
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +169,9 @@ def _take(path: Path, what: str) -> Owner:
         if text is None:
             continue  # released meanwhile
         reason = _why_abandoned(path, other)
+        if reason is None and time.monotonic() < end:
+            time.sleep(min(PAUSE_SECONDS, patience))
+            continue
         if reason is None:
             here = other is not None and other.machine == owner.machine
             advice = ", or end it" if here else f". If it is gone for certain, give --take_over or remove {path}"
