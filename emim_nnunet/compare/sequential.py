@@ -41,7 +41,7 @@ def anytime_interval(values: np.ndarray) -> tuple[float, float]:
     For independent normal values of any variance this is a martingale that begins at 1 (the Gaussian mixture of Wang and
     Ramdas, arXiv:2310.03722), so it ever exceeds 20 with a probability of 5 % at most (Ville's inequality). Paired differences
     of arms that do not differ are symmetric; of such, normal or not, less than 5 % excluded 0 in simulations. Where a
-    difference has rare failures (one draw in five), the interval missed its mean at some time in up to 18 %. One for all values
+    difference has rare failures (one draw in five), the interval missed its mean at some time in up to 22 %. One for all values
     in [-1, 1] would need no distribution, but excludes 0 only for differences that Dice does not have before some hundred
     draws.
 
