@@ -51,19 +51,27 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
     parser.add_argument("--arms", nargs="+", help="only these (default: all of the part)")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
+    parser.add_argument("--report", action="store_true", help="run nothing, write tables and picture of what is there")
     parser.add_argument("--data", type=Path, default=DATA, help="the patients (default: ../shared/data/lgg)")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data and weights, outside the checkout")
+    parser.add_argument("--work", type=Path, help="folder for data and weights, outside the checkout")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs at a time (default: cores)")
     arguments = parser.parse_args()
-    work = arguments.work.absolute()
+    results = arguments.json.with_suffix("")
+    if not arguments.report:
+        if arguments.work is None:
+            parser.error("--work: name a folder for data and weights")
+        run_parts(arguments, arguments.work.absolute(), results)
+    write_report(results, arguments.json)
+
+
+def run_parts(arguments: argparse.Namespace, work: Path, results: Path) -> None:
+    """Prepare the data and run the parts that were asked for."""
     enter(work)
     prepare(arguments.data, work)
-    results = arguments.json.with_suffix("")
     for name in arguments.part:
         part = PARTS[name].quick() if arguments.quick else PARTS[name]
         part = replace(part, arms=tuple(arm for arm in part.arms if arm in (arguments.arms or part.arms)))
         run_part(part, work, results, arguments.workers)
-    write_report(results, arguments.json)
 
 
 def run_part(part: Part, work: Path, results: Path, workers: int) -> None:

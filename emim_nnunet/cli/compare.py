@@ -17,7 +17,7 @@ from emim_nnunet.cli._run import (
 )
 
 EPILOG = """
-Examples:
+Example:
   emim_compare 137 3d_fullres -o comparison --labelled 2 4 --seeds 0 1 2 --arms scratch mim emim moco moco_zca
   emim_compare 137 3d_fullres -o comparison --labelled 1 2 4 8 16 --draws 16 --arms scratch emim 'openmind=file:model.pth'
   emim_compare 137 3d_fullres -o comparison --arms scratch emim 'no_pbt=EMIM,barlow_weight=0'
