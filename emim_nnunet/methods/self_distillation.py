@@ -34,6 +34,7 @@ class MaskedSelfDistillationConfig(PyramidBarlowConfig):
 
     Attributes:
         fill: A learned number per modality by default, as E-MIM has it.
+        sparse_encoder: On by default: on real heads, frozen features of stages without it were worse than untrained ones.
         distillation_weight: Weight of the distillation beside the reconstruction, whose weight is 1; more than 0.
         distillation_stages: The targets are the outputs of this many stages, the deepest ones, at least 1; None = the deeper
             half, rounded up, as data2vec takes the upper half of its blocks.
@@ -42,6 +43,7 @@ class MaskedSelfDistillationConfig(PyramidBarlowConfig):
 
     without_effect: ClassVar[tuple[str, ...]] = ("mask_ratio",)
     fill: str = "learned"
+    sparse_encoder: bool = True
     distillation_weight: float = 1.0
     distillation_stages: int | None = None
     teacher_momentum: float = 0.999
