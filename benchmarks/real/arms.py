@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from emim_nnunet.compare.arms import ARMS as KNOWN
 from emim_nnunet.compare.arms import Arm, parse_arms
 
 WITHOUT_BODY = "_no_body"  # ending of an arm that learns from data whose body was not looked for
@@ -18,7 +17,7 @@ METHODS = {
             "moco_whitened",
             "moco_zca",
             "mask_in_mask",
-            "self_distillation=MaskedSelfDistillation",
+            "self_distillation=MaskedSelfDistillation,sparse_encoder=false",
             f"mim{WITHOUT_BODY}=MIM",
         ]
     )
@@ -31,6 +30,4 @@ def arm_of(name: str) -> Arm:
     Raises:
         UserError: There is no such arm.
     """
-    if name in METHODS:
-        return METHODS[name]
-    return KNOWN[name] if name in KNOWN else parse_arms([name])[0]
+    return METHODS[name] if name in METHODS else parse_arms([name])[0]

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from measure.common import markdown_table, write_results
 from scipy.stats import wilcoxon
 
+from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.compare.scores import interval
 from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json
 
-SCRATCH = "scratch"
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 LADDER = ("constant", "sample_constant", "outline", "depth")
 

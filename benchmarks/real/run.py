@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from tqdm import tqdm
 
+from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, prepare
@@ -40,7 +41,6 @@ from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
-SCRATCH = "scratch"
 ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "steps")  # of a training; the rest are scores
 
 
