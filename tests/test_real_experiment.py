@@ -117,7 +117,8 @@ def test_the_surface_distance_is_that_of_shifted_boxes_in_mm() -> None:
 def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Path) -> None:
     def row(arm: str, rate: float, dice: float) -> dict[str, Any]:
         scores = {"dice": {"8": [0.1, 0.1], "16": [dice, dice + 0.1]}, "cross_entropy": {"8": 1.0, "16": 0.5}}
-        about = {"arm": arm, "stage": "a", "epoch": 1, "evaluation": "finetune", "rate": rate, "steps": 16}
+        about = {"arm": arm, "stage": f"{arm}_fold1_epochs1_seed0", "epoch": 1, "evaluation": "finetune", "rate": rate}
+        about["steps"] = 16
         return about | scores | {"average_precision": [0.5, 0.6], "surface_distance": [3.0, None], "seconds": 1.0}
 
     for draw in range(8):
@@ -131,9 +132,13 @@ def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Pat
     table = score_table(rows)
     line = next(line for line in table.splitlines() if "emim" in line)
     assert "+0.055" in line
-    low, high = (float(end) for end in line.split("|")[-3].split(" to "))
+    low, high = (float(end) for end in line.split("|")[-4].split(" to "))
     assert 0.05 <= low < 0.055 < high <= 0.06  # nothing of the draws' difficulty is in the interval
-    assert line.rstrip(" |").endswith("0.008")  # the least that eight draws can give, 2 / 2^8
+    assert line.split("|")[-3:-1] == [
+        " 0.008 ",
+        " 1 ",
+    ]  # the least that eight draws can give, 2 / 2^8; and all of its steps
+    assert " search " in line
 
 
 def head() -> np.ndarray:

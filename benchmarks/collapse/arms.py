@@ -116,6 +116,8 @@ ARMS: dict[str, Arm] = {
     "patch": Arm(PLAIN | {"position_ratio": 0.0, "patch_ratio": 0.75, "modality_mask": False}),
     "HMP": Arm(PLAIN | FRACTION),
     "HMP, zero fill": Arm(PLAIN | FRACTION | {"fill": "zero"}),
+    "HMP, fill from -3": Arm(PLAIN | FRACTION | {"fill_start": -3.0}),  # where no tissue is
+    "HMP, sparse encoder": Arm(PLAIN | FRACTION | {"sparse_encoder": True}),
     "position, norm_pix": Arm(
         PLAIN | {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False, "norm_pix": True}
     ),

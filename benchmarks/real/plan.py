@@ -63,17 +63,22 @@ class Part:
 
 
 RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
-RECIPES = (  # what the search tries, one change of E-MIM at a time
+RECIPES = (  # what the search tries: the methods, and one change of E-MIM, MIM or MoCo at a time
+    "moco_zca",
     "emim",
     "mim",
-    "self_distillation",
+    "emim_sparse=EMIM,sparse_encoder=true",
+    "moco",
+    "mim_sparse=MIM,sparse_encoder=true",
+    "self_distillation_sparse=MaskedSelfDistillation,sparse_encoder=true",
+    "moco_local",
+    "mask_in_mask",
     "emim_no_pbt",
-    "emim_cell4=EMIM,cell_size=[4,4]",
+    "emim_bare_pbt=EMIM,projector_widths=[0,0,0]",
     "emim_cell16=EMIM,cell_size=[16,16]",
+    "emim_cell4=EMIM,cell_size=[4,4]",
     "emim_modality=EMIM,position_ratio=0.1,patch_ratio=0.3",
     'emim_fill=EMIM,fill="learned",fill_start=-3.0',
-    "emim_sparse=EMIM,sparse_encoder=true",
-    "emim_bare_pbt=EMIM,projector_widths=[0,0,0]",
     "emim_masked_pbt=EMIM,barlow_masked_cells=true",
     "emim_wide=EMIM,decoder_min_width=48",
     "emim_slow=EMIM,initial_lr=0.0003",
@@ -89,8 +94,6 @@ PARTS = {
         linear=True,
         after=(8, 20),
     ),
-    # a first look at fine-tuning with these encoders
-    "pilot": Part(FINAL, ("moco_zca", "self_distillation"), labelled=(2,), draws=4, rates=(RATE,), after=(20,)),
     # does it matter that masked positions reach the norms of visible ones?
     "sparse": Part(
         FINAL,
@@ -101,13 +104,9 @@ PARTS = {
         linear=True,
     ),
     "body": Part(FINAL, (f"mim{WITHOUT_BODY}",), epochs=8),
-    "rates": Part(
-        SEARCH,
-        ("mim", "emim"),
-        epochs=8,
-        labelled=(2, 8),
-        draws=4,
-        rates=(3e-4, 1e-3, 3e-3),
-    ),
-    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=8, rates=(RATE,), linear=True),
+    # successive halving: all recipes on half of the draws, then the better ones on all
+    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=4, rates=(RATE,), linear=True),
+    "halved": Part(SEARCH, RECIPES[:5], epochs=8, labelled=(2,), draws=8, rates=(RATE,), linear=True),
+    # each arm at its own rate
+    "rates": Part(SEARCH, RECIPES[:3], epochs=8, labelled=(2,), draws=4, rates=(3e-4, RATE, 3e-3)),
 }

@@ -89,12 +89,13 @@ def pretrain(
 
 
 def without_body(work: Path) -> Path:
-    """The same preprocessed data, linked, without the body that preprocessing found."""
+    """The same preprocessed data, linked, without the body that preprocessing found and the checksums that know of it."""
     source = preprocessed(work)
     target = source.with_name(f"Dataset{DATASET_ID + 1}_{NAME}NoBody")
     target.mkdir(exist_ok=True)
     for entry in source.iterdir():
-        if entry.name != "body" and not (target / entry.name).exists():
+        kept = entry.name != "body" and entry.suffix != ".checksums"
+        if kept and not (target / entry.name).exists():
             (target / entry.name).symlink_to(entry)
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,14 @@ from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.compare.scores import interval
 from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json
+from real.arms import WITHOUT_BODY
+from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
+PATIENTS = {
+    SEARCH: ("search", SEARCH_SITE),
+    FINAL: ("final", TEST_SITE),
+}  # fold -> what learns in it, the site that tests
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 
@@ -26,13 +33,18 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     rows = []
     for file in sorted((folder / "draws").glob("*.json")):
         content = read_json(file)
-        about = {
-            "labelled": len(content["train"]),
-            "draw": int(file.stem.rsplit("draw", 1)[1]),
-            "test": content["test"],
-        }
-        rows += [about | row for row in content["rows"]]
+        numbers = re.fullmatch(r"fold(\d+)_labelled\d+_draw(\d+)", file.stem)
+        assert numbers is not None
+        fold, draw = (int(number) for number in numbers.groups())
+        about = {"labelled": len(content["train"]), "draw": draw, "tests": PATIENTS[fold][1]}
+        rows += [about | {"learnt": _learnt(row["stage"])} | row for row in content["rows"]]
     return stages, rows
+
+
+def _learnt(stage: str) -> str:
+    """The patients that an SSL stage learnt from; nothing for an encoder that is not pretrained."""
+    number = re.search(r"_fold(\d+)_", stage)
+    return PATIENTS[int(number[1])][0] if number else ""
 
 
 def skill_over(stage: dict[str, Any], baseline: str) -> float:
@@ -116,17 +128,35 @@ def write_spectra(stages: Sequence[dict[str, Any]], file: Path) -> None:
 def score_table(rows: Sequence[dict[str, Any]]) -> str:
     """Scores of all arms, and their paired difference from scratch at its own best rate."""
     lines = []
-    for evaluation, labelled in dict.fromkeys((row["evaluation"], row["labelled"]) for row in rows):
-        here = [row for row in rows if (row["evaluation"], row["labelled"]) == (evaluation, labelled)]
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in here:
-            groups.setdefault((row["arm"], row["epoch"], row["rate"]), []).append(row)
-        scratch = max((g for key, g in groups.items() if key[0] == SCRATCH), key=lambda g: end_dice(g).mean())
-        for (arm, epoch, rate), group in groups.items():
-            peak = "" if rate is None else f"{rate:g}"
-            lines.append([evaluation, str(labelled), arm, str(epoch), peak, *_scores(group, scratch)])
-    header = ["evaluation", "labelled", "arm", "epochs", "rate", "draws", "Dice at 1/8, 1/4, 1/2, end", "cross-entropy"]
-    return markdown_table([*header, "average precision", "mm", "minus scratch", "95 %", "Wilcoxon p"], lines)
+    for here in _alike(rows, "tests", "evaluation", "labelled"):
+        groups = _alike(here, "arm", "learnt", "epoch", "rate", "steps")
+        scratch = max((g for g in groups if g[0]["arm"] == SCRATCH), key=lambda g: end_dice(g).mean())
+        for group in groups:
+            first = group[0]
+            peak = "" if first["rate"] is None else f"{first['rate']:g}"
+            about = [str(first[key]) for key in ("tests", "evaluation", "labelled", "arm", "learnt", "epoch")]
+            lines.append([*about, peak, *_scores(group, scratch)])
+    header = ["tests", "evaluation", "labelled", "arm", "learnt from", "epochs", "rate", "draws"]
+    header += ["Dice at 1/8, 1/4, 1/2, end", "cross-entropy", "average precision", "mm"]
+    return markdown_table([*header, "minus scratch", "95 %", "Wilcoxon p", "steps ratio"], lines)
+
+
+def _alike(rows: Iterable[dict[str, Any]], *keys: str) -> list[list[dict[str, Any]]]:
+    """Rows that agree in ``keys``, together."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> float | None:
+    """Share of its steps after which an arm's mean Dice is first that of scratch at the end; None = never, or no steps."""
+    if group[0]["evaluation"] == "linear":
+        return None
+    steps = [int(step) for step in group[0]["dice"]]
+    course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
+    reached = [step / steps[-1] for step, dice in zip(steps, course, strict=True) if dice >= end_dice(scratch).mean()]
+    return min(reached, default=None)
 
 
 def end_dice(group: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -143,18 +173,20 @@ def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) 
     cells += [f"{np.mean(apart):.1f}" if apart else "n/a"]
     draws = sorted({row["draw"] for row in group} & {row["draw"] for row in scratch})
     if group is scratch or not draws:
-        return [*cells, "", "", ""]
+        return [*cells, "", "", "", ""]
     difference = end_dice([r for r in group if r["draw"] in draws]) - end_dice(
         [r for r in scratch if r["draw"] in draws]
     )
     mean, low, high = interval(difference)
     per_draw = difference.mean(1)
     p = wilcoxon(per_draw).pvalue if len(draws) > 1 and per_draw.any() else np.nan
-    return [*cells, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", _number(p)]
+    ratio = steps_ratio(group, [row for row in scratch if row["draw"] in draws])
+    return [*cells, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", _number(p), "" if ratio is None else f"{ratio:g}"]
 
 
 def _name(stage: dict[str, Any]) -> str:
-    return stage["arm"] + (f" (seed {stage['seed']})" if stage["seed"] else "")
+    seed = f" (seed {stage['seed']})" if stage["seed"] else ""
+    return f"{stage['arm']}{seed}, {PATIENTS[stage['fold']][0]}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -178,7 +210,9 @@ def write_report(folder: Path, out: Path) -> str:
         gate = "" if passed is None else f"\nMIM is {'' if passed else 'NOT '}at least {GATE} above depth.\n"
         parts += ["## What was learnt (skill over the constant)\n", gate_table(stages) + gate]
         parts += ["## Effective rank\n", rank_table(stages)]
-        write_spectra(stages, out.with_name(f"{out.stem}_spectra.png"))
+        shown = [s for s in stages if s["fold"] == FINAL and not s["seed"] and not s["arm"].endswith(WITHOUT_BODY)]
+        if shown:
+            write_spectra(shown, out.with_name(f"{out.stem}_spectra.png"))
     if rows:
         parts += ["## Segmentation\n", score_table(rows)]
     text = "\n".join(parts)
