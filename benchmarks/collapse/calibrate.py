@@ -2,7 +2,8 @@
 
     python benchmarks/collapse/calibrate.py RUN [RUN ...]
 
-A RUN is the folder of jobs of run.py, or the folder of an SSL stage, which may be unfinished. For every run the table gives the
+A RUN is the folder of jobs of run.py, the folder ``pretrain`` of the results of ../real/run.py, or the folder of an SSL stage,
+which may be unfinished. For every run the table gives the
 extremes, over all evaluations after the warm-up, of the numbers that the rules look at, and the rules that fired at any time
 and at the end; and what predictions without image content reach. Runs of earlier versions lack some of the numbers.
 """
@@ -22,6 +23,7 @@ from emim_nnunet.diagnostics import Thresholds, judge
 from emim_nnunet.storage.tables import markdown_table
 
 SHORT_RUNS = Thresholds(patience_steps=0)  # three evaluations in a row suffice, even of few steps
+WARMUP = 1  # epochs, of the stages of ../real/run.py
 COLUMNS = (
     "run",
     "skill at the end",
@@ -58,7 +60,12 @@ def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool
         yield name, checkpoint["collapse"], about["warmup_epochs"], about["norm_pix"]
         return
     for file in sorted(folder.glob("*.json")):
-        result = json.loads(file.read_text())["result"]
+        content = json.loads(file.read_text())
+        if "collapse" in content:
+            name = f"{content['arm']}, fold {content['fold']}, seed {content['seed']}"
+            yield name, content["collapse"], WARMUP, bool(content["settings"].get("norm_pix"))
+            continue
+        result = content["result"]
         if "history" in result:
             history = result["history"]
             yield (
@@ -72,8 +79,7 @@ def runs_in(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], int, bool
 def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: bool) -> list[str]:
     """Cells of the table."""
     settled = [m for m in history if m["epoch"] > warmup] or history[-1:]
-    scores = [m["reconstruction"]["all"] for m in settled]
-    worst = min(scores, key=lambda s: s["foreground_skill"])
+    scores = [m["reconstruction"]["all"] for m in settled if m["reconstruction"] is not None]
     stages = [
         [m["stages"][i] for m in settled]
         for i in range(len(history[0]["stages"]))
@@ -92,11 +98,7 @@ def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: boo
     }
     return [
         name,
-        f"{scores[-1]['foreground_skill']:.3f}",
-        f"{worst['foreground_skill']:.3f}",
-        f"{worst['std_ratio']:.2f}",
-        numbers([min((s["within"] for s in scores if "within" in s), default=nan), scores[-1].get("within", nan)]),
-        numbers([*history[0].get("baselines", {}).get("all", {}).values(), scores[-1]["loss"]]),
+        *_reconstruction(history, scores),
         numbers(history[0].get("mask_losses", {}).values()),
         f"{min(drops):.2f}" if drops else "",
         f"{max(s['top_share'] for st in stages for s in st):.2f}" if stages else "",
@@ -104,6 +106,20 @@ def row(name: str, history: Sequence[dict[str, Any]], warmup: int, norm_pix: boo
         counts(fired["warning"]),
         counts(fired["note"]),
         verdicts[-1].level,
+    ]
+
+
+def _reconstruction(history: Sequence[dict[str, Any]], scores: Sequence[dict[str, float]]) -> list[str]:
+    """Cells about what was predicted; empty for a method that predicts nothing."""
+    if not scores:
+        return ["", "", "", "", ""]
+    last, worst = scores[-1], min(scores, key=lambda s: s["foreground_skill"])
+    return [
+        f"{last['foreground_skill']:.3f}",
+        f"{worst['foreground_skill']:.3f}",
+        f"{worst['std_ratio']:.2f}",
+        numbers([min((s["within"] for s in scores if "within" in s), default=nan), last.get("within", nan)]),
+        numbers([*history[0].get("baselines", {}).get("all", {}).values(), last["loss"]]),
     ]
 
 
