@@ -15,8 +15,8 @@ from real.brains import make_brain
 from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
 from real.finetune import chosen_patients, surface_distance, training_batches
 from real.linear import SHRINKAGES, fit_linear
-from real.plan import PARTS, RECIPES
-from real.report import read_results, score_table
+from real.plan import PARTS, PRIMARY_ARM, RECIPES
+from real.report import primary, read_results, score_table
 
 from emim_nnunet.methods import method_class
 from emim_nnunet.networks import encoder_of
@@ -114,31 +114,50 @@ def test_the_surface_distance_is_that_of_shifted_boxes_in_mm() -> None:
     assert surface_distance(np.zeros_like(lesion), lesion) is None
 
 
-def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Path) -> None:
-    def row(arm: str, rate: float, dice: float) -> dict[str, Any]:
-        scores = {"dice": {"8": [0.1, 0.1], "16": [dice, dice + 0.1]}, "cross_entropy": {"8": 1.0, "16": 0.5}}
-        about = {"arm": arm, "stage": f"{arm}_fold1_epochs1_seed0", "epoch": 1, "evaluation": "finetune", "rate": rate}
-        about["steps"] = 16
-        return about | scores | {"average_precision": [0.5, 0.6], "surface_distance": [3.0, None], "seconds": 1.0}
+def training(arm: str, rate: float, dice: float, *, steps: int = 16, seed: int = 0) -> dict[str, Any]:
+    """The row of a training that ends with that Dice in the first test patient, and 0.1 more in the second."""
+    course = {str(steps // 2): [dice - 0.05, dice + 0.05], str(steps): [dice, dice + 0.1]}
+    about = {"arm": arm, "stage": f"{arm}_fold1_epochs1_seed{seed}" if arm != "scratch" else "", "epoch": 1}
+    about |= {"evaluation": "finetune", "rate": rate, "steps": steps}
+    scores = {"dice": course, "cross_entropy": dict.fromkeys(course, 0.5)}
+    return about | scores | {"average_precision": [0.5, 0.6], "surface_distance": [3.0, None], "seconds": 1.0}
 
+
+def write_draw(folder: Path, fold: int, draw: int, rows: list[dict[str, Any]]) -> None:
+    """The file of a draw of two labelled patients."""
+    (folder / "draws").mkdir(exist_ok=True)
+    content = {"train": ["x", "y"], "test": ["v", "w"], "rows": rows}
+    write_json(folder / "draws" / f"fold{fold}_labelled2_draw{draw}.json", content)
+
+
+def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Path) -> None:
     for draw in range(8):
         hard = 0.05 * draw  # a draw is hard for all arms alike
-        rows = [row("scratch", 1e-3, 0.4 - hard), row("scratch", 1e-2, 0.2 - hard)]
-        rows.append(row("emim", 1e-3, 0.45 - hard + 0.01 * (draw % 2)))
-        content = {"train": ["x", "y"], "test": ["v", "w"], "rows": rows}
-        (tmp_path / "draws").mkdir(exist_ok=True)
-        write_json(tmp_path / "draws" / f"fold1_labelled2_draw{draw}.json", content)
+        rows = [training("scratch", 1e-3, 0.4 - hard), training("scratch", 1e-2, 0.2 - hard)]
+        rows.append(training("emim", 1e-3, 0.45 - hard + 0.01 * (draw % 2)))
+        write_draw(tmp_path, SEARCH, draw, rows)
     _, rows = read_results(tmp_path)
-    table = score_table(rows)
-    line = next(line for line in table.splitlines() if "emim" in line)
+    line = next(line for line in score_table(rows).splitlines() if "emim" in line)
     assert "+0.055" in line
     low, high = (float(end) for end in line.split("|")[-4].split(" to "))
     assert 0.05 <= low < 0.055 < high <= 0.06  # nothing of the draws' difficulty is in the interval
-    assert line.split("|")[-3:-1] == [
-        " 0.008 ",
-        " 1 ",
-    ]  # the least that eight draws can give, 2 / 2^8; and all of its steps
+    assert line.split("|")[-3:-1] == [" 0.008 ", " 0.5 "]  # the least p that eight draws can give; half of the steps
     assert " search " in line
+    assert primary(rows) is None  # no test of the last site
+
+
+def test_the_hypothesis_is_read_from_the_last_site_and_against_scratch_of_as_many_steps(tmp_path: Path) -> None:
+    for draw in range(4):
+        rows = [training("scratch", 1e-3, 0.4), training(PRIMARY_ARM, 1e-3, 0.42, seed=draw % 3)]
+        rows.append(training("scratch", 1e-3, 0.6, steps=160))  # equal compute: another row, not the reference
+        write_draw(tmp_path, FINAL, draw, rows)
+        write_draw(tmp_path, SEARCH, draw, [training("scratch", 1e-3, 0.1), training(PRIMARY_ARM, 1e-3, 0.9)])
+    found = primary(read_results(tmp_path)[1])
+    assert found is not None
+    assert [round(found[key], 6) for key in ("difference", "low", "high")] == [0.02, 0.02, 0.02]
+    expected = {"arm": PRIMARY_ARM, "labelled": 2, "draws": 4, "seeds": 3, "steps_ratio": 1.0}
+    assert {key: found[key] for key in expected} == expected
+    assert found["p"] == pytest.approx(0.125)
 
 
 def head() -> np.ndarray:

@@ -62,6 +62,7 @@ class Part:
         )
 
 
+PRIMARY_ARM, PRIMARY_LABELLED = "moco_zca", 2  # of the one hypothesis, see HYPOTHESIS.md; everything else explores
 RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
 RECIPES = (  # what the search tries: the methods, and one change of E-MIM, MIM or MoCo at a time
     "moco_zca",
@@ -109,4 +110,38 @@ PARTS = {
     "halved": Part(SEARCH, RECIPES[:5], epochs=8, labelled=(2,), draws=8, rates=(RATE,), linear=True),
     # each arm at its own rate
     "rates": Part(SEARCH, RECIPES[:3], epochs=8, labelled=(2,), draws=4, rates=(3e-4, RATE, 3e-3)),
+    # the hypothesis
+    "primary": Part(
+        FINAL,
+        (PRIMARY_ARM,),
+        seeds=3,
+        label_fold=FINAL,
+        labelled=(PRIMARY_LABELLED,),
+        draws=16,
+        rates=(RATE,),
+    ),
+    # training from scratch with as much computing as pretraining and fine-tuning take together
+    "equal_compute": Part(
+        FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=4, rates=(RATE,), steps=10_000
+    ),
+    # with how many labels it pays
+    "curve": Part(
+        FINAL,
+        (PRIMARY_ARM,),
+        seeds=3,
+        label_fold=FINAL,
+        labelled=(1, 4, 8, 16),
+        draws=8,
+        rates=(RATE,),
+        linear=True,
+    ),
+    "others": Part(
+        FINAL,
+        tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY) and name != PRIMARY_ARM),
+        label_fold=FINAL,
+        labelled=(2, 8),
+        draws=8,
+        rates=(RATE,),
+        linear=True,
+    ),
 }

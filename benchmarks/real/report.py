@@ -15,9 +15,10 @@ from scipy.stats import wilcoxon
 from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.compare.scores import interval
 from emim_nnunet.storage.figures import legend_beside, save_figure
-from emim_nnunet.storage.files import read_json
+from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
+from real.plan import PRIMARY_ARM, PRIMARY_LABELLED
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {
@@ -130,7 +131,7 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for here in _alike(rows, "tests", "evaluation", "labelled"):
         groups = _alike(here, "arm", "learnt", "epoch", "rate", "steps")
-        scratch = max((g for g in groups if g[0]["arm"] == SCRATCH), key=lambda g: end_dice(g).mean())
+        scratch = reference(groups)
         for group in groups:
             first = group[0]
             peak = "" if first["rate"] is None else f"{first['rate']:g}"
@@ -149,6 +150,13 @@ def _alike(rows: Iterable[dict[str, Any]], *keys: str) -> list[list[dict[str, An
     return list(groups.values())
 
 
+def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Scratch at its own best rate, of the trainings that are no longer than those of the other arms."""
+    steps = min(group[0]["steps"] for group in groups)
+    scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] == steps]
+    return max(scratch, key=lambda group: end_dice(group).mean())
+
+
 def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> float | None:
     """Share of its steps after which an arm's mean Dice is first that of scratch at the end; None = never, or no steps."""
     if group[0]["evaluation"] == "linear":
@@ -164,6 +172,40 @@ def end_dice(group: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([list(row["dice"].values())[-1] for row in sorted(group, key=lambda row: row["draw"])])
 
 
+def compared(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An arm against scratch in the draws that both have.
+
+    Args:
+        group: The rows of the arm.
+        scratch: Those of scratch.
+
+    Returns:
+        ``difference`` of the Dice at the end with the interval ``low`` to ``high`` (95 %, bootstrap over draws and test
+        patients), ``draws``, ``seeds`` of pretraining, ``p`` (Wilcoxon, draws as pairs; None without any) and
+        ``steps_ratio``, see :func:`steps_ratio`.
+    """
+    draws = sorted({row["draw"] for row in group} & {row["draw"] for row in scratch})
+    ours, theirs = ([row for row in rows if row["draw"] in draws] for rows in (group, scratch))
+    difference = end_dice(ours) - end_dice(theirs)
+    mean, low, high = interval(difference)
+    per_draw = difference.mean(1)
+    p = float(wilcoxon(per_draw).pvalue) if len(draws) > 1 and per_draw.any() else None
+    seeds = len({row["stage"] for row in ours})
+    found = {"difference": mean, "low": low, "high": high, "draws": len(draws), "seeds": seeds, "p": p}
+    return found | {"steps_ratio": steps_ratio(ours, theirs)}
+
+
+def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The hypothesis of HYPOTHESIS.md, as :func:`compared` tells it; None before its draws."""
+    here = [row for row in rows if row["tests"] == TEST_SITE and row["evaluation"] == "finetune"]
+    groups = _alike((row for row in here if row["labelled"] == PRIMARY_LABELLED), "arm", "steps")
+    arms = [group for group in groups if group[0]["arm"] == PRIMARY_ARM]
+    if not arms:
+        return None
+    about = {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED}
+    return about | compared(arms[0], reference(groups))
+
+
 def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:
     course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
     entropy = np.mean([list(row["cross_entropy"].values())[-1] for row in group])
@@ -171,17 +213,12 @@ def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) 
     precision = np.mean([row["average_precision"] for row in group])
     cells = [str(len(group)), " ".join(f"{dice:.3f}" for dice in course), f"{entropy:.4f}", f"{precision:.3f}"]
     cells += [f"{np.mean(apart):.1f}" if apart else "n/a"]
-    draws = sorted({row["draw"] for row in group} & {row["draw"] for row in scratch})
-    if group is scratch or not draws:
+    if group is scratch or not {row["draw"] for row in group} & {row["draw"] for row in scratch}:
         return [*cells, "", "", "", ""]
-    difference = end_dice([r for r in group if r["draw"] in draws]) - end_dice(
-        [r for r in scratch if r["draw"] in draws]
-    )
-    mean, low, high = interval(difference)
-    per_draw = difference.mean(1)
-    p = wilcoxon(per_draw).pvalue if len(draws) > 1 and per_draw.any() else np.nan
-    ratio = steps_ratio(group, [row for row in scratch if row["draw"] in draws])
-    return [*cells, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", _number(p), "" if ratio is None else f"{ratio:g}"]
+    found = compared(group, scratch)
+    ratio = found["steps_ratio"]
+    difference = [f"{found['difference']:+.3f}", f"{found['low']:+.3f} to {found['high']:+.3f}", _number(found["p"])]
+    return [*cells, *difference, "" if ratio is None else f"{ratio:g}"]
 
 
 def _name(stage: dict[str, Any]) -> str:
@@ -213,6 +250,9 @@ def write_report(folder: Path, out: Path) -> str:
         shown = [s for s in stages if s["fold"] == FINAL and not s["seed"] and not s["arm"].endswith(WITHOUT_BODY)]
         if shown:
             write_spectra(shown, out.with_name(f"{out.stem}_spectra.png"))
+    hypothesis = primary(rows)
+    if hypothesis is not None:
+        write_json(folder / "primary.json", hypothesis, indent=1)
     if rows:
         parts += ["## Segmentation\n", score_table(rows)]
     text = "\n".join(parts)
