@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from scipy import stats
 
@@ -114,3 +115,61 @@ def test_the_command_regenerates_its_table_and_goes_on_where_it_was(tmp_path: Pa
     wrong = subprocess.run([*command, "--arms", "HPM"], env=environment, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "unknown HPM" in wrong.stderr
+
+
+@pytest.fixture
+def claim(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the other benchmark."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import claim
+
+    return claim
+
+
+@pytest.mark.parametrize(
+    ("network", "mask", "alike"),
+    [
+        ("zero", "position", True),
+        ("zero", "hybrid", False),
+        ("sin-cos", "position", False),
+        ("learned", "position", False),
+    ],
+)
+def test_without_positions_fully_masked_tokens_are_predicted_alike(
+    network: str, mask: str, alike: bool, claim: Any
+) -> None:
+    method = claim.make_method(claim.Job(network, mask, claim.SCALES[0], 0, 1)).eval()
+    image = torch.randn(1, 4, *claim.PATCH, generator=torch.Generator().manual_seed(0))
+    draws = method.draw(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        shown = method(image, torch.ones(1, 1, *claim.PATCH, dtype=torch.bool), draws).reconstruction
+    hidden = shown.hidden[0, 0].reshape(3, 8, 6, 8, 6, 8)[:, 0, :, 0, :, 0]
+    cells = shown.prediction[0, 0].reshape(3, 8, 6, 8, 6, 8).permute(0, 2, 4, 1, 3, 5)[hidden]
+    assert len(cells) > 2
+    assert torch.allclose(cells, cells[:1].expand_as(cells), atol=1e-5) == alike
+
+
+def test_sine_cosine_positions_tell_every_place(claim: Any) -> None:
+    codes = claim.sin_cos((3, 6, 6), 128)[0]
+    assert codes.shape == (108, 128)
+    apart = torch.cdist(codes, codes) + 1e9 * torch.eye(108)
+    assert apart.min() > 0.5
+    assert codes[0, :21].abs().max() == 0  # the sines of the first axis at its origin
+
+
+def test_the_criterion_is_counted_over_seeds(claim: Any) -> None:
+    def run(mask: str, seed: int, within: float) -> dict[str, Any]:
+        measured = {"loss": 0.9, "collapsed_loss": 1.0, "skill": 0.1, "within": within, "effective_rank": 3.0}
+        first = measured | {
+            "step": 0,
+            "baselines": {"sample_constant": 0.9, "outline": 1.0, "depth": 0.8, "constant": 1.0},
+        }
+        about = {"network": "zero", "mask": mask, "scale": claim.SCALES[0], "seed": seed, "probe_r2": 0.2}
+        return about | {"history": [first, measured | {"step": 10}]}
+
+    summary, text = claim.report(
+        [run("position", 0, 0.001), run("position", 1, 0.03), run("hybrid", 0, 0.2), run("hybrid", 1, 0.06)]
+    )
+    body = "z-score, body"
+    assert summary["criterion"] == {f"{body}, position": {"met": 1, "of": 2}, f"{body}, hybrid": {"met": 2, "of": 2}}
+    assert "position: 1 of 2" in text

@@ -6,6 +6,7 @@ from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.networks.masked_encoder import added_to_stem, mask_stem, visible_moments, visible_only
 from emim_nnunet.networks.momentum import KeyQueue, momentum_copy, momentum_update_
 from emim_nnunet.networks.planned import PlannedEncoder, encoder_of
+from emim_nnunet.networks.primus import PrimusEncoder
 from emim_nnunet.networks.projector import MLP, Projector
 from emim_nnunet.networks.zca import ZCA, zca_matrix
 
@@ -14,6 +15,7 @@ __all__ = [
     "ZCA",
     "KeyQueue",
     "PlannedEncoder",
+    "PrimusEncoder",
     "Projector",
     "ReconstructionDecoder",
     "added_to_stem",
