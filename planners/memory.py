@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.networks import is_primus
 from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.nnunet.training import (
     DC_and_BCE_loss,
@@ -116,11 +117,14 @@ def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelMan
         criterion = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
     with FakeTensorMode(), LiveStorages() as live:
         network = planned_network(plan["architecture"], channels, heads, deep_supervision=True)
-        optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
+        if is_primus(plan["architecture"]):
+            optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 
         def loss() -> Tensor:
+            outputs = network(torch.zeros(batch_size, channels, *plan["patch_size"]))
             # CUDA's autocast computes softmax and cross entropy in float32, that of the CPU does not
-            outputs = [o.float() for o in network(torch.zeros(batch_size, channels, *plan["patch_size"]))]
+            outputs = [o.float() for o in (outputs if isinstance(outputs, list) else [outputs])]
             targets = [torch.zeros(batch_size, heads if labels.has_regions else 1, *o.shape[2:]) for o in outputs]
             return DeepSupervisionWrapper(criterion, [1.0] * len(outputs))(outputs, targets)
 

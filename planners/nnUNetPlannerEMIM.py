@@ -13,11 +13,13 @@ from emim_nnunet.datasets.raw import unlabelled_images
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
+from emim_nnunet.networks import is_primus, planned_geometry
 from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed
 from emim_nnunet.nnunet.planning import ResEncUNetPlanner
 from emim_nnunet.nnunet.plans import LabelManager
+from emim_nnunet.nnunet.primus import primus_architecture
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.transfer import Like
@@ -52,6 +54,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     Attributes:
         like: What is taken over from another data set; None = nothing.
+        backbone: The network of 3D configurations, a key of :data:`BACKBONES`; None = nnU-Net's residual U-Net.
         unlabelled: Case without label -> its images.
         num_cases: Number of cases, labelled and unlabelled.
 
@@ -59,7 +62,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         UserError: The data set holds no case.
     """
 
-    like: ClassVar[Like | None] = None  # set in a subclass, because nnU-Net makes the planner
+    like: ClassVar[Like | None] = None  # both are set in a subclass, because nnU-Net makes the planner
+    backbone: ClassVar[str | None] = None
     dataset_fingerprint: dict[str, Any]
     UNet_vram_target_GB: float
 
@@ -153,8 +157,11 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
                 os.environ[WORKERS] = threads
 
     def _stock_plan(self, *request: Any) -> dict[str, Any]:
-        """nnU-Net's configuration for the target that is set now, or what :class:`Like` puts into its place."""
+        """nnU-Net's configuration for the target that is set now, or what another source or network puts into its place."""
         plan = super().get_plans_for_configuration(*request)
+        if self.backbone is not None and len(plan["patch_size"]) == 3:
+            patch = ssl_plan.token_patch(plan["patch_size"])
+            return plan | {"patch_size": patch, "architecture": primus_architecture(self.backbone, patch)}
         like = self.like
         if like is None or not self._is_like(plan):
             return plan
@@ -223,20 +230,23 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _emim_block(self, plan: dict[str, Any], batch_size: int) -> dict[str, Any]:
         """The settings of the SSL stage for a configuration, by the rules of :mod:`.ssl_plan`."""
-        arch = plan["architecture"]["arch_kwargs"]
         patch_size = [int(p) for p in plan["patch_size"]]
-        strides, features = arch["strides"], arch["features_per_stage"]
+        strides, features = planned_geometry(plan["architecture"])
         cell = ssl_plan.cell_size(strides, patch_size)
         levels = ssl_plan.pyramid_levels(strides, patch_size, cell, batch_size)
-        return {
+        width = ssl_plan.decoder_min_width(strides, len(patch_size), self._num_channels)
+        if is_primus(plan["architecture"]):
+            width = ssl_plan.DECODER_MIN_WIDTH  # a token is unfolded step by step, not in one product
+        block = {
             "cell_size": list(cell),
             "position_ratio": ssl_plan.POSITION_RATIO,
             "patch_ratio": ssl_plan.PATCH_RATIO,
             "pyramid_levels": list(levels),
             "projector_widths": list(ssl_plan.projector_widths(features, levels)),
-            "decoder_min_width": ssl_plan.decoder_min_width(strides, len(patch_size), self._num_channels),
+            "decoder_min_width": width,
             "batch_size": batch_size,
             "parent_factor": list(ssl_plan.parent_factor(patch_size)),
             "patches_at_once": batch_size,
             "num_epochs": ssl_plan.num_epochs(self.num_cases, batch_size),
         }
+        return block | (ssl_plan.PRIMUS_RATES if is_primus(plan["architecture"]) else {})

@@ -22,6 +22,7 @@ class Options:
         plans_name: Name of the plans; None = the planner's own, with ``like`` one that names the source.
         target_spacing: Voxel size of 3d_fullres, three numbers in mm; None = nnU-Net plans it.
         like: Source of architecture, patch and batch size; configurations of as many axes get them. None = all is planned.
+        backbone: The network of 3D configurations, a key of :data:`BACKBONES`; None = nnU-Net's residual U-Net.
         like_spacing: Whether the voxel size is that of the source too.
         verify_integrity: Whether nnU-Net's integrity check is run on the labelled cases first.
         clean: Whether the fingerprint is extracted anew where there is one.
@@ -40,6 +41,7 @@ class Options:
     plans_name: str | None = None
     target_spacing: Sequence[float] | None = None
     like: Like | None = None
+    backbone: str | None = None
     like_spacing: bool = False
     verify_integrity: bool = False
     clean: bool = False
@@ -55,6 +57,12 @@ class Options:
             raise UserError(
                 "--like_spacing: the source does not say its spacing, or -overwrite_target_spacing is given too"
             )
+        if self.backbone is not None and like is not None:
+            raise UserError(
+                "--backbone and --like contradict each other: the source of --like says which network it is"
+            )
+        if self.backbone is not None and "2d" in self.configurations:
+            raise UserError("--backbone: Primus is 3D only; name the 3D configurations with -c 3d_fullres")
         for option, value in (("-np", self.num_processes), ("-npfp", self.num_processes_fingerprint)):
             if value < 1:
                 raise UserError(f"{option} {value}: at least 1 worker is needed")
@@ -65,6 +73,8 @@ class Options:
     @property
     def plans_name_or_default(self) -> str | None:
         """The name of the plans; None = the planner's own."""
+        if self.backbone is not None:
+            return self.plans_name or f"nnUNetEMIMPlans_{self.backbone}"
         if self.like is None:
             return self.plans_name
         return self.plans_name or f"nnUNetEMIMPlans_like_{self.like.name}"

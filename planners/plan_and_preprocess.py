@@ -65,8 +65,8 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
 
 def _plan(dataset_id: int, options: Options) -> str:
     """Let nnU-Net write the plans with our planner; returns their name."""
-    like = options.like  # in a subclass, because nnU-Net makes the planner
-    planner = nnUNetPlannerEMIM if like is None else type("nnUNetPlannerEMIM", (nnUNetPlannerEMIM,), {"like": like})
+    wanted = {"like": options.like, "backbone": options.backbone}
+    planner = type("nnUNetPlannerEMIM", (nnUNetPlannerEMIM,), wanted)  # a subclass, because nnU-Net makes the planner
     _, plans = plan_experiment_dataset(
         dataset_id,
         planner,

@@ -8,6 +8,7 @@ from math import ceil, prod
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.nnunet.plans import ANISO_THRESHOLD
+from emim_nnunet.nnunet.primus import TOKEN
 
 Strides = Sequence[int | Sequence[int]]
 
@@ -19,6 +20,8 @@ DECODER_MIN_WIDTH = 8
 CROPS_PER_CASE, ITERATIONS_PER_EPOCH = 400, 250
 MIN_EPOCHS, MAX_EPOCHS = 100, 1000
 FILLED = 0.95  # of the memory target
+# peak rates of AdamW for a Primus: nnU-Net's own from scratch, and a third of that from pretrained weights, as nnU-Net's HEAD
+PRIMUS_RATES = {"finetune_initial_lr": 1e-4, "finetune_scratch_lr": 3e-4}
 # of the block that the planner writes, whatever method will use it
 PLANNED_KEYS = (
     "cell_size",
@@ -32,6 +35,18 @@ PLANNED_KEYS = (
     "patches_at_once",
     "num_epochs",
 )
+
+
+def token_patch(patch_size: Sequence[int]) -> list[int]:
+    """nnU-Net's patch in whole tokens of 8 voxels, rounded down, and at least 4 tokens on every axis.
+
+    Args:
+        patch_size: Voxels per axis.
+
+    Returns:
+        Voxels per axis, multiples of 8, at least 32: with fewer tokens there is nothing to mask.
+    """
+    return [max(int(p) // TOKEN, MIN_CELLS_PER_AXIS) * TOKEN for p in patch_size]
 
 
 def cell_size(strides: Strides, patch_size: Sequence[int]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, run_training
 
 from emim_nnunet.cli import convert, plan_and_preprocess
 from emim_nnunet.cli._run import run
+from emim_nnunet.nnunet.primus import primus_architecture
 from emim_nnunet.phantom import write_brats2023
 from emim_nnunet.trainer_search import enable_search
 
@@ -37,6 +38,14 @@ TOY_BLOCK = {
     "finetune_num_val_iterations_per_epoch": 1,
 }
 
+PRIMUS_BLOCK = {
+    "cell_size": [8, 8, 8],  # as large as its tokens
+    "pyramid_levels": [1, 3],
+    "local_regions": 2,
+    "finetune_initial_lr": 1e-4,
+    "finetune_scratch_lr": 3e-4,
+}
+
 
 def toy_architecture(architecture: dict[str, Any], num_axes: int = 3, kind: str = "residual") -> dict[str, Any]:
     kwargs = architecture["arch_kwargs"] | {
@@ -52,6 +61,14 @@ def toy_architecture(architecture: dict[str, Any], num_axes: int = 3, kind: str 
         kwargs["n_conv_per_stage"] = kwargs.pop("n_blocks_per_stage")
         name = name.replace("ResidualEncoderUNet", "PlainConvUNet")
     return architecture | {"arch_kwargs": kwargs, "network_class_name": name}
+
+
+def toy_primus_architecture() -> dict[str, Any]:
+    """A Primus of three narrow blocks for patches of 16^3."""
+    architecture = primus_architecture("primus_s", (16, 16, 16))
+    return architecture | {
+        "arch_kwargs": architecture["arch_kwargs"] | {"embed_dim": 24, "eva_depth": 3, "eva_numheads": 2}
+    }
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +106,7 @@ def _prepare(folder: Path) -> None:
     common = {"inherits_from": "3d_fullres", "batch_size": 2, "patch_size": [16, 16, 16], "emim": TOY_BLOCK}
     add["toy"] = common | {"architecture": toy_architecture(full)}
     add["toy_plain"] = common | {"architecture": toy_architecture(full, kind="plain")}
+    add["toy_primus"] = common | {"architecture": toy_primus_architecture(), "emim": TOY_BLOCK | PRIMUS_BLOCK}
     flat_block = TOY_BLOCK | {"cell_size": [4, 4]}
     add["toy_2d"] = {
         "inherits_from": "2d",

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from emim_nnunet.checkpoints.stem import adapt_stem, explain, stem_by_name
 from emim_nnunet.datasets.channel_names import any_known, standard_name
 from emim_nnunet.errors import UserError, listed
+from emim_nnunet.networks.primus import PARTS
 
 WRAPPERS = ("_orig_mod.", "module.")
+ENCODER, PRIMUS_ENCODER = "encoder.", tuple(f"{part}." for part in PARTS)  # beginnings of keys
 ENCODER_SETTINGS = (
     "n_stages",
     "features_per_stage",
@@ -23,6 +25,14 @@ ENCODER_SETTINGS = (
     "conv_bias",
     "norm_op",
     "nonlin",
+    # of a Primus
+    "embed_dim",
+    "patch_embed_size",
+    "eva_depth",
+    "eva_numheads",
+    "input_shape",
+    "use_rot_pos_emb",
+    "use_abs_pos_embed",
 )
 MAX_LISTED = 10
 
@@ -31,8 +41,8 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Weights of the encoder in a checkpoint, without any prefix.
 
     Args:
-        checkpoint: Content of a checkpoint with ``network_weights``, whose encoder keys start with ``encoder.`` (after the
-            prefixes of torch.compile and DDP).
+        checkpoint: Content of a checkpoint with ``network_weights``: of an SSL stage or a U-Net, whose encoder keys start with
+            ``encoder.``, or of a Primus, whose encoder is in two parts (after the prefixes of torch.compile and DDP).
 
     Returns:
         The state dict of the encoder module.
@@ -45,15 +55,23 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
     ):
         raise UserError("the 'network_weights' of the checkpoint are no tensors by name")
-    state = {}
-    for key, value in weights.items():
-        while key.startswith(WRAPPERS):
-            key = key.removeprefix(WRAPPERS[0]).removeprefix(WRAPPERS[1])
-        if key.startswith("encoder."):
-            state[key.removeprefix("encoder.")] = value
+    weights = {_without_wrappers(key): value for key, value in weights.items()}
+    state = {key.removeprefix(ENCODER): value for key, value in weights.items() if key.startswith(ENCODER)}
+    state = state or {key: value for key, value in weights.items() if key.startswith(PRIMUS_ENCODER)}
     if not state:
-        raise UserError("the checkpoint holds no encoder (no key of network_weights starts with 'encoder.')")
+        raise UserError(f"the checkpoint holds no encoder (no key of network_weights starts with '{ENCODER}')")
     return state
+
+
+def without_decoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the weights of a network of nnU-Net those of its encoder, under the names that they have there."""
+    return {key: value for key, value in weights.items() if key.startswith((ENCODER, *PRIMUS_ENCODER))}
+
+
+def _without_wrappers(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        key = key.removeprefix(WRAPPERS[0]).removeprefix(WRAPPERS[1])
+    return key
 
 
 def require_finite(state: dict[str, Tensor], source: str) -> None:

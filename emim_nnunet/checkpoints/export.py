@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.adaptation_plan import adaptation_plan
-from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder
+from emim_nnunet.checkpoints.encoder import compare_topology, encoder_state, load_encoder, without_decoder
 from emim_nnunet.checkpoints.io import EXPORT_FORMAT, FORMAT_VERSION, SSL_FORMAT, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import EncoderSource, read_source
@@ -17,6 +17,7 @@ from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.dataset import configuration_manager
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import papers_of
+from emim_nnunet.networks import encoder_of
 from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 
 DECODER_SEED = 0
@@ -77,7 +78,7 @@ def export(
     network = planned_network(
         target.configuration["architecture"], channels, heads, deep_supervision=True, seed=DECODER_SEED
     )
-    encoder, state = network.get_submodule("encoder"), encoder_state(source.checkpoint)
+    encoder, state = encoder_of(network), encoder_state(source.checkpoint)
     names = channel_names(dataset_json)
     adapted = load_encoder(encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
     provenance = _provenance(source) | {"adapted": adapted, "channel_names": names}
@@ -111,7 +112,7 @@ def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -
     if source.checkpoint.get("format") != SSL_FORMAT:
         raise UserError(f"{checkpoint_path} is no checkpoint of an SSL stage: its encoder cannot be exported alone")
     network = source.fresh_network(source.num_channels, DECODER_SEED)
-    encoder = network.get_submodule("encoder")
+    encoder = encoder_of(network)
     load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint_path))
     if half:
         encoder.half()
@@ -124,7 +125,7 @@ def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -
         num_channels=source.num_channels,
     )
     provenance = _provenance(source) | {"adapted": []}
-    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    weights = without_decoder(network.state_dict())
     save_checkpoint(_content(weights, plan, provenance), output)
     return _summary(provenance, encoder, [])
 

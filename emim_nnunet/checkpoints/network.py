@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
-from emim_nnunet.networks import encoder_of, materialise
+from emim_nnunet.networks import encoder_of, is_primus, materialise
 from emim_nnunet.nnunet.plans import get_network_from_plans
 
 
@@ -22,7 +22,7 @@ def planned_network(
         architecture: The ``architecture`` of the configuration.
         channels: Number of input channels.
         heads: Number of output channels of the segmentation.
-        deep_supervision: Whether the network returns outputs at all resolutions.
+        deep_supervision: Whether the network returns outputs at all resolutions; a Primus never does.
         seed: Seed of nnU-Net's initialisation, which leaves the global generator as it is; None = no initialisation by nnU-Net.
 
     Returns:
@@ -38,7 +38,7 @@ def planned_network(
             channels,
             heads,
             allow_init=seed is not None,
-            deep_supervision=deep_supervision,
+            deep_supervision=None if is_primus(architecture) else deep_supervision,
         )
 
 
@@ -67,11 +67,16 @@ def planned_method(
     """
     heads = 2  # any number: the decoder is not used
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is None:
-            unet: Any = planned_network(architecture, channels, heads, deep_supervision=False)
-        else:
+        if seed is not None:
             torch.manual_seed(seed)
+        if is_primus(architecture):
+            # blocks that drop out at random would draw from the global generator, and two views would differ by them
+            still = {"arch_kwargs": architecture["arch_kwargs"] | {"drop_path_rate": 0.0}}
+            network: Any = planned_network(architecture | still, channels, heads, deep_supervision=False)
+        elif seed is None:
+            network = planned_network(architecture, channels, heads, deep_supervision=False)
+        else:
             with torch.device("meta"):
-                unet = planned_network(architecture, channels, heads, deep_supervision=False)
-            materialise(unet.encoder, unet.initialize)
-        return method_class(encoder_of(unet), channels, patch_size, config)
+                network = planned_network(architecture, channels, heads, deep_supervision=False)
+            materialise(network.encoder, network.initialize)
+        return method_class(encoder_of(network), channels, patch_size, config)

@@ -14,6 +14,7 @@ from emim_nnunet.checkpoints.io import SSL_FORMAT, read_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.errors import UserError
+from emim_nnunet.networks import encoder_of
 from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.settings.plans import check_architecture, check_plans, planned
 
@@ -79,7 +80,7 @@ class EncoderSource:
         Raises:
             UserError: The weights do not fit the architecture that the checkpoint describes.
         """
-        encoder = self.fresh_network(len(channel_names), seed=0).get_submodule("encoder")
+        encoder = encoder_of(self.fresh_network(len(channel_names), seed=0))
         names = (self.channel_names, channel_names)
         state = encoder_state(self.checkpoint)
         adapted = load_encoder(encoder, state, source=str(self.path), names=names, finite=False)

@@ -103,8 +103,8 @@ def build_encoder(data: PreprocessedDataset, checkpoint: Path | None, seed: int)
         return encoder_of(network), []
     source = read_source(checkpoint)
     names = (source.channel_names, data.channel_names)
-    state, encoder = encoder_state(source.checkpoint), network.get_submodule("encoder")
-    return encoder_of(network), load_encoder(encoder, state, source=str(checkpoint), names=names)
+    encoder = encoder_of(network)
+    return encoder, load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint), names=names)
 
 
 def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tensor]]:

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plans_name=arguments.overwrite_plans_name,
         target_spacing=arguments.overwrite_target_spacing,
         like=like,
+        backbone=arguments.backbone,
         like_spacing=arguments.like_spacing,
         verify_integrity=arguments.verify_dataset_integrity,
         clean=arguments.clean,
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-npfp", type=int, default=8, help="workers of the fingerprint extraction (default: 8)")
     parser.add_argument("-overwrite_plans_name", default=None, help="other name than nnUNetEMIMPlans")
     parser.add_argument("-overwrite_target_spacing", type=float, nargs=3, default=None, help="of 3d_fullres, in mm")
+    parser.add_argument(
+        "--backbone",
+        choices=["primus_s", "primus_b", "primus_m", "primus_l"],
+        help="a transformer of nnU-Net for the 3D configurations (default: its residual U-Net)",
+    )
     parser.add_argument(
         "--like", metavar="SOURCE", help="plan like another data set (id) or checkpoint, so that its encoder fits"
     )

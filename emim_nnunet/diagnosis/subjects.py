@@ -15,6 +15,7 @@ from emim_nnunet.datasets.channel_names import any_known
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_class
 from emim_nnunet.methods.base import SSLConfig, SSLMethod
+from emim_nnunet.networks import encoder_of, planned_geometry
 from emim_nnunet.planners.ssl_plan import cell_size as planned_cell_size
 from emim_nnunet.settings.plans import planned
 
@@ -68,8 +69,8 @@ def subjects(source: EncoderSource, channel_names: Sequence[str]) -> tuple[Subje
         trained = Subject(name, epochs, method.get_submodule("encoder"), patch_size, method.eval())
         return trained, Subject("untrained", 0, before.get_submodule("encoder"), patch_size, before.eval()), []
     encoder, adapted = source.encoder(channel_names)
-    twin = source.fresh_network(source.num_channels, seed=0).get_submodule("encoder")
-    fresh = source.fresh_network(len(channel_names), seed=0).get_submodule("encoder")
+    twin = encoder_of(source.fresh_network(source.num_channels, seed=0))
+    fresh = encoder_of(source.fresh_network(len(channel_names), seed=0))
     load_encoder(fresh, twin.state_dict(), source="the untrained twin", names=names)
     trained = Subject(name, epochs, encoder.eval(), patch_size)
     return trained, Subject("untrained", 0, fresh.eval(), patch_size), remarks + adapted
@@ -116,4 +117,4 @@ def mask_cell_size(source: EncoderSource) -> tuple[int, ...]:
     """
     if source.kind == "SSL stage":
         return tuple(source.checkpoint["emim"]["cell_size"])
-    return planned_cell_size(source.architecture["arch_kwargs"]["strides"], source.patch_size)
+    return planned_cell_size(planned_geometry(source.architecture)[0], source.patch_size)

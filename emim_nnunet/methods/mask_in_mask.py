@@ -19,7 +19,7 @@ from emim_nnunet.masking import voxels_to_cells
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLMethod
 from emim_nnunet.methods.mask_in_mask_levels import MIN_FOREGROUND, Levels, LevelsConfig, geometry
 from emim_nnunet.methods.masked_modelling import MaskedModelling, MaskedPatches, fill_in
-from emim_nnunet.networks import MLP, PlannedEncoder, in_parts, visible_only
+from emim_nnunet.networks import MLP, PlannedEncoder, PrimusEncoder, in_parts, visible_only
 from emim_nnunet.settings.block import require
 from emim_nnunet.views.boxes import adaptive_pool, take_blocks
 
@@ -40,7 +40,8 @@ class MaskInMaskConfig(LevelsConfig):
             which instance normalisation makes almost constant (for stages that were begun with it).
         alignment_weight: Weight of the mean of both alignment losses; 0 leaves them out.
         temperature: Divides the similarities of ``infonce``.
-        masked_convolution: Keep masked positions empty between the stages, see :func:`emim_nnunet.networks.visible_only`.
+        masked_convolution: Keep masked positions empty between the stages, see :func:`emim_nnunet.networks.visible_only`; a
+            Primus always takes visible tokens only.
         patches_at_once: At most this many patches are in memory at once; the others are computed again in the backward pass.
             None = all.
     """
@@ -147,7 +148,7 @@ class MaskInMask(SSLMethod[MaskInMaskConfig]):
         return decoded.split(sizes), masked_image.split(sizes), prediction.split(sizes)
 
     def _run_network(self, masked_image: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.masked_convolution:
+        if self.config.masked_convolution or isinstance(self.encoder, PrimusEncoder):
             with visible_only(self.encoder, ~hidden.all(1, keepdim=True)):
                 features = self.encoder(masked_image)
         else:

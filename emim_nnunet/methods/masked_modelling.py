@@ -18,7 +18,15 @@ from emim_nnunet.distributed import all_reduce_sum
 from emim_nnunet.losses import masked_mse, normalise_cells
 from emim_nnunet.masking import cells_to_voxels, grid_size, hybrid_mask
 from emim_nnunet.methods.base import MethodOutput, Reconstruction, SSLConfig
-from emim_nnunet.networks import PlannedEncoder, ReconstructionDecoder, added_to_stem, mask_stem, visible_only
+from emim_nnunet.networks import (
+    PlannedEncoder,
+    PrimusEncoder,
+    ReconstructionDecoder,
+    TokenDecoder,
+    added_to_stem,
+    mask_stem,
+    visible_only,
+)
 from emim_nnunet.settings.block import require
 
 FILLS = ("zero", "learned")
@@ -67,7 +75,8 @@ class MaskedViewConfig(MaskedModellingConfig):
 
     Attributes:
         sparse_encoder: Run the encoder on visible voxels only: masked positions are empty after every layer, and instance
-            normalisations take their statistics of the visible ones, as in SparK (arXiv 2301.03580).
+            normalisations take their statistics of the visible ones, as in SparK (arXiv 2301.03580). Without effect on a
+            Primus, into whose blocks visible tokens alone enter.
         mask_channel: Give the encoder the mask as well, one more input channel per modality (1 = hidden). Its filters belong to
             the SSL stage and are not transferred.
     """
@@ -185,7 +194,8 @@ class MaskedModelling:
         self, encoder: PlannedEncoder, num_modalities: int
     ) -> tuple[ReconstructionDecoder, nn.Parameter | None]:
         """The decoder for an encoder, and the fill value, (C,), where it is learned."""
-        decoder = ReconstructionDecoder(
+        decoder_class = TokenDecoder if isinstance(encoder, PrimusEncoder) else ReconstructionDecoder
+        decoder = decoder_class(
             encoder.output_channels, encoder.strides, num_modalities, encoder.conv_op, self.config.decoder_min_width
         )
         start = torch.full((num_modalities,), self.config.fill_start)
@@ -241,11 +251,13 @@ class MaskedView(MaskedModelling):
 
     Args:
         config: Settings.
+        hidden_features: Whether the method needs features where everything is hidden: a Primus is given those tokens then.
     """
 
-    def __init__(self, config: MaskedViewConfig) -> None:
+    def __init__(self, config: MaskedViewConfig, *, hidden_features: bool = False) -> None:
         super().__init__(config)
         self.view_config = config
+        self.hidden_features = hidden_features
 
     def new_mask_stem(self, encoder: PlannedEncoder, num_modalities: int) -> nn.Module | None:
         """The filters of the mask channels, where the encoder is given the mask."""
@@ -258,10 +270,13 @@ class MaskedView(MaskedModelling):
             if weights.mask_stem is not None:
                 hidden = cells_to_voxels(masked, self.config.cell_size).float()
                 stack.enter_context(added_to_stem(weights.encoder, weights.mask_stem(hidden)))
-            if self.view_config.sparse_encoder:
+            if self._is_sparse(weights.encoder):
                 visible = cells_to_voxels(~masked.all(1, keepdim=True), self.config.cell_size)
                 stack.enter_context(visible_only(weights.encoder, visible, every_layer=True))
             yield
+
+    def _is_sparse(self, encoder: PlannedEncoder) -> bool:
+        return not self.hidden_features if isinstance(encoder, PrimusEncoder) else self.view_config.sparse_encoder
 
     def encode(self, image: Tensor, masked: Tensor, weights: ViewWeights) -> tuple[Tensor, list[Tensor]]:
         """The image with its ``masked`` cells, (N, C, *G) bool, filled in, and the stage outputs for it."""

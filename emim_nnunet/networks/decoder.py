@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from dynamic_network_architectures.building_blocks.patch_encode_decode import PatchDecode
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,7 +74,7 @@ class ReconstructionDecoder(nn.Module):
             for s in stages
         )
         self.width = widths[1]
-        self.head = conv_op(widths[1], num_modalities * prod(self.block), 1)
+        self.head: nn.Module = conv_op(widths[1], num_modalities * prod(self.block), 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Reconstruct the patch.
@@ -112,6 +113,36 @@ class ReconstructionDecoder(nn.Module):
         interleaved = [axis for a in range(num_axes) for axis in (2 + num_axes + a, 2 + a)]
         x = x.permute(0, 1, *interleaved)
         return x.reshape(*x.shape[:2], *(g * b for g, b in zip(grid, self.block, strict=True)))
+
+
+class TokenDecoder(ReconstructionDecoder):
+    """The same pathway over the stages of a Primus, which all have one grid; tokens become voxels as Primus's own do.
+
+    Its three steps unfold a token of 8 voxels by 2 each, with a nonlinearity between them, so the width does not bound what a
+    token can look like. The convolutions of the pathway let a token that did not enter the encoder learn from its neighbours.
+
+    Args:
+        features_per_stage: Channels of each encoder stage.
+        strides: Stride of each stage, that of the first is the token.
+        num_modalities: Number C of channels to reconstruct.
+        conv_op: ``nn.Conv3d``.
+        min_width: Least number of channels at a stage, None = 8.
+    """
+
+    def __init__(
+        self,
+        features_per_stage: Sequence[int],
+        strides: Sequence[int | Sequence[int]],
+        num_modalities: int,
+        conv_op: type[nn.Module],
+        min_width: int | None = None,
+    ) -> None:
+        super().__init__(features_per_stage, strides, num_modalities, conv_op, min_width)
+        self.head = PatchDecode(self.block, self.width, num_modalities)
+
+    def predict(self, decoded: Tensor) -> Tensor:
+        """The reconstructed patch (B, C, *P), from what :meth:`decode` returns."""
+        return self.head(decoded)
 
 
 def forward_flops(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tuple[int, Any]:

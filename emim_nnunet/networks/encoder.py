@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from emim_nnunet.networks.planned import PlannedEncoder
+from emim_nnunet.networks.primus import PrimusEncoder
 
 
 class _Owned(torch.autograd.Function):
@@ -63,17 +63,19 @@ def materialise(encoder: nn.Module, initialize: Callable[[nn.Module], None]) -> 
         initialize(module)
 
 
-def first_stages(encoder: PlannedEncoder, image: Tensor, count: int) -> list[Tensor]:
+def first_stages(encoder: Any, image: Tensor, count: int) -> list[Tensor]:
     """Outputs of the first stages of an encoder of nnU-Net; the deeper ones are not computed.
 
     Args:
-        encoder: ``PlainConvEncoder`` or ``ResidualEncoder``.
+        encoder: ``PlainConvEncoder``, ``ResidualEncoder`` or :class:`PrimusEncoder`.
         image: (B, C, *P) float.
         count: Number of stages to compute.
 
     Returns:
         The output (B, features_s, *grid_s) of each of these stages.
     """
+    if isinstance(encoder, PrimusEncoder):
+        return encoder(image, count=count)
     stem = getattr(encoder, "stem", None)
     x = image if stem is None else stem(image)
     outputs = []

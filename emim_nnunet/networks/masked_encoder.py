@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emim_nnunet.networks.planned import PlannedEncoder
+from emim_nnunet.networks.primus import PrimusEncoder
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -18,11 +19,13 @@ LEAKY_SLOPE = 1e-2  # of nnU-Net's initialisation
 
 
 @contextmanager
-def visible_only(encoder: PlannedEncoder, visible: Tensor, *, every_layer: bool = False) -> Iterator[None]:
+def visible_only(encoder: Any, visible: Tensor, *, every_layer: bool = False) -> Iterator[None]:
     """Keep masked positions of the encoder empty inside the ``with`` block.
 
     Instance normalisation takes mean and variance over visible positions, and the features of masked positions are set to 0.
     A position of a coarse stage is visible when any voxel in it is.
+
+    Into the blocks of a Primus only visible tokens enter, which is less work; that takes no notice of ``every_layer``.
 
     Args:
         encoder: An encoder of nnU-Net.
@@ -30,6 +33,16 @@ def visible_only(encoder: PlannedEncoder, visible: Tensor, *, every_layer: bool 
         every_layer: Set them to 0 in the image and after every convolution and normalisation, as in SparK, so that nothing
             of a masked position reaches a visible one; False = only after every stage.
     """
+    if isinstance(encoder, PrimusEncoder):
+        tokens = F.max_pool3d(visible.float(), encoder.strides[0]) > 0
+        hook = encoder.register_forward_pre_hook(
+            lambda _, inputs, named: (inputs, named | {"visible": tokens}), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
     pool = F.adaptive_max_pool2d if visible.ndim == 4 else F.adaptive_max_pool3d
     grids: dict[tuple[int, ...], Tensor] = {tuple(visible.shape[2:]): visible.float()}
 

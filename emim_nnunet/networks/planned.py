@@ -1,15 +1,20 @@
-"""The type of the encoder that nnU-Net plans."""
+"""The type of the encoder that nnU-Net plans, and how plans describe it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol
 
+from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor, nn
+
+from emim_nnunet.networks.primus import PrimusEncoder, primus_geometry
+
+PRIMUS = f"{Primus.__module__}.{Primus.__qualname__}"  # in plans
 
 
 class PlannedEncoder(Protocol):
-    """What the encoders of nnU-Net's networks, plain and residual, have in common; they are ``nn.Module``."""
+    """What the encoders of nnU-Net's networks, plain, residual and Primus, have in common; they are ``nn.Module``."""
 
     @property
     def strides(self) -> Sequence[int | Sequence[int]]:
@@ -22,10 +27,6 @@ class PlannedEncoder(Protocol):
     @property
     def conv_op(self) -> type[nn.Module]:
         """``nn.Conv2d`` or ``nn.Conv3d``."""
-
-    @property
-    def stages(self) -> nn.Sequential:
-        """The stages, one module each; a residual encoder has a ``stem`` before the first one."""
 
     def __call__(self, image: Tensor, /) -> list[Tensor]:
         """The output (B, features_s, *grid_s) of each stage for an image (B, C, *P)."""
@@ -40,10 +41,28 @@ class PlannedEncoder(Protocol):
         """Set evaluation mode, see ``nn.Module.eval``."""
 
 
-def encoder_of(network: nn.Module) -> PlannedEncoder:
-    """The encoder of a network that nnU-Net planned.
+def encoder_of(network: nn.Module) -> Any:
+    """The encoder of a network that nnU-Net planned, which shares its weights with the network.
 
     Args:
-        network: A network with an attribute ``encoder``, whose type torch does not know.
+        network: A U-Net with an attribute ``encoder``, or a Primus.
+
+    Returns:
+        A module that is a :class:`PlannedEncoder`.
     """
-    return cast(PlannedEncoder, network.encoder)
+    return PrimusEncoder(network) if isinstance(network, Primus) else network.get_submodule("encoder")
+
+
+def is_primus(architecture: dict[str, Any]) -> bool:
+    """Whether the ``architecture`` of a configuration is a Primus."""
+    return architecture["network_class_name"] == PRIMUS
+
+
+def planned_geometry(architecture: dict[str, Any]) -> tuple[Sequence[int | Sequence[int]], Sequence[int]]:
+    """Strides and channels of the stages of the encoder that an ``architecture`` describes."""
+    arguments = architecture["arch_kwargs"]
+    return (
+        primus_geometry(arguments)
+        if is_primus(architecture)
+        else (arguments["strides"], arguments["features_per_stage"])
+    )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 NUM_STAGES = 4  # the embedding, and the blocks in three parts
+PARTS = ("down_projection", "eva")  # of a Primus that are its encoder
+
+
+def primus_geometry(arguments: dict[str, Any]) -> tuple[list[list[int]], list[int]]:
+    """Strides and channels of the stages of :class:`PrimusEncoder`, from the arguments of its Primus in plans."""
+    token = [int(size) for size in arguments["patch_embed_size"]]
+    return [token] + [[1] * len(token)] * (NUM_STAGES - 1), [arguments["embed_dim"]] * NUM_STAGES
 
 
 class PrimusEncoder(nn.Module):
@@ -19,7 +26,6 @@ class PrimusEncoder(nn.Module):
 
     Args:
         primus: A ``Primus`` of dynamic_network_architectures, without register tokens; its parts are shared, not copied.
-        num_stages: Number of stages, the embedding included.
 
     Attributes:
         output_channels: Of each stage, as :class:`~emim_nnunet.networks.PlannedEncoder`.
@@ -29,26 +35,26 @@ class PrimusEncoder(nn.Module):
 
     conv_op = nn.Conv3d
 
-    def __init__(self, primus: nn.Module, num_stages: int = NUM_STAGES) -> None:
+    def __init__(self, primus: nn.Module) -> None:
         super().__init__()
         source: Any = primus
         assert source.register_tokens is None
         self.down_projection = source.down_projection
         self.eva = source.eva
         depth = len(self.eva.blocks)
-        assert depth >= num_stages - 1
-        self.ends = [round(depth * part / (num_stages - 1)) for part in range(1, num_stages)]
-        token = [int(size) for size in self.down_projection.proj.stride]
-        self.strides: Sequence[Sequence[int]] = [token] + [[1] * len(token)] * (num_stages - 1)
-        self.output_channels: Sequence[int] = [source.embed_dim] * num_stages
+        assert depth >= NUM_STAGES - 1
+        self.ends = [round(depth * part / (NUM_STAGES - 1)) for part in range(1, NUM_STAGES)]
+        arguments = {"patch_embed_size": self.down_projection.proj.stride, "embed_dim": source.embed_dim}
+        self.strides, self.output_channels = primus_geometry(arguments)
 
-    def forward(self, image: Tensor, visible: Tensor | None = None) -> list[Tensor]:
-        """The output of each stage.
+    def forward(self, image: Tensor, *, visible: Tensor | None = None, count: int = NUM_STAGES) -> list[Tensor]:
+        """The output of the first stages.
 
         Args:
             image: (B, C, *P) float, P divisible by the token.
             visible: (B, 1, *G) bool, True = the token enters the blocks; None = all do. The others cost nothing there, tell the
                 visible ones nothing, and are 0 in every stage.
+            count: Number of stages; what is behind them is not computed.
 
         Returns:
             (B, D, *G) float per stage; the last is normalised as in Primus.
@@ -65,7 +71,7 @@ class PrimusEncoder(nn.Module):
         if rope is not None and keep is not None:
             rope = keep.of(rope.expand(len(x), *rope.shape))[:, None]  # one axis for the heads
         first = 0
-        for end in self.ends:
+        for end in self.ends[: count - 1]:
             for block in self.eva.blocks[first:end]:
                 x = block(x, rope=rope, attn_mask=None if keep is None else keep.attended)
             first = end
@@ -85,14 +91,14 @@ class _Visible:
     """
 
     def __init__(self, visible: Tensor) -> None:
-        counts = visible.sum(1)
-        longest = max(int(counts.max()), 1)
         self.length = visible.shape[1]
+        # a dry run has no values: it counts what a mask that hides no token would take
+        longest = self.length if is_fake(visible) else max(int(visible.sum(1).max()), 1)
         self.indices = torch.argsort((~visible).to(torch.uint8), dim=1, stable=True)[:, :longest]
         self.real = torch.gather(visible, 1, self.indices)
         # a sample without any visible token attends to what fills it up: a softmax over nothing is not a number
         attended = self.real | ~visible.any(1, keepdim=True)
-        self.attended = None if bool(attended.all()) else attended[:, None, None]
+        self.attended = None if not is_fake(visible) and bool(attended.all()) else attended[:, None, None]
 
     def of(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""

@@ -6,7 +6,7 @@ Names in it become folders, and names of classes are imported and called; both a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from traceback import walk_tb
 from types import ModuleType
@@ -181,6 +181,28 @@ def check_architecture(architecture: Any, where: str) -> None:
         "strides" not in kwargs or _are_strides(kwargs["strides"]),
         f"'strides' of {where} must hold a positive whole number, or one per axis, for each stage",
     )
+
+
+def check_tokens(architecture: dict[str, Any], patch_size: Sequence[int]) -> None:
+    """Whether a patch is one that the network of a configuration is made for, where that is made for one, as a Primus is.
+
+    Args:
+        architecture: The architecture of the configuration.
+        patch_size: Its voxels per axis.
+
+    Raises:
+        UserError: It is not.
+    """
+    token, shape = (architecture["arch_kwargs"].get(key) for key in ("patch_embed_size", "input_shape"))
+    if token is None:
+        return
+    patch = [int(size) for size in patch_size]
+    if len(patch) != len(token) or any(p % t for p, t in zip(patch, token, strict=True)):
+        raise UserError(f"a patch of {patch} voxels cannot be cut into the network's tokens of {list(token)}")
+    if list(shape or []) != patch:
+        raise UserError(
+            f"'patch_size' is {patch} and 'input_shape' of the network {shape}: its positions are those of one patch, set both"
+        )
 
 
 def _check_configuration(content: dict[str, Any], where: str) -> None:

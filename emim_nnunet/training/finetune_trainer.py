@@ -16,10 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
 from emim_nnunet.checkpoints.io import read_checkpoint
+from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged
+from emim_nnunet.networks import encoder_of, is_primus
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
+from emim_nnunet.nnunet.primus import AbstractPrimus, primus_trainer
 from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned
@@ -54,7 +57,8 @@ class FinetuneTrainer(StageTrainer):
         self.num_epochs = self.config.finetune_num_epochs
         self.num_iterations_per_epoch = self.config.finetune_num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.finetune_num_val_iterations_per_epoch
-        self.enable_deep_supervision = self.config.finetune_deep_supervision
+        self.is_primus = is_primus(self.configuration_manager.configuration["architecture"])
+        self.enable_deep_supervision = self.config.finetune_deep_supervision and not self.is_primus
         self.initial_lr, _ = self._peak_rate(pretrained=self.config.finetune_init != SCRATCH)
         self._resumed = self._trained = False
         self._weights_given = False
@@ -73,7 +77,10 @@ class FinetuneTrainer(StageTrainer):
         self._seed()
         super().initialize()
         self.dataset_class = without_code(self.dataset_class)
-        self._loading = self.encoder.register_load_state_dict_post_hook(self._note_given_weights)
+        part = (
+            self.encoder.get_submodule("eva") if self.is_primus else self.encoder
+        )  # a Primus has no module for it as a whole
+        self._loading = part.register_load_state_dict_post_hook(self._note_given_weights)
 
     def _note_given_weights(self, *of_the_hook: object) -> None:
         self._weights_given = True
@@ -86,8 +93,13 @@ class FinetuneTrainer(StageTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The U-Net of the plans, built by nnU-Net; a network that cannot be built is a :class:`UserError`."""
+        """The network of the plans, built by nnU-Net; a network that cannot be built is a :class:`UserError`."""
+        architecture = configuration_manager.configuration["architecture"]
         with planned("the network that the plans describe cannot be built"):
+            if is_primus(architecture):
+                return planned_network(
+                    architecture, num_input_channels, num_output_channels, deep_supervision=False, seed=None
+                )
             network = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
@@ -106,12 +118,26 @@ class FinetuneTrainer(StageTrainer):
     def encoder(self) -> nn.Module:
         """The encoder without DDP and torch.compile around it."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return (network._orig_mod if isinstance(network, OptimizedModule) else network).get_submodule("encoder")
+        return encoder_of(network._orig_mod if isinstance(network, OptimizedModule) else network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
-        """nnU-Net's SGD, with a linear warm-up before nnU-Net's polynomial decay of the learning rate."""
-        optimizer, _ = super().configure_optimizers()
+        """nnU-Net's SGD, or its AdamW for a Primus, with a linear warm-up before nnU-Net's polynomial decay of the rate."""
+        if self.is_primus:
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                self.network.parameters(), self.initial_lr, weight_decay=5e-2, betas=(0.9, 0.98), fused=True
+            )
+        else:
+            optimizer, _ = super().configure_optimizers()
         return optimizer, self._schedule(optimizer)
+
+    def train_step(self, batch: dict) -> dict:
+        """A step as nnU-Net takes it for that network: it clips the gradients of a Primus at another norm."""
+        return AbstractPrimus.train_step(self, batch) if self.is_primus else super().train_step(batch)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Turn deep supervision on or off, as nnU-Net does around its validation; a Primus has none."""
+        if not self.is_primus:
+            super().set_deep_supervision_enabled(enabled)
 
     def _peak_rate(self, *, pretrained: bool) -> tuple[float, str]:
         """The highest learning rate, and why it is that."""
@@ -301,5 +327,12 @@ class FinetuneTrainer(StageTrainer):
             return
         self._folder.check()
         named = copy(self)  # nnU-Net stores the name of the object's class
-        named.__class__ = type(self.stored_trainer_name or type(self).__name__, (type(self),), {})
+        named.__class__ = type(self._stored_name(), (type(self),), {})
         atomic_write(Path(filename), super(FinetuneTrainer, named).save_checkpoint)  # torch.save takes files as well
+
+    def _stored_name(self) -> str:
+        """The trainer that prediction needs: nnU-Net's own, whatever builds the network of the plans."""
+        if self.stored_trainer_name is None:
+            return type(self).__name__
+        architecture = self.configuration_manager.configuration["architecture"]
+        return primus_trainer(architecture) or type(self).__name__ if self.is_primus else self.stored_trainer_name

@@ -27,7 +27,7 @@ from emim_nnunet.distributed import world_size
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.networks import own_norm_outputs
+from emim_nnunet.networks import cumulative_strides, own_norm_outputs, planned_geometry
 from emim_nnunet.nnunet.cases import infer_dataset_class
 from emim_nnunet.nnunet.plans import ConfigurationManager, determine_num_input_channels
 from emim_nnunet.nnunet.training import get_allowed_n_proc_DA
@@ -98,7 +98,13 @@ class SSLStage(StageTrainer):
 
     def _check_configuration(self, name: str, configuration: ConfigurationManager) -> None:
         require(configuration.previous_stage_name is None, f"'{name}' is a cascade stage: pretrain '3d_fullres'")
-        self.method_class.check(self.method_config, configuration.patch_size, configuration.pool_op_kernel_sizes)
+        strides, _ = planned_geometry(configuration.configuration["architecture"])
+        self.method_class.check(self.method_config, configuration.patch_size, strides)
+        token, cell = cumulative_strides(strides, len(configuration.patch_size))[0], self.method_config.cell_size
+        require(
+            all(c % t == 0 for c, t in zip(cell, token, strict=True)),
+            f"cell_size {list(cell)} must be a multiple of the network's tokens, {list(token)}: a token is masked or not",
+        )
         grid_size(configuration.patch_size, self.method_config.cell_size)  # for the monitor, whatever the method
 
     def initialize(self) -> None:

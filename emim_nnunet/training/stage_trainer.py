@@ -12,7 +12,7 @@ from emim_nnunet.datasets.stage_cases import prepare_splits
 from emim_nnunet.devices import check_device
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.nnunet.training import nnUNetTrainer
-from emim_nnunet.settings.plans import planned
+from emim_nnunet.settings.plans import check_tokens, planned
 from emim_nnunet.training.interruption import Interruption
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.output_folder import OutputFolder
@@ -53,7 +53,9 @@ class StageTrainer(nnUNetTrainer):
         self.block = read_block(plans, configuration)
         self._read_settings()
         with planned(f"configuration '{configuration}' of the plans cannot be used"):
-            self._check_configuration(configuration, PlansManager(plans).get_configuration(configuration))
+            manager = PlansManager(plans).get_configuration(configuration)
+            check_tokens(manager.configuration["architecture"], manager.patch_size)
+            self._check_configuration(configuration, manager)
             super().__init__(plans, configuration, fold, dataset_json, device)
         self._interruption = Interruption()
         self._folder = OutputFolder(self.output_folder, self.local_rank)
