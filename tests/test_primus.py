@@ -14,6 +14,7 @@ import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from emim_nnunet.checkpoints.encoder import encoder_state
@@ -136,10 +137,10 @@ def test_hidden_voxels_become_hidden_tokens_and_first_stages_stop_early() -> Non
 def test_plans_describe_the_network_that_nnunets_trainer_builds(backbone: str) -> None:
     patch = [32, 48, 32]
     architecture = primus_architecture(backbone, patch)
-    *_, trainer = BACKBONES[backbone]
-    assert primus_trainer(architecture) == trainer.__name__
+    trainer = getattr(primus_trainers, str(primus_trainer(architecture)))
     with torch.device("meta"):
-        own = trainer.build_network_architecture(None, ConfigurationManager({"patch_size": patch, "architecture": architecture}), 4, 3)
+        manager = ConfigurationManager({"patch_size": patch, "architecture": architecture})
+        own = trainer.build_network_architecture(None, manager, 4, 3)
         ours = planned_network(architecture, 4, 3, deep_supervision=True)
     assert repr(ours) == repr(own)  # layers, and rates of what drops out
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in own.state_dict().items()}
@@ -189,7 +190,20 @@ def test_a_stage_is_continued_exported_diagnosed_and_fine_tuned(nnunet: Path, tm
     alone = tmp_path / "encoder.pth"
     assert run(export_command.main, [str(folder), "--encoder", "-o", str(alone)]) == 0
     assert encoder_state(read_checkpoint(alone)).keys() == pretrained.keys()
-    options = ["-d", "1", "-p", PLANS, "-c", "toy_primus", "-o", str(tmp_path / "report"), "--patches", "4", "-device", "cpu"]
+    options = [
+        "-d",
+        "1",
+        "-p",
+        PLANS,
+        "-c",
+        "toy_primus",
+        "-o",
+        str(tmp_path / "report"),
+        "--patches",
+        "4",
+        "-device",
+        "cpu",
+    ]
     for source in (folder, alone):
         assert run(diagnose.main, [str(source), *options]) == 0
     tuned = train(FINETUNE, "toy_primus")

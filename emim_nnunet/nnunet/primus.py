@@ -6,23 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynamic_network_architectures.architectures.primus import Primus
-from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import (
-    AbstractPrimus,
-    nnUNet_Primus_B_Trainer,
-    nnUNet_Primus_L_Trainer,
-    nnUNet_Primus_M_Trainer,
-    nnUNet_Primus_S_Trainer,
-)
-
-__all__ = ["BACKBONES", "TOKEN", "AbstractPrimus", "primus_architecture", "primus_trainer"]
 
 TOKEN = 8  # voxels of a token per axis
-# name -> width, blocks and heads, as the trainer has them, and that trainer
-BACKBONES: dict[str, tuple[int, int, int, type[AbstractPrimus]]] = {
-    "primus_s": (396, 12, 6, nnUNet_Primus_S_Trainer),
-    "primus_b": (792, 12, 12, nnUNet_Primus_B_Trainer),
-    "primus_m": (864, 16, 12, nnUNet_Primus_M_Trainer),
-    "primus_l": (1056, 24, 16, nnUNet_Primus_L_Trainer),
+# name -> width, blocks and heads, as nnU-Net's trainer has them, and the name of that trainer
+BACKBONES = {
+    "primus_s": (396, 12, 6, "nnUNet_Primus_S_Trainer"),
+    "primus_b": (792, 12, 12, "nnUNet_Primus_B_Trainer"),
+    "primus_m": (864, 16, 12, "nnUNet_Primus_M_Trainer"),
+    "primus_l": (1056, 24, 16, "nnUNet_Primus_L_Trainer"),
 }
 
 
@@ -52,4 +43,4 @@ def primus_trainer(architecture: dict[str, Any]) -> str | None:
     """Name of nnU-Net's trainer that builds an ``architecture``, which its predictions need; None = there is none."""
     arguments = architecture["arch_kwargs"]
     shape = tuple(arguments.get(key) for key in ("embed_dim", "eva_depth", "eva_numheads"))
-    return next((trainer.__name__ for *own, trainer in BACKBONES.values() if tuple(own) == shape), None)
+    return next((trainer for *own, trainer in BACKBONES.values() if tuple(own) == shape), None)

@@ -22,7 +22,7 @@ from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged
 from emim_nnunet.networks import encoder_of, is_primus
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
-from emim_nnunet.nnunet.primus import AbstractPrimus, primus_trainer
+from emim_nnunet.nnunet.primus import primus_trainer
 from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned
@@ -126,13 +126,14 @@ class FinetuneTrainer(StageTrainer):
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(
                 self.network.parameters(), self.initial_lr, weight_decay=5e-2, betas=(0.9, 0.98), fused=True
             )
+            optimizer.register_step_pre_hook(self._clip_more)
         else:
             optimizer, _ = super().configure_optimizers()
         return optimizer, self._schedule(optimizer)
 
-    def train_step(self, batch: dict) -> dict:
-        """A step as nnU-Net takes it for that network: it clips the gradients of a Primus at another norm."""
-        return AbstractPrimus.train_step(self, batch) if self.is_primus else super().train_step(batch)
+    def _clip_more(self, *of_the_hook: object) -> None:
+        """nnU-Net's step has clipped the gradients at 12; that of its Primus trainers does at 1."""
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Turn deep supervision on or off, as nnU-Net does around its validation; a Primus has none."""
