@@ -132,6 +132,7 @@ def finetune(
     *,
     draw: int,
     rate: float,
+    encoder_factor: float = 1.0,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
 
@@ -141,6 +142,7 @@ def finetune(
         tests: The test patients.
         draw: The seed of the decoder.
         rate: Peak learning rate of AdamW.
+        encoder_factor: Factor of it for the encoder.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
@@ -153,14 +155,19 @@ def finetune(
         {},
         dice_class=MemoryEfficientSoftDiceLoss,
     )
-    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01, fused=True)
+    pretrained = {id(parameter) for parameter in network.get_submodule("encoder").parameters()}
+    parts = [
+        {"params": [p for p in network.parameters() if (id(p) in pretrained) == inside], "factor": factor}
+        for inside, factor in ((True, encoder_factor), (False, 1.0))
+    ]
+    optimizer = torch.optim.AdamW(parts, rate, weight_decay=0.01, fused=True)
     total = len(batches)
     read_outs = {round(share * total) for share in READ_OUTS}
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()
         for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine_lr(step, peak=rate, warmup=total // 10, total=total)
+            group["lr"] = warmup_cosine_lr(step, peak=rate * group["factor"], warmup=total // 10, total=total)
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = network(image.float())

@@ -38,7 +38,7 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         assert numbers is not None
         fold, draw = (int(number) for number in numbers.groups())
         about = {"labelled": len(content["train"]), "draw": draw, "tests": PATIENTS[fold][1]}
-        rows += [about | {"learnt": _learnt(row["stage"])} | row for row in content["rows"]]
+        rows += [about | {"learnt": _learnt(row["stage"]), "encoder_factor": 1.0} | row for row in content["rows"]]
     return stages, rows
 
 
@@ -130,11 +130,12 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     """Scores of all arms, and their paired difference from scratch at its own best rate."""
     lines = []
     for here in _alike(rows, "tests", "evaluation", "labelled"):
-        groups = _alike(here, "arm", "learnt", "epoch", "rate", "steps")
+        groups = _alike(here, "arm", "learnt", "epoch", "rate", "encoder_factor", "steps")
         scratch = reference(groups)
         for group in groups:
             first = group[0]
             peak = "" if first["rate"] is None else f"{first['rate']:g}"
+            peak += "" if first["encoder_factor"] == 1 else f" (encoder {first['encoder_factor']:g} of it)"
             about = [str(first[key]) for key in ("tests", "evaluation", "labelled", "arm", "learnt", "epoch")]
             lines.append([*about, peak, *_scores(group, scratch)])
     header = ["tests", "evaluation", "labelled", "arm", "learnt from", "epochs", "rate", "draws"]
@@ -151,10 +152,10 @@ def _alike(rows: Iterable[dict[str, Any]], *keys: str) -> list[list[dict[str, An
 
 
 def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Scratch at its own best rate, of the trainings that are no longer than those of the other arms."""
+    """Scratch at its own best rate, of the trainings that are no longer than those of the other arms and have most draws."""
     steps = min(group[0]["steps"] for group in groups)
     scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] == steps]
-    return max(scratch, key=lambda group: end_dice(group).mean())
+    return max(scratch, key=lambda group: (len(group), end_dice(group).mean()))
 
 
 def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> float | None:

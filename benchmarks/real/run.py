@@ -41,7 +41,8 @@ from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
-ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "steps")  # of a training; the rest are scores
+ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "encoder_factor", "steps")  # of a training; the rest are scores
+FIRST_ROWS = {"encoder_factor": 1.0}  # what rows were that do not say
 
 
 def main() -> None:
@@ -119,15 +120,17 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
     """What a draw has still to train and test: the keys of :data:`ABOUT`."""
     file = _draw_file(part, draw, labelled, results)
     rows = read_json(file)["rows"] if file.is_file() else []
-    known = [{key: row[key] for key in ABOUT} for row in rows]
+    known = [{key: (FIRST_ROWS | row)[key] for key in ABOUT} for row in rows]
     return [about for about in _rows(part, draw) if about not in known]
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    hows = [{"evaluation": "finetune", "rate": rate, "steps": part.steps} for rate in part.rates]
-    hows += [{"evaluation": "linear", "rate": None, "steps": 0}] if part.linear else []
+    tuned = {"evaluation": "finetune", "steps": part.steps}
+    hows = [tuned | {"rate": rate, "encoder_factor": f} for f in part.encoder_factors for rate in part.rates]
+    hows += [{"evaluation": "linear", "rate": None, "encoder_factor": 1.0, "steps": 0}] if part.linear else []
     for how in hows:
-        yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
+        if how["encoder_factor"] == 1:
+            yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
         for arm in part.arms:
             for epoch in part.encoders:
                 yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
@@ -153,7 +156,8 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
         if about["evaluation"] == "linear":
             scores = read_out(encoder, cases, tests, draw=draw)
         else:
-            scores = finetune(encoder, batches[: about["steps"]], tests, draw=draw, rate=about["rate"])
+            rates = {"rate": about["rate"], "encoder_factor": about["encoder_factor"]}
+            scores = finetune(encoder, batches[: about["steps"]], tests, draw=draw, **rates)
         done["rows"].append(about | scores | {"seconds": round(monotonic() - start, 1)})
         write_json(file, done, indent=1)
 
