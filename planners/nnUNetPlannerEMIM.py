@@ -14,12 +14,12 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks import is_primus, planned_geometry
+from emim_nnunet.networks.backbones import primus_architecture
 from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed
 from emim_nnunet.nnunet.planning import ResEncUNetPlanner
 from emim_nnunet.nnunet.plans import LabelManager
-from emim_nnunet.nnunet.primus import primus_architecture
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.transfer import Like

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from math import ceil, prod
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.networks.backbones import TOKEN
 from emim_nnunet.networks.geometry import cumulative_strides, stage_grids
 from emim_nnunet.nnunet.plans import ANISO_THRESHOLD
-from emim_nnunet.nnunet.primus import TOKEN
 
 Strides = Sequence[int | Sequence[int]]
 

@@ -15,7 +15,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, run_training
 
 from emim_nnunet.cli import convert, plan_and_preprocess
 from emim_nnunet.cli._run import run
-from emim_nnunet.nnunet.primus import primus_architecture
+from emim_nnunet.networks.backbones import primus_architecture
 from emim_nnunet.phantom import write_brats2023
 from emim_nnunet.trainer_search import enable_search
 

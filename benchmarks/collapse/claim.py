@@ -35,10 +35,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import SimpleITK as sitk
 import torch
+from claim_report import NETWORKS, SCALES, report, write_picture
 from dynamic_network_architectures.architectures.primus import Primus
 from experiment import cosine_rate, unet
-from matplotlib.figure import Figure
-from measure.common import markdown_table, write_results
+from measure.common import write_results
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -50,7 +50,6 @@ from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.networks import PrimusEncoder
 from emim_nnunet.randomness import Stream, seeded_generator
-from emim_nnunet.storage.figures import save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from emim_nnunet.views.augmentation import mirror_
 
@@ -63,13 +62,10 @@ PROBE_CASES, PROBE_PATCHES = 2, 8  # held-out cases, patches of each
 CLASSES = 4  # of the tumour, background included
 RATE = 1e-3
 
-NETWORKS = ("zero", "learned", "sin-cos", "convolution")  # where positions come from
 MASKS = {
     "position": {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False},
     "hybrid": {"position_ratio": 0.25, "patch_ratio": 0.5625},  # the same masked fraction
 }
-SCALES = ("z-score, body", "max, all voxels")  # of the images, and what the loss counts
-COLLAPSED, ALIVE = 0.02, 0.05
 
 
 @dataclass(frozen=True)
@@ -141,6 +137,9 @@ def make_method(job: Job) -> SSLMethod:
             primus.eva.pos_embed.requires_grad_(False).copy_(sin_cos(grid_size(PATCH, CELL), WIDTH))
         method = EMIM(PrimusEncoder(primus), len(CHANNELS), PATCH, config)
         method.decoder = TokenDecoder(WIDTH, len(CHANNELS))
+        method.modelling.hidden_features = (
+            True  # as in the paper's code: masked tokens enter, with nothing but their place
+        )
     return method
 
 
@@ -242,79 +241,6 @@ def _probe(method: SSLMethod, everything: Sequence[tuple[Tensor, ...]], seed: in
     targets = voxels_to_cells(classes, cell_grid(features.shape[2:], grid)).flatten(2).transpose(1, 2)[present]
     patients = case[:, None].expand_as(present)[present]
     return float(dense_probe(rows.numpy(), targets.numpy(), patients.numpy()))
-
-
-def report(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """The table, and whether the criterion is met."""
-    lines, verdict = [], {}
-    for scale, network, mask in product(SCALES, NETWORKS, MASKS):
-        runs = [r for r in results if (r["scale"], r["network"], r["mask"]) == (scale, network, mask)]
-        if not runs:
-            continue
-        last = [run["history"][-1] for run in runs]
-        first = [run["history"][0] for run in runs]
-        constant = np.mean([m["collapsed_loss"] for m in first])
-        ladder = [
-            np.mean([m["baselines"][k] for m in first]) / constant for k in ("sample_constant", "outline", "depth")
-        ]
-        cells = [f"{np.mean([m['loss'] for m in last]):.4f}", f"{constant:.4f}", " ".join(f"{x:.3f}" for x in ladder)]
-        cells += [_spread([m["skill"] for m in last]), _spread([m["within"] for m in last])]
-        cells += [_spread([run["probe_r2"] for run in runs]), _spread([m["effective_rank"] for m in last], 1)]
-        lines.append([scale, network, mask, str(len(runs)), *cells])
-        if network == "zero":
-            within = [m["within"] for m in last]
-            met = [value < COLLAPSED for value in within] if mask == "position" else [value > ALIVE for value in within]
-            verdict[f"{scale}, {mask}"] = {"met": sum(met), "of": len(met)}
-    header = [
-        "images, loss",
-        "positions",
-        "mask",
-        "seeds",
-        "loss",
-        "of a constant",
-        "sample constant, outline, depth over it",
-    ]
-    header += ["skill", "within", "probe R2", "effective rank"]
-    text = (
-        markdown_table(header, lines)
-        + "\nThe criterion, without positions: "
-        + "; ".join(f"{name}: {found['met']} of {found['of']}" for name, found in verdict.items())
-    )
-    return {"criterion": verdict, "runs": len(results)}, text + ".\n"
-
-
-def _spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean (lowest to highest)."""
-    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def write_picture(results: Sequence[dict[str, Any]], file: Path) -> None:
-    """Loss curves over the constant's loss, a panel per kind of positions, with the baselines as horizontal lines."""
-    figure = Figure(figsize=(12, 5.4), layout="constrained")
-    panels = figure.subplots(len(SCALES), len(NETWORKS), sharex=True, sharey="row")
-    for (row, scale), (column, network) in product(enumerate(SCALES), enumerate(NETWORKS)):
-        axes = panels[row][column]
-        for mask, colour in zip(MASKS, ("tab:red", "tab:blue"), strict=True):
-            runs = [r for r in results if (r["scale"], r["network"], r["mask"]) == (scale, network, mask)]
-            for number, run in enumerate(runs):
-                constant = run["history"][0]["collapsed_loss"]
-                steps = [m["step"] for m in run["history"][1:]]
-                losses = [m["loss"] / constant for m in run["history"][1:]]
-                axes.plot(steps, losses, color=colour, linewidth=1, label=f"{mask} mask" if number == 0 else None)
-            if runs and mask == "position":
-                baselines = runs[0]["history"][0]["baselines"]
-                for name, style in (("sample_constant", ":"), ("outline", "-."), ("depth", "--")):
-                    label = name.replace("_", " ")
-                    axes.axhline(baselines[name] / baselines["constant"], color="grey", linestyle=style, label=label)
-        axes.axhline(1, color="black", linewidth=0.8, label="constant: collapsed")
-        axes.set_title(f"positions: {network}" if row == 0 else "", loc="left", fontsize=10)
-        if column == 0:
-            axes.set_ylabel(f"loss over the constant's\n({scale})", fontsize=9)
-        if row:
-            axes.set_xlabel("step")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    save_figure(figure, file)
 
 
 def main() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor, nn
 
 from emim_nnunet.networks.primus import PrimusEncoder, primus_geometry
 
-PRIMUS = f"{Primus.__module__}.{Primus.__qualname__}"  # in plans
+PRIMUS = "dynamic_network_architectures.architectures.primus.Primus"  # its import takes seconds, as it needs timm
 
 
 class PlannedEncoder(Protocol):
@@ -50,7 +49,10 @@ def encoder_of(network: nn.Module) -> Any:
     Returns:
         A module that is a :class:`PlannedEncoder`.
     """
-    return PrimusEncoder(network) if isinstance(network, Primus) else network.get_submodule("encoder")
+    kind = type(network)
+    if f"{kind.__module__}.{kind.__qualname__}" == PRIMUS:
+        return PrimusEncoder(network)
+    return network.get_submodule("encoder")
 
 
 def is_primus(architecture: dict[str, Any]) -> bool:

@@ -21,8 +21,8 @@ from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.preprocessed import without_code
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged
 from emim_nnunet.networks import encoder_of, is_primus
+from emim_nnunet.networks.backbones import primus_trainer
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
-from emim_nnunet.nnunet.primus import primus_trainer
 from emim_nnunet.nnunet.training import nnUNetTrainer
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned

@@ -100,12 +100,12 @@ class SSLStage(StageTrainer):
         require(configuration.previous_stage_name is None, f"'{name}' is a cascade stage: pretrain '3d_fullres'")
         strides, _ = planned_geometry(configuration.configuration["architecture"])
         self.method_class.check(self.method_config, configuration.patch_size, strides)
+        grid_size(configuration.patch_size, self.method_config.cell_size)  # for the monitor, whatever the method
         token, cell = cumulative_strides(strides, len(configuration.patch_size))[0], self.method_config.cell_size
         require(
             all(c % t == 0 for c, t in zip(cell, token, strict=True)),
             f"cell_size {list(cell)} must be a multiple of the network's tokens, {list(token)}: a token is masked or not",
         )
-        grid_size(configuration.patch_size, self.method_config.cell_size)  # for the monitor, whatever the method
 
     def initialize(self) -> None:
         """Build method, optimiser and, in a process group, the DDP wrapper."""

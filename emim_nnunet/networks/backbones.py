@@ -1,11 +1,11 @@
-"""nnU-Net's Primus (arXiv 2503.01835): its sizes, as architectures of plans, and the trainers that build them."""
+"""The sizes of nnU-Net's Primus (arXiv 2503.01835), as architectures of plans, and the trainers that build them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from dynamic_network_architectures.architectures.primus import Primus
+from emim_nnunet.networks.planned import PRIMUS
 
 TOKEN = 8  # voxels of a token per axis
 # name -> width, blocks and heads, as nnU-Net's trainer has them, and the name of that trainer
@@ -35,8 +35,7 @@ def primus_architecture(backbone: str, patch_size: Sequence[int]) -> dict[str, A
         "scale_attn_inner": True,
         "init_values": 0.1,
     }
-    name = f"{Primus.__module__}.{Primus.__qualname__}"
-    return {"network_class_name": name, "arch_kwargs": arguments, "_kw_requires_import": []}
+    return {"network_class_name": PRIMUS, "arch_kwargs": arguments, "_kw_requires_import": []}
 
 
 def primus_trainer(architecture: dict[str, Any]) -> str | None:
