@@ -134,7 +134,7 @@ class CropBatches:
         """What a worker died of, if one did."""
         workers = getattr(self._iterator, "_workers", [])
         if workers:
-            wait([worker.sentinel for worker in workers], timeout=1)  # its files are closed a moment before it is dead
+            wait([worker.sentinel for worker in workers], timeout=5)  # its files are closed a moment before it is dead
         codes = [worker.exitcode for worker in workers if worker.exitcode]
         return "; ".join(str(signal.strsignal(-code) if code < 0 else f"exit code {code}") for code in codes)
 
