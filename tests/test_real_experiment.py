@@ -134,6 +134,8 @@ def test_the_report_pairs_draws_and_takes_scratch_at_its_best_rate(tmp_path: Pat
     for draw in range(8):
         hard = 0.05 * draw  # a draw is hard for all arms alike
         rows = [training("scratch", 1e-3, 0.4 - hard), training("scratch", 1e-2, 0.2 - hard)]
+        if draw < 3:
+            rows.append(training("scratch", 3e-3, 0.9))  # in too few draws to be the reference
         rows.append(training("emim", 1e-3, 0.45 - hard + 0.01 * (draw % 2)))
         write_draw(tmp_path, SEARCH, draw, rows)
     _, rows = read_results(tmp_path)

@@ -152,10 +152,16 @@ def _alike(rows: Iterable[dict[str, Any]], *keys: str) -> list[list[dict[str, An
 
 
 def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Scratch at its own best rate, of the trainings that are no longer than those of the other arms and have most draws."""
+    """Scratch at its own best rate, of the trainings that are no longer than those of the other arms.
+
+    Rates are compared in the draws that they share; one that was tried in less than half of the draws is left out.
+    """
     steps = min(group[0]["steps"] for group in groups)
     scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] == steps]
-    return max(scratch, key=lambda group: (len(group), end_dice(group).mean()))
+    most = max(len(group) for group in scratch)
+    tried = [group for group in scratch if 2 * len(group) >= most]
+    shared = set.intersection(*({row["draw"] for row in group} for group in tried))
+    return max(tried, key=lambda group: end_dice([row for row in group if row["draw"] in shared]).mean())
 
 
 def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> float | None:

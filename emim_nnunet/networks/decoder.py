@@ -74,7 +74,10 @@ class ReconstructionDecoder(nn.Module):
             for s in stages
         )
         self.width = widths[1]
-        self.head: nn.Module = conv_op(widths[1], num_modalities * prod(self.block), 1)
+        self.head = self._new_head(conv_op)
+
+    def _new_head(self, conv_op: type[nn.Module]) -> nn.Module:
+        return conv_op(self.width, self.num_modalities * prod(self.block), 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Reconstruct the patch.
@@ -121,24 +124,11 @@ class TokenDecoder(ReconstructionDecoder):
     Its three steps unfold a token of 8 voxels by 2 each, with a nonlinearity between them, so the width does not bound what a
     token can look like. The convolutions of the pathway let a token that did not enter the encoder learn from its neighbours.
 
-    Args:
-        features_per_stage: Channels of each encoder stage.
-        strides: Stride of each stage, that of the first is the token.
-        num_modalities: Number C of channels to reconstruct.
-        conv_op: ``nn.Conv3d``.
-        min_width: Least number of channels at a stage, None = 8.
+    The arguments are those of :class:`ReconstructionDecoder`; the stride of the first stage is the token.
     """
 
-    def __init__(
-        self,
-        features_per_stage: Sequence[int],
-        strides: Sequence[int | Sequence[int]],
-        num_modalities: int,
-        conv_op: type[nn.Module],
-        min_width: int | None = None,
-    ) -> None:
-        super().__init__(features_per_stage, strides, num_modalities, conv_op, min_width)
-        self.head = PatchDecode(self.block, self.width, num_modalities)
+    def _new_head(self, conv_op: type[nn.Module]) -> nn.Module:
+        return PatchDecode(self.block, self.width, self.num_modalities)
 
     def predict(self, decoded: Tensor) -> Tensor:
         """The reconstructed patch (B, C, *P), from what :meth:`decode` returns."""

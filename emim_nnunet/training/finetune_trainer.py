@@ -77,9 +77,8 @@ class FinetuneTrainer(StageTrainer):
         self._seed()
         super().initialize()
         self.dataset_class = without_code(self.dataset_class)
-        part = (
-            self.encoder.get_submodule("eva") if self.is_primus else self.encoder
-        )  # a Primus has no module for it as a whole
+        # a Primus has no module that is its encoder as a whole
+        part = self.encoder.get_submodule("eva") if self.is_primus else self.encoder
         self._loading = part.register_load_state_dict_post_hook(self._note_given_weights)
 
     def _note_given_weights(self, *of_the_hook: object) -> None:
