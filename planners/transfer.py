@@ -8,6 +8,7 @@ from typing import Any
 
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.datasets.dataset import PreprocessedDataset, configuration_manager
+from emim_nnunet.networks.backbones import for_patch
 from emim_nnunet.nnunet.plans import PlansManager
 
 DEFAULT_BATCH = 2  # nnU-Net's smallest, where the source does not say
@@ -54,7 +55,8 @@ def read_like(text: str, plans_name: str, configuration: str) -> Like:
         about = source.checkpoint.get("init_args", source.checkpoint)
         return _of_plans(about["plans"], source.configuration, path.stem, configuration)
     name = "".join(c if c.isalnum() else "_" for c in path.stem)
-    return Like(name, configuration, source.architecture, tuple(source.patch_size), DEFAULT_BATCH, None)
+    architecture = for_patch(source.architecture, source.patch_size)
+    return Like(name, configuration, architecture, tuple(source.patch_size), DEFAULT_BATCH, None)
 
 
 def _of_plans(plans: dict[str, Any], configuration: str, name: str, planned: str | None = None) -> Like:

@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 from dataclasses import fields
-from itertools import accumulate
+from itertools import accumulate, product
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,15 @@ def found_methods() -> list[type[SSLMethod]]:
     return [t.method_class for t in found if issubclass(t, SSLTrainer)]
 
 
-def make(method_class: type[SSLMethod], **kwargs: Any) -> SSLMethod:
-    return toy_method(method_class, **SETTINGS.get(method_class, {}) | kwargs)
+def make(method_class: type[SSLMethod], backbone: str = "unet", **kwargs: Any) -> SSLMethod:
+    settings = SETTINGS.get(method_class, {})
+    if backbone == "primus" and "pyramid_levels" in settings:
+        settings = settings | {"pyramid_levels": (1, 3)}
+    return toy_method(method_class, backbone=backbone, **settings | kwargs)
 
 
+BACKBONES = ("unet", "primus")
+each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 each_method = pytest.mark.parametrize("method_class", found_methods(), ids=lambda m: m.__name__)
 
 
@@ -102,12 +107,12 @@ def test_weights_keep_the_names_and_the_order_that_checkpoints_hold(
 
 
 @each_method
-@pytest.mark.parametrize("num_axes", [2, 3])
+@pytest.mark.parametrize(("backbone", "num_axes"), [("unet", 2), ("unet", 3), ("primus", 3)])
 @pytest.mark.parametrize("num_channels", [1, 2, 4, 8])
 def test_loss_is_finite_and_reaches_every_parameter(
-    method_class: type[SSLMethod], num_axes: int, num_channels: int
+    method_class: type[SSLMethod], backbone: str, num_axes: int, num_channels: int
 ) -> None:
-    method = make(method_class, num_axes=num_axes, num_channels=num_channels)
+    method = make(method_class, backbone, num_axes=num_axes, num_channels=num_channels)
     image, foreground, draws = toy_batch(method, num_axes=num_axes)
     output = method(image, foreground, draws)
     output.loss.backward()
@@ -119,18 +124,20 @@ def test_loss_is_finite_and_reaches_every_parameter(
     assert without == []
 
 
+@each_backbone
 @each_method
-def test_same_draws_same_loss_other_draws_other_loss(method_class: type[SSLMethod]) -> None:
-    method = make(method_class)
+def test_same_draws_same_loss_other_draws_other_loss(method_class: type[SSLMethod], backbone: str) -> None:
+    method = make(method_class, backbone)
     losses = [method(*toy_batch(method, first=first)).loss.item() for first in (0, 0, 5)]
     assert losses[0] == losses[1] != losses[2]
 
 
+@each_backbone
 @each_method
-def test_twenty_steps_on_one_batch_lower_the_loss(method_class: type[SSLMethod]) -> None:
-    method = make(method_class)
+def test_twenty_steps_on_one_batch_lower_the_loss(method_class: type[SSLMethod], backbone: str) -> None:
+    method = make(method_class, backbone)
     batch = toy_batch(method)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(method.parameters(), lr={"unet": 3e-3, "primus": 1e-2}[backbone])
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
@@ -141,16 +148,19 @@ def test_twenty_steps_on_one_batch_lower_the_loss(method_class: type[SSLMethod])
     assert losses[-1] < 0.9 * losses[0]
 
 
+@each_backbone
 @each_method
-def test_evaluation_leaves_the_state_and_loading_restores_the_output(method_class: type[SSLMethod]) -> None:
-    method = make(method_class)
+def test_evaluation_leaves_the_state_and_loading_restores_the_output(
+    method_class: type[SSLMethod], backbone: str
+) -> None:
+    method = make(method_class, backbone)
     batch = toy_batch(method)
     method.after_step(method(*batch).state)
     before = {k: v.clone() for k, v in method.state_dict().items()}
     with torch.no_grad():
         loss = method.eval()(*batch).loss
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
-    other = make(method_class)
+    other = make(method_class, backbone)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1.0)
@@ -164,11 +174,11 @@ ABSENT_EVERYWHERE = [[1, 0, 1, 1]] * 2 + [[0, 0, 1, 1]] * 2
 
 @each_method
 @pytest.mark.parametrize("there", [ONE_TO_FOUR, ABSENT_EVERYWHERE], ids=["one_to_four", "absent_everywhere"])
-@pytest.mark.parametrize("num_axes", [2, 3])
+@pytest.mark.parametrize(("backbone", "num_axes"), [("unet", 2), ("unet", 3), ("primus", 3)])
 def test_missing_modalities_count_for_nothing_and_leave_all_finite(
-    method_class: type[SSLMethod], num_axes: int, there: list[list[int]]
+    method_class: type[SSLMethod], backbone: str, num_axes: int, there: list[list[int]]
 ) -> None:
-    method = make(method_class, num_axes=num_axes)
+    method = make(method_class, backbone, num_axes=num_axes)
     rows = torch.tensor(there, dtype=torch.bool)
     image, foreground, _ = toy_batch(method, 4, num_axes=num_axes)
     samples = [method.draw(torch.Generator().manual_seed(i), row) for i, row in enumerate(rows)]
@@ -199,9 +209,10 @@ def test_missing_modalities_count_for_nothing_and_leave_all_finite(
         assert all((view[~there.expand_as(view)] == 0).all() for view in views)
 
 
+@each_backbone
 @each_method
-def test_bfloat16_is_close_to_float32(method_class: type[SSLMethod]) -> None:
-    method = make(method_class)
+def test_bfloat16_is_close_to_float32(method_class: type[SSLMethod], backbone: str) -> None:
+    method = make(method_class, backbone)
     batch = toy_batch(method)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = method(*batch).loss
@@ -233,21 +244,27 @@ def _rank_gradients(rank: int, shares: list[range], store: str, out: str, method
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(shares))
     torch.set_num_threads(1)
     share, results = shares[rank], {}
-    for method_class in methods:
-        method = make(method_class)
+    for method_class, backbone in product(methods, BACKBONES):
+        method = make(method_class, backbone)
         network = DistributedDataParallel(method)
         output = network(*toy_batch(method, len(share), first=share.start))
         output.loss.backward()
         method.after_step(output.state)
         grads = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
-        results[method_class.__name__] = {"loss": output.loss.detach(), "grads": grads, "state": method.state_dict()}
+        results[method_class.__name__, backbone] = {
+            "loss": output.loss.detach(),
+            "grads": grads,
+            "state": method.state_dict(),
+        }
     if rank == 0:
         torch.save(results, out)
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[(2, 2), (1, 3), (1, 2, 1, 2)], ids=["equal", "unequal", "four"])
-def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
+def sharded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, dict[tuple[str, str], Any]]:
     """Size of a batch, and what every method makes of it in several processes, which take seconds to start."""
     sizes = request.param
     ends = list(accumulate(sizes))
@@ -258,13 +275,14 @@ def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return sum(sizes), torch.load(out)
 
 
+@each_backbone
 @each_method
 def test_ranks_on_a_sharded_batch_equal_one_process(
-    method_class: type[SSLMethod], sharded: tuple[int, dict[str, Any]]
+    method_class: type[SSLMethod], backbone: str, sharded: tuple[int, dict[tuple[str, str], Any]]
 ) -> None:
     size, results = sharded
-    result = results[method_class.__name__]
-    method = make(method_class)
+    result = results[method_class.__name__, backbone]
+    method = make(method_class, backbone)
     output = method(*toy_batch(method, size))
     output.loss.backward()
     method.after_step(output.state)

@@ -17,19 +17,23 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from emim_nnunet.checkpoints.encoder import encoder_state
+from emim_nnunet.checkpoints.encoder import encoder_state, fit_positions
 from emim_nnunet.checkpoints.io import load_checkpoint, read_checkpoint
 from emim_nnunet.checkpoints.network import planned_method, planned_network
+from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.cli import diagnose, plan_and_preprocess
 from emim_nnunet.cli import export as export_command
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_class
+from emim_nnunet.methods.emim import EMIM
+from emim_nnunet.methods.masked_modelling import ViewWeights
 from emim_nnunet.networks import PrimusEncoder, TokenDecoder, encoder_of, first_stages, planned_geometry, visible_only
 from emim_nnunet.networks.backbones import BACKBONES, primus_architecture, primus_trainer
 from emim_nnunet.planners.ssl_plan import token_patch
 from tests.pipeline import DATASET, FINETUNE, PLANS, PRETRAIN, fold_folder, train, trained, trainer_of
 from tests.pipeline import toy_primus_architecture as toy_architecture
+from tests.toy import toy_batch, toy_method
 
 
 def toy_primus(*, rotary: bool = True, learned: bool = True, drop: float = 0.0) -> Primus:
@@ -307,3 +311,76 @@ def test_from_planning_to_stock_prediction(nnunet: Path, tmp_path: Path, monkeyp
         [images], str(tmp_path), num_processes_preprocessing=1, num_processes_segmentation_export=1
     )
     assert (tmp_path / f"{case}.nii.gz").is_file()
+
+
+def openmind_file(file: Path, name: str, network: torch.nn.Module | None, patches: tuple[int, int]) -> Path:
+    """A checkpoint as nnssl writes it: the network by its name alone, for one channel."""
+    plan = {
+        "architecture_plans": {"arch_class_name": name, "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+        "pretrain_plan": {"plans_name": "p", "configurations": {"onemmiso": {"patch_size": [patches[0]] * 3}}},
+        "pretrain_num_input_channels": 1,
+        "recommended_downstream_patchsize": [patches[1]] * 3,
+        "key_to_encoder": "eva",
+        "key_to_stem": "down_projection",
+        "keys_to_in_proj": ["down_projection.proj"],
+        "key_to_lpe": "eva.pos_embed",
+    }
+    weights = {} if network is None else network.state_dict()
+    torch.save({"network_weights": weights, "nnssl_adaptation_plan": plan}, file)
+    return file
+
+
+def test_nnssls_primus_is_planned_like_and_exported_with_its_positions(nnunet: Path, tmp_path: Path) -> None:
+    network = planned_network(primus_architecture("primus_s", (16, 16, 16)), 1, 2, deep_supervision=False, seed=0)
+    axis = torch.linspace(-1, 1, 2)
+    ramp = torch.cartesian_prod(axis, axis, axis).sum(1)  # linear in the place, so that its interpolation is known
+    network.eva.pos_embed.data = ramp[None, :, None].expand(1, 8, 396).clone()
+    file = openmind_file(tmp_path / "openmind.pth", "PrimusS", network, (16, 32))
+    options = ["-d", "1", "-c", "3d_fullres", "--like", str(file), "-gpu_memory_target", "4", "-np", "1", "-npfp", "1"]
+    assert run(plan_and_preprocess.main, options) == 0
+    plans_name = f"{PLANS}_like_openmind"
+    plans = json.loads((nnunet / "nnUNet_preprocessed" / DATASET / f"{plans_name}.json").read_text())
+    planned = plans["configurations"]["3d_fullres"]
+    assert planned["architecture"] == primus_architecture("primus_s", (32, 32, 32))
+    assert planned["emim"]["cell_size"] == [8, 8, 8]
+    assert planned["emim"]["finetune_initial_lr"] == 1e-4
+    output = tmp_path / "weights.pth"
+    target = ["-d", "1", "-p", plans_name, "-c", "3d_fullres", "-o", str(output)]
+    assert run(export_command.main, [str(file), *target]) == 0
+    content = read_checkpoint(output)
+    assert content["provenance"]["adapted"] == [
+        "positions interpolated from [2, 2, 2] to [4, 4, 4] tokens",
+        "stem adapted from 1 to 4 input channels (mean filter, scaled by 1/4)",
+    ]
+    assert content["nnssl_adaptation_plan"]["architecture_plans"]["arch_class_name"] == "PrimusS"
+    wide = torch.tensor([-1.0, -0.5, 0.5, 1.0])  # half-voxel centres, constant beyond the outermost
+    expected = torch.cartesian_prod(wide, wide, wide).sum(1)
+    assert torch.allclose(content["network_weights"]["eva.pos_embed"][0, :, 0], expected, atol=1e-6)
+
+
+def test_res_enc_l_is_known_by_its_name_and_other_names_are_refused(tmp_path: Path) -> None:
+    source = read_source(openmind_file(tmp_path / "l.pth", "ResEncL", None, (160, 160)))
+    encoder = encoder_of(source.fresh_network(1, seed=0))
+    assert list(encoder.output_channels) == [32, 64, 128, 256, 320, 320]
+    for name, patch in (("PrimusV2M", 160), ("PrimusM", 60)):
+        file = openmind_file(tmp_path / "other.pth", name, None, (patch, patch))
+        with pytest.raises(UserError, match=f"is of the network '{name}', which is none of those"):
+            read_source(file)
+
+
+def test_positions_of_another_grid_than_the_file_says_are_refused() -> None:
+    with pytest.raises(UserError, match="positions for 8 tokens, but says that its grid is"):
+        fit_positions({"eva.pos_embed": torch.zeros(1, 8, 4)}, [3, 2, 2], [2, 2, 2])
+
+
+def test_barlow_twins_on_masked_cells_are_given_their_tokens() -> None:
+    for masked_cells in (False, True):
+        settings = {"pyramid_levels": (3,), "projector_widths": (0,), "barlow_masked_cells": masked_cells}
+        method = toy_method(EMIM, backbone="primus", **settings)
+        image_, _, draws = toy_batch(method)
+        _, features = method.modelling.encode(
+            image_, draws["masked"], ViewWeights(method.encoder, method.decoder, method.fill)
+        )
+        hidden = draws["masked"].all(1, keepdim=True).expand_as(features[-1])
+        assert hidden.any()
+        assert bool((features[-1][hidden] == 0).all()) is not masked_cells

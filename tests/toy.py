@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
 from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.networks import encoder_of
 
 NETWORKS = {"plain": (PlainConvUNet, "n_conv_per_stage"), "residual": (ResidualEncoderUNet, "n_blocks_per_stage")}
 
@@ -41,14 +43,40 @@ def toy_unet(
     )
 
 
+def toy_primus(*, num_channels: int = 4, num_classes: int = 3, patch: tuple[int, ...] = (32, 32, 32)) -> Primus:
+    """A Primus of three narrow blocks, as nnU-Net builds it but for blocks that drop out at random."""
+    return Primus(
+        num_channels,
+        24,
+        (8, 8, 8),
+        num_classes,
+        eva_depth=3,
+        eva_numheads=2,
+        input_shape=patch,
+        init_values=0.1,
+        scale_attn_inner=True,
+    )
+
+
 def toy_method(
-    method_class: type[SSLMethod], *, num_axes: int = 3, num_channels: int = 4, **settings: Any
+    method_class: type[SSLMethod],
+    *,
+    backbone: str = "unet",
+    num_axes: int = 3,
+    num_channels: int = 4,
+    **settings: Any,
 ) -> SSLMethod:
-    """A method on a toy encoder with a 16-voxel patch and 4-voxel cells."""
+    """A method on a toy encoder: a U-Net's, or a Primus's, with patches of 4 cells per axis."""
     torch.manual_seed(0)
-    config = method_class.config_class(**{"cell_size": (4,) * num_axes} | settings)
-    unet = toy_unet(num_axes=num_axes, num_channels=num_channels)
-    return method_class(unet.encoder, num_channels, (16,) * num_axes, config)
+    cell = 8 if backbone == "primus" else 4
+    size = (4 * cell,) * num_axes
+    config = method_class.config_class(**{"cell_size": (cell,) * num_axes} | settings)
+    network = (
+        toy_primus(num_channels=num_channels, patch=size)
+        if backbone == "primus"
+        else toy_unet(num_axes=num_axes, num_channels=num_channels)
+    )
+    return method_class(encoder_of(network), num_channels, size, config)
 
 
 def toy_batch(

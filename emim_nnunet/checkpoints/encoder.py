@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,10 +31,10 @@ ENCODER_SETTINGS = (
     "patch_embed_size",
     "eva_depth",
     "eva_numheads",
-    "input_shape",
     "use_rot_pos_emb",
     "use_abs_pos_embed",
 )
+POSITIONS = "eva.pos_embed"  # (1, tokens, D), of a Primus
 MAX_LISTED = 10
 
 
@@ -57,7 +58,8 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         raise UserError("the 'network_weights' of the checkpoint are no tensors by name")
     weights = {_without_wrappers(key): value for key, value in weights.items()}
     state = {key.removeprefix(ENCODER): value for key, value in weights.items() if key.startswith(ENCODER)}
-    state = state or {key: value for key, value in weights.items() if key.startswith(PRIMUS_ENCODER)}
+    # of a Primus, nnssl's trainers keep the two parts inside an encoder or not, as nnU-Net does
+    state = {key: value for key, value in (state or weights).items() if key.startswith(PRIMUS_ENCODER)} or state
     if not state:
         raise UserError(f"the checkpoint holds no encoder (no key of network_weights starts with '{ENCODER}')")
     return state
@@ -141,6 +143,34 @@ def load_encoder(
         require_finite(state, f"the encoder in {source}")
     encoder.load_state_dict(state)
     return adapted
+
+
+def fit_positions(
+    state: dict[str, Tensor], old: Sequence[int] | None, new: Sequence[int] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of a Primus for patches of another size: its learned positions, trilinear between those that it has.
+
+    Args:
+        state: As of :func:`encoder_state`.
+        old: Tokens per axis that it was trained with; None = no Primus.
+        new: Tokens per axis of the network that it is for; None = no Primus.
+
+    Returns:
+        The state, and a line of text where it changed.
+
+    Raises:
+        UserError: The state has positions for another number of tokens.
+    """
+    if old is None or new is None or list(old) == list(new) or POSITIONS not in state:
+        return state, []
+    if state[POSITIONS].shape[1] != prod(old):
+        raise UserError(
+            f"the checkpoint has positions for {state[POSITIONS].shape[1]} tokens, but says that its grid is {old}"
+        )
+    positions = state[POSITIONS].transpose(1, 2).unflatten(2, list(old))
+    positions = nn.functional.interpolate(positions.float(), list(new), mode="trilinear").to(positions.dtype)
+    line = f"positions interpolated from {list(old)} to {list(new)} tokens"
+    return state | {POSITIONS: positions.flatten(2).transpose(1, 2)}, [line]
 
 
 def _adapted_stem(

@@ -78,9 +78,9 @@ def export(
     network = planned_network(
         target.configuration["architecture"], channels, heads, deep_supervision=True, seed=DECODER_SEED
     )
-    encoder, state = encoder_of(network), encoder_state(source.checkpoint)
+    encoder, (state, fitted) = encoder_of(network), source.state_for(target.configuration["architecture"])
     names = channel_names(dataset_json)
-    adapted = load_encoder(encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
+    adapted = fitted + load_encoder(encoder, state, source=str(checkpoint_path), names=(source.channel_names, names))
     provenance = _provenance(source) | {"adapted": adapted, "channel_names": names}
     plan = adaptation_plan(
         target.configuration["architecture"],
@@ -136,7 +136,10 @@ def _content(weights: dict[str, Tensor], plan: dict[str, Any], provenance: dict[
         "format_version": FORMAT_VERSION,
         "network_weights": weights,
         "nnssl_adaptation_plan": plan,
-        "citations": [*papers_of(provenance["method"]), NNUNET_PAPER],
+        "citations": [  # as nnU-Net prints them when it loads the file
+            {"type": "Method", "name": provenance["method"], "apa_citations": papers_of(provenance["method"])},
+            {"type": "Framework", "name": "nnU-Net", "apa_citations": [NNUNET_PAPER]},
+        ],
         "provenance": provenance,
     }
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder
+from emim_nnunet.checkpoints.adaptation_plan import architecture_of
+from emim_nnunet.checkpoints.encoder import encoder_state, fit_positions, load_encoder
 from emim_nnunet.checkpoints.io import SSL_FORMAT, read_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.errors import UserError
 from emim_nnunet.networks import encoder_of
+from emim_nnunet.networks.backbones import primus_grid
 from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.settings.plans import check_architecture, check_plans, planned
 
@@ -67,6 +69,19 @@ class EncoderSource:
         with planned(f"the network that {self.path} describes cannot be built", "is it a whole checkpoint?"):
             heads = 2  # any number: the decoder is not used
             return planned_network(self.architecture, num_channels, heads, deep_supervision=False, seed=seed)
+
+    def state_for(self, architecture: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of the encoder for another network.
+
+        Args:
+            architecture: The ``architecture`` of that network, in which :func:`compare_topology` finds no difference.
+
+        Returns:
+            As of :func:`encoder_state`, with the learned positions of a Primus interpolated to its patch, and a line of text
+            for each adaptation.
+        """
+        grids = [primus_grid(of) for of in (self.architecture, architecture)]
+        return fit_positions(encoder_state(self.checkpoint), *grids)
 
     def encoder(self, channel_names: Sequence[str]) -> tuple[nn.Module, list[str]]:
         """Build the encoder with the weights of the checkpoint, for a diagnosis: they may be NaN.
@@ -143,14 +158,15 @@ def _planned(path: Path, kind: str, checkpoint: dict[str, Any], about: dict[str,
 def _adaptation_plan(path: Path, checkpoint: dict[str, Any]) -> EncoderSource:
     plan = checkpoint["nnssl_adaptation_plan"]
     try:
-        described = plan["architecture_plans"]
-        architecture = {
-            "network_class_name": described["arch_class_name"],
-            "arch_kwargs": described["arch_kwargs"],
-            "_kw_requires_import": described["arch_kwargs_requiring_import"],
-        }
         channels, patch_size = plan["pretrain_num_input_channels"], tuple(plan["recommended_downstream_patchsize"])
+        architecture = architecture_of(plan["architecture_plans"], _pretrained_patch(plan) or patch_size, str(path))
     except (KeyError, TypeError) as error:
         raise UserError(f"the nnssl_adaptation_plan in {path} lacks {error}") from error
     names = checkpoint.get("provenance", {}).get("channel_names")
     return EncoderSource(path, "adaptation plan", checkpoint, architecture, channels, patch_size, channel_names=names)
+
+
+def _pretrained_patch(plan: dict[str, Any]) -> tuple[int, ...] | None:
+    """Voxels of the patches that a network was pretrained with, None where the plan does not say."""
+    configurations = list(plan.get("pretrain_plan", {}).get("configurations", {}).values())
+    return tuple(configurations[0]["patch_size"]) if configurations else None

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emim_nnunet.checkpoints.encoder import encoder_state, load_encoder, require_finite
+from emim_nnunet.checkpoints.encoder import load_encoder, require_finite
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.checkpoints.source import read_source
@@ -103,8 +103,8 @@ def build_encoder(data: PreprocessedDataset, checkpoint: Path | None, seed: int)
         return encoder_of(network), []
     source = read_source(checkpoint)
     names = (source.channel_names, data.channel_names)
-    encoder = encoder_of(network)
-    return encoder, load_encoder(encoder, encoder_state(source.checkpoint), source=str(checkpoint), names=names)
+    encoder, (state, fitted) = encoder_of(network), source.state_for(architecture)
+    return encoder, fitted + load_encoder(encoder, state, source=str(checkpoint), names=names)
 
 
 def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tensor]]:

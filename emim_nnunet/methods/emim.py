@@ -64,7 +64,7 @@ class EMIM(SSLMethod[EMIMConfig]):
         self.check(config, patch_size, encoder.strides)
         super().__init__(encoder, num_modalities, patch_size, config)
         self.grid = grid_size(patch_size, config.cell_size)
-        self.modelling = MaskedView(config)
+        self.modelling = MaskedView(config, hidden_features=config.barlow_masked_cells)
         self.decoder, self.fill = self.modelling.new_weights(encoder, num_modalities)
         self.pyramid = PyramidBarlowTwins(config, patch_size, encoder.strides)
         self.projectors = self.pyramid.new_projectors(encoder)

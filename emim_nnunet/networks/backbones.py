@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from emim_nnunet.networks.planned import PRIMUS
+from emim_nnunet.networks.planned import PRIMUS, is_primus
 
 TOKEN = 8  # voxels of a token per axis
 # name -> width, blocks and heads, as nnU-Net's trainer has them, and the name of that trainer
@@ -43,3 +43,18 @@ def primus_trainer(architecture: dict[str, Any]) -> str | None:
     arguments = architecture["arch_kwargs"]
     shape = tuple(arguments.get(key) for key in ("embed_dim", "eva_depth", "eva_numheads"))
     return next((trainer for *own, trainer in BACKBONES.values() if tuple(own) == shape), None)
+
+
+def primus_grid(architecture: dict[str, Any]) -> list[int] | None:
+    """Tokens per axis of a Primus, None for another ``architecture``."""
+    if not is_primus(architecture):
+        return None
+    sizes = (architecture["arch_kwargs"][key] for key in ("input_shape", "patch_embed_size"))
+    return [length // token for length, token in zip(*sizes, strict=True)]
+
+
+def for_patch(architecture: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
+    """An ``architecture`` for patches of that size, which only a Primus is made for."""
+    if not is_primus(architecture):
+        return architecture
+    return architecture | {"arch_kwargs": architecture["arch_kwargs"] | {"input_shape": [int(n) for n in patch_size]}}
