@@ -28,6 +28,7 @@ from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.schedule import warmup_cosine_lr
 from real.data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
 from real.linear import fit_linear
+from real.plan import Tuning
 
 Cases = dict[str, tuple[Tensor, Tensor]]
 READ_OUTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the budget
@@ -131,8 +132,7 @@ def finetune(
     tests: Cases,
     *,
     draw: int,
-    rate: float,
-    encoder_factor: float = 1.0,
+    tuning: Tuning,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
 
@@ -141,8 +141,7 @@ def finetune(
         batches: Of :func:`training_batches`, one per step.
         tests: The test patients.
         draw: The seed of the decoder.
-        rate: Peak learning rate of AdamW.
-        encoder_factor: Factor of it for the encoder.
+        tuning: Rates.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
@@ -155,19 +154,20 @@ def finetune(
         {},
         dice_class=MemoryEfficientSoftDiceLoss,
     )
-    pretrained = {id(parameter) for parameter in network.get_submodule("encoder").parameters()}
-    parts = [
-        {"params": [p for p in network.parameters() if (id(p) in pretrained) == inside], "factor": factor}
-        for inside, factor in ((True, encoder_factor), (False, 1.0))
-    ]
-    optimizer = torch.optim.AdamW(parts, rate, weight_decay=0.01, fused=True)
+    part = network.get_submodule("encoder")
+    inside = {id(parameter) for parameter in part.parameters()}
+    decoder = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    groups = [{"params": list(part.parameters()), "factor": tuning.encoder_factor}, {"params": decoder, "factor": 1.0}]
+    optimizer = torch.optim.AdamW(groups, tuning.rate, weight_decay=0.01, fused=True)
     total = len(batches)
+    frozen = round(tuning.frozen * total)
     read_outs = {round(share * total) for share in READ_OUTS}
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()
+        part.requires_grad_(step >= frozen)
         for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine_lr(step, peak=rate * group["factor"], warmup=total // 10, total=total)
+            group["lr"] = warmup_cosine_lr(step, peak=tuning.rate * group["factor"], warmup=total // 10, total=total)
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = network(image.float())

@@ -7,6 +7,24 @@ from dataclasses import dataclass, replace
 from real.arms import METHODS, WITHOUT_BODY, arm_of
 from real.data import FINAL, SEARCH
 
+STEPS = 500  # of fine-tuning
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a pretrained network is fine-tuned; from scratch, the rate alone counts.
+
+    Attributes:
+        rate: Peak rate of AdamW.
+        encoder_factor: Factor of it for the encoder; the decoder, which is new, keeps the rate.
+        frozen: Share of the steps in which the encoder is not trained at all, so that a decoder that knows nothing does not
+            pull it away (linear probing before fine-tuning: arXiv 2202.10054).
+    """
+
+    rate: float
+    encoder_factor: float = 1.0
+    frozen: float = 0.0
+
 
 @dataclass(frozen=True)
 class Part:
@@ -20,8 +38,7 @@ class Part:
         label_fold: The fold that labelled and test patients come from.
         labelled: Numbers of labelled patients.
         draws: Number of draws of labelled patients.
-        rates: Peak rates of fine-tuning to try, each a training of its own; none = no fine-tuning.
-        encoder_factors: Factors of that rate for a pretrained encoder to try; the decoder, which is new, keeps the rate.
+        tunings: How to fine-tune, each a training of its own; none = no fine-tuning.
         linear: Whether frozen features are read out.
         after: Epochs after which encoders are taken; none = the last.
         steps: Number of steps of fine-tuning.
@@ -35,11 +52,10 @@ class Part:
     label_fold: int = SEARCH
     labelled: tuple[int, ...] = ()
     draws: int = 0
-    rates: tuple[float, ...] = ()
-    encoder_factors: tuple[float, ...] = (1.0,)
+    tunings: tuple[Tuning, ...] = ()
     linear: bool = False
     after: tuple[int, ...] = ()
-    steps: int = 500
+    steps: int = STEPS
     steps_per_epoch: int = 250
 
     @property
@@ -107,9 +123,9 @@ PARTS = {
         linear=True,
     ),
     "body": Part(FINAL, (f"mim{WITHOUT_BODY}",), epochs=8),
-    # successive halving: all recipes on half of the draws, then the better ones on all
-    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=4, rates=(RATE,), linear=True),
-    "halved": Part(SEARCH, RECIPES[:5], epochs=8, labelled=(2,), draws=8, rates=(RATE,), linear=True),
+    # successive halving: frozen features of all recipes, then fine-tuning of some
+    "search": Part(SEARCH, RECIPES, epochs=8, labelled=(2,), draws=4, linear=True),
+    "halved": Part(SEARCH, RECIPES[:5], epochs=8, labelled=(2,), draws=4, tunings=(Tuning(RATE),), linear=True),
     # each arm at its own rate; 3e-4 was tried on one draw, where the loss was far from its end after 500 steps
     "rates": Part(
         SEARCH,
@@ -117,8 +133,26 @@ PARTS = {
         epochs=8,
         labelled=(2,),
         draws=4,
-        rates=(RATE, 3e-3, 1e-2),
-        encoder_factors=(1.0, 0.1),
+        tunings=tuple(Tuning(rate, factor) for factor in (1.0, 0.1) for rate in (RATE, 3e-3, 1e-2)),
+    ),
+    # a decoder first, on an encoder that stays as it was pretrained for a while or for good
+    "frozen": Part(
+        SEARCH,
+        ("moco",),
+        epochs=8,
+        labelled=(2,),
+        draws=4,
+        tunings=(Tuning(3e-3), Tuning(3e-3, frozen=1.0), Tuning(3e-3, 0.1, frozen=0.5), Tuning(RATE, frozen=1.0)),
+    ),
+    # networks of two patients forget the others long before 500 steps
+    "short": Part(
+        SEARCH,
+        ("moco", "moco_zca"),
+        epochs=8,
+        labelled=(2,),
+        draws=4,
+        tunings=(Tuning(3e-3), Tuning(1e-2), Tuning(3e-3, frozen=1.0), Tuning(RATE, frozen=1.0)),
+        steps=200,
     ),
     # the hypothesis
     "primary": Part(
@@ -128,11 +162,11 @@ PARTS = {
         label_fold=FINAL,
         labelled=(PRIMARY_LABELLED,),
         draws=16,
-        rates=(RATE,),
+        tunings=(Tuning(RATE),),
     ),
     # training from scratch with as much computing as pretraining and fine-tuning take together
     "equal_compute": Part(
-        FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=4, rates=(RATE,), steps=10_000
+        FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=4, tunings=(Tuning(RATE),), steps=10_000
     ),
     # with how many labels it pays
     "curve": Part(
@@ -142,7 +176,7 @@ PARTS = {
         label_fold=FINAL,
         labelled=(1, 4, 8, 16),
         draws=8,
-        rates=(RATE,),
+        tunings=(Tuning(RATE),),
         linear=True,
     ),
     "others": Part(
@@ -151,7 +185,7 @@ PARTS = {
         label_fold=FINAL,
         labelled=(2, 8),
         draws=8,
-        rates=(RATE,),
+        tunings=(Tuning(RATE),),
         linear=True,
     ),
 }

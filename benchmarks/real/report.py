@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
-from real.plan import PRIMARY_ARM, PRIMARY_LABELLED
+from real.plan import PRIMARY_ARM, PRIMARY_LABELLED, STEPS
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {
@@ -38,7 +39,10 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         assert numbers is not None
         fold, draw = (int(number) for number in numbers.groups())
         about = {"labelled": len(content["train"]), "draw": draw, "tests": PATIENTS[fold][1]}
-        rows += [about | {"learnt": _learnt(row["stage"]), "encoder_factor": 1.0} | row for row in content["rows"]]
+        rows += [
+            about | {"learnt": _learnt(row["stage"]), "encoder_factor": 1.0, "frozen": 0.0} | row
+            for row in content["rows"]
+        ]
     return stages, rows
 
 
@@ -130,12 +134,14 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     """Scores of all arms, and their paired difference from scratch at its own best rate."""
     lines = []
     for here in _alike(rows, "tests", "evaluation", "labelled"):
-        groups = _alike(here, "arm", "learnt", "epoch", "rate", "encoder_factor", "steps")
+        groups = _alike(here, "arm", "learnt", "epoch", "rate", "encoder_factor", "frozen", "steps")
         scratch = reference(groups)
         for group in groups:
             first = group[0]
             peak = "" if first["rate"] is None else f"{first['rate']:g}"
-            peak += "" if first["encoder_factor"] == 1 else f" (encoder {first['encoder_factor']:g} of it)"
+            peak += "" if first["steps"] in (0, STEPS) else f", {first['steps']} steps"
+            peak += "" if first["encoder_factor"] == 1 else f", encoder {first['encoder_factor']:g} of it"
+            peak += "" if first["frozen"] == 0 else f", encoder frozen for {first['frozen']:g} of the steps"
             about = [str(first[key]) for key in ("tests", "evaluation", "labelled", "arm", "learnt", "epoch")]
             lines.append([*about, peak, *_scores(group, scratch)])
     header = ["tests", "evaluation", "labelled", "arm", "learnt from", "epochs", "rate", "draws"]
@@ -156,8 +162,8 @@ def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
     Rates are compared in the draws that they share; one that was tried in less than half of the draws is left out.
     """
-    steps = min(group[0]["steps"] for group in groups)
-    scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] == steps]
+    steps = max((group[0]["steps"] for group in groups if group[0]["arm"] != SCRATCH), default=inf)
+    scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] <= steps]
     most = max(len(group) for group in scratch)
     tried = [group for group in scratch if 2 * len(group) >= most]
     shared = set.intersection(*({row["draw"] for row in group} for group in tried))

@@ -20,7 +20,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from emim_nnunet.compare.arms import SCRATCH
@@ -36,13 +37,14 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, prepare
 from real.finetune import chosen_patients, finetune, read_out, training_batches
-from real.plan import PARTS, Part
+from real.plan import PARTS, Part, Tuning
 from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
-ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "encoder_factor", "steps")  # of a training; the rest are scores
-FIRST_ROWS = {"encoder_factor": 1.0}  # what rows were that do not say
+# of a training; the rest are scores
+ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "encoder_factor", "frozen", "steps")
+FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0}  # what rows were that do not say
 
 
 def main() -> None:
@@ -125,11 +127,10 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    tuned = {"evaluation": "finetune", "steps": part.steps}
-    hows = [tuned | {"rate": rate, "encoder_factor": f} for f in part.encoder_factors for rate in part.rates]
-    hows += [{"evaluation": "linear", "rate": None, "encoder_factor": 1.0, "steps": 0}] if part.linear else []
+    hows = [{"evaluation": "finetune", "steps": part.steps} | asdict(tuning) for tuning in part.tunings]
+    hows += [{"evaluation": "linear", "steps": 0, "rate": None} | FIRST_ROWS] if part.linear else []
     for how in hows:
-        if how["encoder_factor"] == 1:
+        if FIRST_ROWS.items() <= how.items():
             yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
         for arm in part.arms:
             for epoch in part.encoders:
@@ -145,7 +146,6 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
     split = folds(sorted(path.name for path in (work / "source").glob("TCGA_*")))[part.label_fold]
     patients = chosen_patients(split["train"], draw, labelled)
     file = _draw_file(part, draw, labelled, results)
-    done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
     tests = load(split["val"])
     cases = load(patients)
     batches = list(training_batches(cases, draw, max(about["steps"] for about in missing)))
@@ -156,10 +156,12 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
         if about["evaluation"] == "linear":
             scores = read_out(encoder, cases, tests, draw=draw)
         else:
-            rates = {"rate": about["rate"], "encoder_factor": about["encoder_factor"]}
-            scores = finetune(encoder, batches[: about["steps"]], tests, draw=draw, **rates)
-        done["rows"].append(about | scores | {"seconds": round(monotonic() - start, 1)})
-        write_json(file, done, indent=1)
+            tuning = Tuning(about["rate"], about["encoder_factor"], about["frozen"])
+            scores = finetune(encoder, batches[: about["steps"]], tests, draw=draw, tuning=tuning)
+        row = about | scores | {"seconds": round(monotonic() - start, 1)}
+        with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
+            done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
+            write_json(file, done | {"rows": [*done["rows"], row]}, indent=1)
 
 
 if __name__ == "__main__":
