@@ -283,6 +283,16 @@ def test_cases_left_out_by_patient_are_counted(nnunet: Path, tmp_path: Path, mon
     assert "2 more cases are of patients of the validation set: they are left out" in capsys.readouterr().out
 
 
+def test_a_classifier_of_a_primus(nnunet: Path, tmp_path: Path) -> None:
+    checkpoint = trained(PRETRAIN, "toy_primus")
+    labels = labels_file(tmp_path, grade=["low", "high"] * 3 + ["low"])
+    common = ["1", "toy_primus", "all", str(labels), "--checkpoint", str(checkpoint), "-device", "cpu"]
+    assert run(classify.main, ["train", *common, "-o", str(tmp_path / "out"), "--steps", "2"]) == 0
+    model, table = str(tmp_path / "out" / "classifier.pth"), tmp_path / "out.csv"
+    assert run(classify.main, ["predict", model, "1", "-o", str(table), "-device", "cpu"]) == 0
+    assert len(table.read_text().splitlines()) == 8
+
+
 def test_train_predict_evaluate_from_a_pretrained_encoder(nnunet: Path, tmp_path: Path, capsys: Any) -> None:
     checkpoint = trained(PRETRAIN, fold="all") / "checkpoint_final.pth"
     # fold 0 of the labelled cases and of the others; two of the classes must be on both sides

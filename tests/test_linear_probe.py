@@ -62,6 +62,16 @@ def test_nnunet_trains_validates_and_predicts_with_it(nnunet: Path, tmp_path: Pa
     assert (out / f"{case}.nii.gz").is_file()
 
 
+def test_it_reads_a_primus_out(nnunet: Path) -> None:
+    stage = load_checkpoint(trained("nnUNetTrainerEMIMPretrain", "toy_primus") / "checkpoint_final.pth")
+    folder = train(PROBE, "toy_primus")
+    assert (folder / "validation" / "summary.json").is_file()
+    weights = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    for key, value in stage["network_weights"].items():
+        if key.startswith("encoder."):
+            assert torch.equal(weights[key], value), key
+
+
 def test_it_takes_pretrained_weights_and_seeds(nnunet: Path, tmp_path: Path) -> None:
     folder, weights = trained(MIM_PRETRAIN), tmp_path / "weights.pth"
     assert run(export.main, [str(folder), "-d", "1", "-p", PLANS, "-c", "toy_short", "-o", str(weights)]) == 0

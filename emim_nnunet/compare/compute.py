@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from emim_nnunet.compare.protocol import Protocol
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_class
+from emim_nnunet.methods.base import SSLMethod
+from emim_nnunet.networks import PrimusEncoder
 from emim_nnunet.nnunet.plans import PlansManager, determine_num_input_channels
 from emim_nnunet.planners.dry_run import fake_stage
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.stages import TrainingConfig
 from emim_nnunet.training.stage import read_block
 
+MASKS = 16  # whose mean says how much a method's masks leave visible
+
 
 def step_flops(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, method: str) -> int:
     """Count the floating point operations of one training step, forward and backward, without computing anything.
 
-    Convolutions and matrix products count, a multiply-add as two. What is computed twice to save memory counts once.
+    Convolutions and matrix products count, a multiply-add as two. What is computed twice to save memory counts once. Of the
+    tokens of a Primus, those that the method's masks leave visible on average count.
 
     Args:
         plans: The plans JSON as a dict.
@@ -37,10 +43,20 @@ def step_flops(plans: dict[str, Any], dataset_json: dict[str, Any], configuratio
     block = read_block(plans, configuration)
     block |= {"patches_at_once": None, "batch_size": config_from_block(TrainingConfig, block).batch_size}
     counter = FlopCounterMode(display=False)
-    fake, _, loss = fake_stage(counter, method_class(method), planned.configuration, block, channels)
+    fake, stage, loss = fake_stage(counter, method_class(method), planned.configuration, block, channels)
+    if isinstance(stage.encoder, PrimusEncoder):
+        stage.encoder.share_of_dry_run = _visible_share(stage)
     with fake, counter:
         loss().backward()
     return counter.get_total_flops()
+
+
+def _visible_share(method: SSLMethod) -> float:
+    """Share of the cells that a method's masks leave visible in some modality, on average over samples."""
+    samples = [method.draw(torch.Generator().manual_seed(seed)) for seed in range(MASKS)]
+    if "masked" in samples[0]:
+        return 1.0 - float(torch.cat([sample["masked"] for sample in samples]).all(1).float().mean())
+    return 1.0 - getattr(method.config, "mask_ratio", 0.0)
 
 
 def equal_compute(protocol: Protocol, data: PreprocessedDataset) -> dict[str, dict[str, Any]]:
