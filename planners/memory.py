@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.methods.base import SSLMethod
-from emim_nnunet.networks import is_primus
+from emim_nnunet.networks import PrimusEncoder, is_primus
 from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.nnunet.training import (
     DC_and_BCE_loss,
@@ -131,7 +131,9 @@ def segmentation_gigabytes(plan: dict[str, Any], channels: int, labels: LabelMan
         return _step_gigabytes(live, network, optimizer, loss)
 
 
-def ssl_gigabytes(method_class: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any], channels: int) -> float:
+def ssl_gigabytes(
+    method_class: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any], channels: int, *, share: float = 1.0
+) -> float:
     """Peak of a step of an SSL stage.
 
     Args:
@@ -139,12 +141,15 @@ def ssl_gigabytes(method_class: type[SSLMethod], plan: dict[str, Any], block: di
         plan: A configuration of the plans; ``architecture`` and ``patch_size`` of it are used.
         block: Its ``emim`` block, with the batch size of the stage.
         channels: Number of channels of an image.
+        share: Share of the tokens of a Primus that masks leave visible; all by default, as no step may take more.
 
     Returns:
         Peak in units of 1e9 bytes, of what the head of this file names.
     """
     live = LiveStorages()
     fake, method, loss = fake_stage(live, method_class, plan, block, channels)
+    if isinstance(method.encoder, PrimusEncoder):
+        method.encoder.share_of_dry_run = share
     with fake, live:
         optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], fused=True)
         return _step_gigabytes(live, method, optimizer, loss)

@@ -138,21 +138,15 @@ PARTS = {
     # a decoder first, on an encoder that stays as it was pretrained for a while or for good
     "frozen": Part(
         SEARCH,
-        ("moco",),
-        epochs=8,
-        labelled=(2,),
-        draws=4,
-        tunings=(Tuning(3e-3), Tuning(3e-3, frozen=1.0), Tuning(3e-3, 0.1, frozen=0.5), Tuning(RATE, frozen=1.0)),
-    ),
-    # networks of two patients forget the others long before 500 steps
-    "short": Part(
-        SEARCH,
         ("moco", "moco_zca"),
         epochs=8,
         labelled=(2,),
         draws=4,
-        tunings=(Tuning(3e-3), Tuning(1e-2), Tuning(3e-3, frozen=1.0), Tuning(RATE, frozen=1.0)),
-        steps=200,
+        tunings=(Tuning(RATE, frozen=1.0), Tuning(3e-3, frozen=1.0), Tuning(3e-3, 0.1, frozen=0.5), Tuning(3e-3)),
+    ),
+    # networks of two patients forget the others long before 500 steps
+    "short": Part(
+        SEARCH, ("moco_zca",), epochs=8, labelled=(2,), draws=4, tunings=(Tuning(3e-3, frozen=1.0),), steps=200
     ),
     # the hypothesis
     "primary": Part(

@@ -45,13 +45,13 @@ def step_flops(plans: dict[str, Any], dataset_json: dict[str, Any], configuratio
     counter = FlopCounterMode(display=False)
     fake, stage, loss = fake_stage(counter, method_class(method), planned.configuration, block, channels)
     if isinstance(stage.encoder, PrimusEncoder):
-        stage.encoder.share_of_dry_run = _visible_share(stage)
+        stage.encoder.share_of_dry_run = visible_share(stage)
     with fake, counter:
         loss().backward()
     return counter.get_total_flops()
 
 
-def _visible_share(method: SSLMethod) -> float:
+def visible_share(method: SSLMethod) -> float:
     """Share of the cells that a method's masks leave visible in some modality, on average over samples."""
     samples = [method.draw(torch.Generator().manual_seed(seed)) for seed in range(MASKS)]
     if "masked" in samples[0]:

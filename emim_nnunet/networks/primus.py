@@ -96,10 +96,9 @@ class _Visible:
 
     def __init__(self, visible: Tensor, share_of_dry_run: float) -> None:
         self.length = visible.shape[1]
-        if is_fake(visible):
-            longest = max(round(self.length * share_of_dry_run), 1)
-        else:
-            longest = max(int(visible.sum(1).max()), 1)
+        longest = (
+            max(round(self.length * share_of_dry_run), 1) if is_fake(visible) else max(int(visible.sum(1).max()), 1)
+        )
         self.indices = torch.argsort((~visible).to(torch.uint8), dim=1, stable=True)[:, :longest]
         self.real = torch.gather(visible, 1, self.indices)
         # a sample without any visible token attends to what fills it up: a softmax over nothing is not a number
