@@ -6,7 +6,8 @@
 E-MIM (arXiv 2407.10377) says that masked image modelling of multimodal MRI collapses completely under a position mask, and that
 the hybrid mask pattern prevents it. Here a transformer (Primus's blocks and patch embedding, every token decoded by itself)
 gets no positions, learned or sine-cosine ones, and nnU-Net's plain U-Net gets those that zero padding tells a convolution.
-Every finished job is a small file in the folder OUT without its ending, so an interrupted run goes on where it was.
+Every finished job is a small file in the folder OUT without its ending, so an interrupted run goes on where it was. One seed
+of each network goes on for longer under a position mask.
 
 The criterion, from before the runs: the variance of the prediction between masked cells of a sample, over that of the target,
 is below .02 without positions under a position mask, and above .05 with the hybrid mask, in all seeds.
@@ -61,6 +62,7 @@ WIDTH, DEPTH, HEADS = 128, 4, 4
 PROBE_CASES, PROBE_PATCHES = 2, 8  # held-out cases, patches of each
 CLASSES = 4  # of the tumour, background included
 RATE = 1e-3
+STEPS, LONG = 300, 1500  # of a run, and of some that tell a collapse from a slow beginning
 
 MASKS = {
     "position": {"position_ratio": 0.75, "patch_ratio": 0.0, "modality_mask": False},
@@ -89,7 +91,8 @@ class Job:
     @property
     def name(self) -> str:
         """In files."""
-        return f"{self.network}_{self.mask}_{self.scale.split(',')[0]}_seed{self.seed}"
+        length = "" if self.steps < LONG else f"_{self.steps}steps"
+        return f"{self.network}_{self.mask}_{self.scale.split(',')[0]}{length}_seed{self.seed}"
 
 
 class TokenDecoder(nn.Module):
@@ -255,8 +258,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.json.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    seeds, scales, steps = (1, SCALES[:1], 20) if arguments.quick else (arguments.seeds, SCALES, 300)
+    seeds, scales, steps = (1, SCALES[:1], 20) if arguments.quick else (arguments.seeds, SCALES, STEPS)
     jobs = [Job(n, m, s, seed, steps) for seed in range(seeds) for s, n, m in product(scales, NETWORKS, MASKS)]
+    jobs += [] if arguments.quick else [Job(network, "position", SCALES[0], 0, LONG) for network in NETWORKS]
     jobs = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
     if jobs and not arguments.report:
         if not cases(arguments.data, SCALES[0]):

@@ -22,8 +22,9 @@ COLLAPSED, ALIVE = 0.02, 0.05  # of the criterion
 def report(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The table, and whether the criterion is met."""
     lines, verdict = [], {}
-    for scale, network, mask in product(SCALES, NETWORKS, MASKS):
-        runs = [r for r in results if (r["scale"], r["network"], r["mask"]) == (scale, network, mask)]
+    lengths = sorted({run["steps"] for run in results})
+    for steps, scale, network, mask in product(lengths, SCALES, NETWORKS, MASKS):
+        runs = _of(results, steps, scale, network, mask)
         if not runs:
             continue
         last = [run["history"][-1] for run in runs]
@@ -35,12 +36,13 @@ def report(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
         cells = [f"{np.mean([m['loss'] for m in last]):.4f}", f"{constant:.4f}", " ".join(f"{x:.3f}" for x in ladder)]
         cells += [_spread([m["skill"] for m in last]), _spread([m["within"] for m in last])]
         cells += [_spread([run["probe_r2"] for run in runs]), _spread([m["effective_rank"] for m in last], 1)]
-        lines.append([scale, network, mask, str(len(runs)), *cells])
-        if network == "zero":
+        lines.append([str(steps), scale, network, mask, str(len(runs)), *cells])
+        if network == "zero" and steps == lengths[0]:
             within = [m["within"] for m in last]
             met = [value < COLLAPSED for value in within] if mask == "position" else [value > ALIVE for value in within]
             verdict[f"{scale}, {mask}"] = {"met": sum(met), "of": len(met)}
     header = [
+        "steps",
         "images, loss",
         "positions",
         "mask",
@@ -58,6 +60,11 @@ def report(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
     return {"criterion": verdict, "runs": len(results)}, text + ".\n"
 
 
+def _of(results: Sequence[dict[str, Any]], *about: object) -> list[dict[str, Any]]:
+    """The runs of so many steps, of images, network and mask."""
+    return [run for run in results if tuple(run[key] for key in ("steps", "scale", "network", "mask")) == about]
+
+
 def _spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean (lowest to highest)."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -70,7 +77,7 @@ def write_picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     for (row, scale), (column, network) in product(enumerate(SCALES), enumerate(NETWORKS)):
         axes = panels[row][column]
         for mask, colour in zip(MASKS, ("tab:red", "tab:blue"), strict=True):
-            runs = [r for r in results if (r["scale"], r["network"], r["mask"]) == (scale, network, mask)]
+            runs = _of(results, min(run["steps"] for run in results), scale, network, mask)
             for number, run in enumerate(runs):
                 constant = run["history"][0]["collapsed_loss"]
                 steps = [m["step"] for m in run["history"][1:]]

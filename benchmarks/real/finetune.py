@@ -27,8 +27,8 @@ from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.schedule import warmup_cosine_lr
 from real.data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
-from real.linear import fit_linear
-from real.plan import Tuning
+from real.linear import TunedProbe, fit_linear
+from real.plan import LINEAR, Tuning
 
 Cases = dict[str, tuple[Tensor, Tensor]]
 READ_OUTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the budget
@@ -128,6 +128,7 @@ def read_out(encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *
 
 def finetune(
     encoder: dict[str, Tensor] | None,
+    labelled: Cases,
     batches: Sequence[tuple[Tensor, Tensor]],
     tests: Cases,
     *,
@@ -138,10 +139,11 @@ def finetune(
 
     Args:
         encoder: State dict of the pretrained encoder; None = from scratch.
+        labelled: The labelled patients.
         batches: Of :func:`training_batches`, one per step.
         tests: The test patients.
-        draw: The seed of the decoder.
-        tuning: Rates.
+        draw: The seed of what is not pretrained.
+        tuning: Head and rates.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
@@ -149,6 +151,10 @@ def finetune(
     """
     torch.set_num_threads(1)
     network = unet_of(encoder, draw)
+    if tuning.head == LINEAR:
+        network = TunedProbe(encoder_of(network), NUM_CLASSES)
+        fit_linear(network, labelled, draw, MULTIPLE)
+        network.requires_grad_(True)
     loss_of = DC_and_CE_loss(
         {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
         {},

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
@@ -24,6 +24,19 @@ SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: smaller is stronger
 FOLDS = 4
 MAX_STEPS = 100
 SAMPLE = 81  # stream of the draw's generator
+
+
+class TunedProbe(LinearProbeNetwork):
+    """A probe whose encoder is trained too."""
+
+    def train(self, mode: bool = True) -> TunedProbe:
+        """Set the mode of all of it."""
+        nn.Module.train(self, mode)
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *P) -> (B, num_classes, *P) logits."""
+        return self.decoder(self.encoder(image), image.shape[2:])
 
 
 def fit_linear(

@@ -8,22 +8,29 @@ from real.arms import METHODS, WITHOUT_BODY, arm_of
 from real.data import FINAL, SEARCH
 
 STEPS = 500  # of fine-tuning
+UNET, LINEAR = "U-Net", "linear"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a pretrained network is fine-tuned; from scratch, the rate alone counts.
+    """How a network is fine-tuned; from scratch, rate and head alone count.
 
     Attributes:
         rate: Peak rate of AdamW.
         encoder_factor: Factor of it for the encoder; the decoder, which is new, keeps the rate.
         frozen: Share of the steps in which the encoder is not trained at all, so that a decoder that knows nothing does not
-            pull it away (linear probing before fine-tuning: arXiv 2202.10054).
+            pull it away.
+        head: What follows the encoder: ``U-Net``, the decoder of the plans, or ``linear``, one linear map of all stages per
+            voxel, which begins where logistic regression on the frozen encoder ends (linear probing before fine-tuning: arXiv
+            2202.10054).
+        steps: Number of steps.
     """
 
     rate: float
     encoder_factor: float = 1.0
     frozen: float = 0.0
+    head: str = UNET
+    steps: int = STEPS
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,9 @@ class Part:
         labelled: Numbers of labelled patients.
         draws: Number of draws of labelled patients.
         tunings: How to fine-tune, each a training of its own; none = no fine-tuning.
+        scratch: The same for training from scratch; None = like the arms, but for what concerns a pretrained encoder alone.
         linear: Whether frozen features are read out.
         after: Epochs after which encoders are taken; none = the last.
-        steps: Number of steps of fine-tuning.
         steps_per_epoch: Of SSL stages.
     """
 
@@ -53,9 +60,9 @@ class Part:
     labelled: tuple[int, ...] = ()
     draws: int = 0
     tunings: tuple[Tuning, ...] = ()
+    scratch: tuple[Tuning, ...] | None = None
     linear: bool = False
     after: tuple[int, ...] = ()
-    steps: int = STEPS
     steps_per_epoch: int = 250
 
     @property
@@ -63,12 +70,21 @@ class Part:
         """Epochs after which encoders are taken."""
         return self.after or (self.epochs,)
 
+    @property
+    def scratch_tunings(self) -> tuple[Tuning, ...]:
+        """How to train from scratch."""
+        alike = tuple(t for t in self.tunings if (t.encoder_factor, t.frozen) == (1.0, 0.0))
+        return alike if self.scratch is None else self.scratch
+
     def stage(self, arm: str, seed: int) -> str:
         """The name of an SSL stage in files."""
         return f"{arm_of(arm).name}_fold{self.fold}_epochs{self.epochs}_seed{seed}"
 
     def quick(self) -> Part:
         """The same in minutes: it shows that everything runs, and decides nothing."""
+        tunings, scratch = (
+            tuple(replace(tuning, steps=16) for tuning in group) for group in (self.tunings, self.scratch_tunings)
+        )
         return replace(
             self,
             epochs=1,
@@ -76,7 +92,8 @@ class Part:
             labelled=self.labelled[:1],
             draws=min(self.draws, 1),
             after=(),
-            steps=16,
+            tunings=tunings,
+            scratch=scratch,
         )
 
 
@@ -146,7 +163,16 @@ PARTS = {
     ),
     # networks of two patients forget the others long before 500 steps
     "short": Part(
-        SEARCH, ("moco_zca",), epochs=8, labelled=(2,), draws=4, tunings=(Tuning(3e-3, frozen=1.0),), steps=200
+        SEARCH, ("moco_zca",), epochs=8, labelled=(2,), draws=4, tunings=(Tuning(3e-3, frozen=1.0, steps=200),)
+    ),
+    # a linear head that is fitted first: it has nothing to learn, and leaves the encoder where it is
+    "linear_first": Part(
+        SEARCH,
+        ("moco_zca", "moco"),
+        epochs=8,
+        labelled=(2,),
+        draws=4,
+        tunings=tuple(Tuning(rate, head=LINEAR, steps=200) for rate in (1e-4, 3e-4, RATE, 3e-3)),
     ),
     # the hypothesis
     "primary": Part(
@@ -160,7 +186,7 @@ PARTS = {
     ),
     # training from scratch with as much computing as pretraining and fine-tuning take together
     "equal_compute": Part(
-        FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=4, tunings=(Tuning(RATE),), steps=10_000
+        FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=4, scratch=(Tuning(RATE, steps=10_000),)
     ),
     # with how many labels it pays
     "curve": Part(

@@ -19,7 +19,7 @@ from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
-from real.plan import PRIMARY_ARM, PRIMARY_LABELLED, STEPS
+from real.plan import PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {
@@ -40,7 +40,7 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         fold, draw = (int(number) for number in numbers.groups())
         about = {"labelled": len(content["train"]), "draw": draw, "tests": PATIENTS[fold][1]}
         rows += [
-            about | {"learnt": _learnt(row["stage"]), "encoder_factor": 1.0, "frozen": 0.0} | row
+            about | {"learnt": _learnt(row["stage"]), "encoder_factor": 1.0, "frozen": 0.0, "head": UNET} | row
             for row in content["rows"]
         ]
     return stages, rows
@@ -134,13 +134,14 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     """Scores of all arms, and their paired difference from scratch at its own best rate."""
     lines = []
     for here in _alike(rows, "tests", "evaluation", "labelled"):
-        groups = _alike(here, "arm", "learnt", "epoch", "rate", "encoder_factor", "frozen", "steps")
+        groups = _alike(here, "arm", "learnt", "epoch", "rate", "encoder_factor", "frozen", "head", "steps")
         scratch = reference(groups)
         for group in groups:
             first = group[0]
             peak = "" if first["rate"] is None else f"{first['rate']:g}"
             peak += "" if first["steps"] in (0, STEPS) else f", {first['steps']} steps"
             peak += "" if first["encoder_factor"] == 1 else f", encoder {first['encoder_factor']:g} of it"
+            peak += "" if first["head"] == UNET or first["rate"] is None else f", {first['head']} head"
             peak += "" if first["frozen"] == 0 else f", encoder frozen for {first['frozen']:g} of the steps"
             about = [str(first[key]) for key in ("tests", "evaluation", "labelled", "arm", "learnt", "epoch")]
             lines.append([*about, peak, *_scores(group, scratch)])

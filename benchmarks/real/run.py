@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -37,14 +38,14 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, prepare
 from real.finetune import chosen_patients, finetune, read_out, training_batches
-from real.plan import PARTS, Part, Tuning
+from real.plan import PARTS, UNET, Part, Tuning
 from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 # of a training; the rest are scores
-ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "encoder_factor", "frozen", "steps")
-FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0}  # what rows were that do not say
+ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "encoder_factor", "frozen", "head", "steps")
+FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0, "head": UNET}  # what rows were that do not say
 
 
 def main() -> None:
@@ -127,14 +128,16 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    hows = [{"evaluation": "finetune", "steps": part.steps} | asdict(tuning) for tuning in part.tunings]
-    hows += [{"evaluation": "linear", "steps": 0, "rate": None} | FIRST_ROWS] if part.linear else []
-    for how in hows:
-        if FIRST_ROWS.items() <= how.items():
-            yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
-        for arm in part.arms:
-            for epoch in part.encoders:
-                yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
+    linear = [{"evaluation": "linear", "rate": None} | FIRST_ROWS | {"steps": 0}] if part.linear else []
+    for how in [_fine_tuned(tuning) for tuning in part.scratch_tunings] + linear:
+        yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
+    for arm, how in product(part.arms, [_fine_tuned(tuning) for tuning in part.tunings] + linear):
+        for epoch in part.encoders:
+            yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
+
+
+def _fine_tuned(tuning: Tuning) -> dict[str, Any]:
+    return {"evaluation": "finetune"} | asdict(tuning)
 
 
 def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) -> None:
@@ -156,8 +159,8 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
         if about["evaluation"] == "linear":
             scores = read_out(encoder, cases, tests, draw=draw)
         else:
-            tuning = Tuning(about["rate"], about["encoder_factor"], about["frozen"])
-            scores = finetune(encoder, batches[: about["steps"]], tests, draw=draw, tuning=tuning)
+            tuning = Tuning(**{key: about[key] for key in Tuning.__dataclass_fields__})
+            scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, tuning=tuning)
         row = about | scores | {"seconds": round(monotonic() - start, 1)}
         with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
             done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
