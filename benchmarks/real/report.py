@@ -172,12 +172,16 @@ def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> float | None:
-    """Share of its steps after which an arm's mean Dice is first that of scratch at the end; None = never, or no steps."""
+    """Share of the steps of scratch after which an arm's mean Dice is first that of scratch at the end.
+
+    None = never, or no steps.
+    """
     if group[0]["evaluation"] == "linear":
         return None
     steps = [int(step) for step in group[0]["dice"]]
     course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
-    reached = [step / steps[-1] for step, dice in zip(steps, course, strict=True) if dice >= end_dice(scratch).mean()]
+    wanted = end_dice(scratch).mean()
+    reached = [step / scratch[0]["steps"] for step, dice in zip(steps, course, strict=True) if dice >= wanted]
     return min(reached, default=None)
 
 
