@@ -14,7 +14,7 @@ from real.arms import arm_of
 from real.brains import make_brain
 from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
 from real.finetune import chosen_patients, surface_distance, training_batches
-from real.linear import SHRINKAGES, fit_linear
+from real.linear import fit_linear
 from real.plan import PARTS, PRIMARY_ARM, RECIPES
 from real.report import primary, read_results, score_table
 
@@ -22,6 +22,7 @@ from emim_nnunet.methods import method_class
 from emim_nnunet.networks import encoder_of
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.training.linear_fit import SHRINKAGES
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from tests.conftest import SHARED, shared_data
 from tests.toy import toy_unet

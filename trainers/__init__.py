@@ -5,6 +5,7 @@ from __future__ import annotations
 from emim_nnunet.trainers.nnUNetTrainerEMIM import nnUNetTrainerEMIM
 from emim_nnunet.trainers.nnUNetTrainerEMIMFinetune import nnUNetTrainerEMIMFinetune
 from emim_nnunet.trainers.nnUNetTrainerEMIMPretrain import nnUNetTrainerEMIMPretrain
+from emim_nnunet.trainers.nnUNetTrainerLinearFirst import nnUNetTrainerLinearFirst
 from emim_nnunet.trainers.nnUNetTrainerLinearProbe import nnUNetTrainerLinearProbe
 from emim_nnunet.trainers.nnUNetTrainerMaskedSelfDistillationPretrain import nnUNetTrainerMaskedSelfDistillationPretrain
 from emim_nnunet.trainers.nnUNetTrainerMaskInMaskPretrain import nnUNetTrainerMaskInMaskPretrain
@@ -17,6 +18,7 @@ __all__ = [
     "nnUNetTrainerEMIM",
     "nnUNetTrainerEMIMFinetune",
     "nnUNetTrainerEMIMPretrain",
+    "nnUNetTrainerLinearFirst",
     "nnUNetTrainerLinearProbe",
     "nnUNetTrainerMIMPretrain",
     "nnUNetTrainerMaskInMaskPretrain",

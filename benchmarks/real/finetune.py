@@ -27,7 +27,7 @@ from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.schedule import warmup_cosine_lr
 from real.data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
-from real.linear import TunedProbe, fit_linear
+from real.linear import fit_linear
 from real.plan import LINEAR, Tuning
 
 Cases = dict[str, tuple[Tensor, Tensor]]
@@ -152,9 +152,8 @@ def finetune(
     torch.set_num_threads(1)
     network = unet_of(encoder, draw)
     if tuning.head == LINEAR:
-        network = TunedProbe(encoder_of(network), NUM_CLASSES)
+        network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False)
         fit_linear(network, labelled, draw, MULTIPLE)
-        network.requires_grad_(True)
     loss_of = DC_and_CE_loss(
         {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
         {},

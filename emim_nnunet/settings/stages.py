@@ -104,6 +104,7 @@ class FinetuneConfig:
         finetune_seed: Seed of decoder, order of cases and augmentation; results repeat exactly only without worker processes
             (``nnUNet_n_proc_DA=0``). None = no seed, as in nnU-Net.
         linear_probe_lr: Peak learning rate of AdamW in the linear probe.
+        linear_first_lr: Peak learning rate of AdamW, encoder included, where a linear head was fitted first.
     """
 
     finetune_num_epochs: int = 1000
@@ -119,6 +120,7 @@ class FinetuneConfig:
     finetune_ssl_trainer: str | None = None
     finetune_seed: int | None = None
     linear_probe_lr: float = 1e-2
+    linear_first_lr: float = 3e-4
 
     def __post_init__(self) -> None:
         for name in (
@@ -127,7 +129,7 @@ class FinetuneConfig:
             "finetune_num_val_iterations_per_epoch",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("finetune_initial_lr", "finetune_scratch_lr", "linear_probe_lr"):
+        for name in ("finetune_initial_lr", "finetune_scratch_lr", "linear_probe_lr", "linear_first_lr"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(self.finetune_seed is None or self.finetune_seed >= 0, "finetune_seed must be null or at least 0")
         require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")

@@ -114,10 +114,15 @@ class FinetuneTrainer(StageTrainer):
             return super()._build_loss()
 
     @property
-    def encoder(self) -> nn.Module:
-        """The encoder without DDP and torch.compile around it."""
+    def unwrapped_network(self) -> nn.Module:
+        """The network without DDP and torch.compile around it."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return encoder_of(network._orig_mod if isinstance(network, OptimizedModule) else network)
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder of :attr:`unwrapped_network`."""
+        return encoder_of(self.unwrapped_network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         """nnU-Net's SGD, or its AdamW for a Primus, with a linear warm-up before nnU-Net's polynomial decay of the rate."""

@@ -42,30 +42,32 @@ class LinearDecoder(nn.Module):
 
 
 class LinearProbeNetwork(nn.Module):
-    """A frozen encoder, always in evaluation mode, and a :class:`LinearDecoder`.
+    """An encoder and a :class:`LinearDecoder`.
 
     Args:
         encoder: An encoder of nnU-Net that returns the outputs of all stages.
         num_classes: Number of output channels, one per class.
+        frozen: Whether the encoder is not trained and always in evaluation mode.
     """
 
-    def __init__(self, encoder: PlannedEncoder, num_classes: int) -> None:
+    def __init__(self, encoder: PlannedEncoder, num_classes: int, *, frozen: bool = True) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.frozen = encoder, frozen
         for parameter in encoder.parameters():
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(not frozen)
         self.decoder = LinearDecoder(encoder.output_channels, num_classes, encoder.conv_op)
         self.train()
 
     def train(self, mode: bool = True) -> LinearProbeNetwork:
-        """Set the mode of the decoder; the encoder always stays in evaluation mode."""
+        """Set the mode of the decoder; a frozen encoder always stays in evaluation mode."""
         super().train(mode)
-        self.encoder.eval()
+        if self.frozen:
+            self.encoder.eval()
         return self
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *P) -> (B, num_classes, *P) logits."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.encoder(image)
         return self.decoder(features, image.shape[2:])
 
