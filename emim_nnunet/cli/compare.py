@@ -33,7 +33,7 @@ A comparison that was interrupted goes on where it was when the command is repea
 fine-tuning is exactly seeded.
 """
 
-EVALUATE = ("finetune", "linear")
+EVALUATE = ("finetune", "linear", "linear_first")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,9 +118,9 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--evaluate",
         nargs="*",
-        default=EVALUATE,
+        default=EVALUATE[:2],
         choices=EVALUATE,
-        help="with weights trained or frozen (default: both)",
+        help="with weights trained or frozen (default: both), or both parts of nnUNetTrainerLinearFirst, scratch too",
     )
     parser.add_argument(
         "--num_test", type=int, help="labelled cases for the test (default: validation cases of the seed's fold)"

@@ -11,8 +11,16 @@ from emim_nnunet.compare.sequential import MIN_DRAWS
 from emim_nnunet.errors import UserError
 
 FINETUNE = "finetune"
-EVALUATIONS = {FINETUNE: "nnUNetTrainerEMIMFinetune", "linear": "nnUNetTrainerLinearProbe"}
-TITLES = {FINETUNE: "Fine-tuned Dice", "linear": "Dice of the linear probe"}
+EVALUATIONS = {
+    FINETUNE: "nnUNetTrainerEMIMFinetune",
+    "linear": "nnUNetTrainerLinearProbe",
+    "linear_first": "nnUNetTrainerLinearFirst",
+}
+TITLES = {
+    FINETUNE: "Fine-tuned Dice",
+    "linear": "Dice of the linear probe",
+    "linear_first": "Dice of the linear head, fine-tuned",
+}
 
 
 @dataclass(frozen=True)
