@@ -97,7 +97,10 @@ class Part:
         )
 
 
-PRIMARY_ARM, PRIMARY_LABELLED = "moco_zca", 2  # of the one hypothesis, see HYPOTHESIS.md; everything else explores
+# of the one hypothesis, see HYPOTHESIS.md; everything else explores
+PRIMARY_ARM, PRIMARY_LABELLED = "moco_zca", 2
+PRIMARY = Tuning(3e-4, head=LINEAR, steps=200)
+BEST_SCRATCH = (Tuning(1e-3, head=LINEAR, steps=200), Tuning(3e-3))  # of each head, in the search
 RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
 RECIPES = (  # what the search tries: the methods, and one change of E-MIM, MIM or MoCo at a time
     "moco_zca",
@@ -181,12 +184,20 @@ PARTS = {
         seeds=3,
         label_fold=FINAL,
         labelled=(PRIMARY_LABELLED,),
-        draws=16,
-        tunings=(Tuning(RATE),),
+        draws=48,
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH[:1],
     ),
+    # and nnU-Net's own decoder from scratch, which costs three times as much
+    "decoder": Part(FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]),
     # training from scratch with as much computing as pretraining and fine-tuning take together
     "equal_compute": Part(
-        FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=4, scratch=(Tuning(RATE, steps=10_000),)
+        FINAL,
+        (),
+        label_fold=FINAL,
+        labelled=(PRIMARY_LABELLED,),
+        draws=4,
+        scratch=tuple(replace(tuning, steps=10_000) for tuning in BEST_SCRATCH),
     ),
     # with how many labels it pays
     "curve": Part(
@@ -196,7 +207,8 @@ PARTS = {
         label_fold=FINAL,
         labelled=(1, 4, 8, 16),
         draws=8,
-        tunings=(Tuning(RATE),),
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH,
         linear=True,
     ),
     "others": Part(
@@ -205,7 +217,8 @@ PARTS = {
         label_fold=FINAL,
         labelled=(2, 8),
         draws=8,
-        tunings=(Tuning(RATE),),
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH,
         linear=True,
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from math import inf
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
-from real.plan import PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET
+from real.plan import PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {
     SEARCH: ("search", SEARCH_SITE),
     FINAL: ("final", TEST_SITE),
 }  # fold -> what learns in it, the site that tests
+TUNING = ("arm", "rate", "encoder_factor", "frozen", "head", "steps")  # what trainings of a table have in common
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 
@@ -134,7 +135,7 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     """Scores of all arms, and their paired difference from scratch at its own best rate."""
     lines = []
     for here in _alike(rows, "tests", "evaluation", "labelled"):
-        groups = _alike(here, "arm", "learnt", "epoch", "rate", "encoder_factor", "frozen", "head", "steps")
+        groups = _alike(here, "learnt", "epoch", *TUNING)
         scratch = reference(groups)
         for group in groups:
             first = group[0]
@@ -159,12 +160,12 @@ def _alike(rows: Iterable[dict[str, Any]], *keys: str) -> list[list[dict[str, An
 
 
 def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Scratch at its own best rate, of the trainings that are no longer than those of the other arms.
+    """Scratch at its best, head and rate, but for trainings with more than :data:`STEPS`, which have the computing of
+    pretraining too.
 
-    Rates are compared in the draws that they share; one that was tried in less than half of the draws is left out.
+    Trainings are compared in the draws that they share; one that was tried in less than half of the draws is left out.
     """
-    steps = max((group[0]["steps"] for group in groups if group[0]["arm"] != SCRATCH), default=inf)
-    scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] <= steps]
+    scratch = [group for group in groups if group[0]["arm"] == SCRATCH and group[0]["steps"] <= STEPS]
     most = max(len(group) for group in scratch)
     tried = [group for group in scratch if 2 * len(group) >= most]
     shared = set.intersection(*({row["draw"] for row in group} for group in tried))
@@ -216,12 +217,12 @@ def compared(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]])
 def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The hypothesis of HYPOTHESIS.md, as :func:`compared` tells it; None before its draws."""
     here = [row for row in rows if row["tests"] == TEST_SITE and row["evaluation"] == "finetune"]
-    groups = _alike((row for row in here if row["labelled"] == PRIMARY_LABELLED), "arm", "steps")
-    arms = [group for group in groups if group[0]["arm"] == PRIMARY_ARM]
+    groups = _alike((row for row in here if row["labelled"] == PRIMARY_LABELLED), *TUNING)
+    wanted = {"arm": PRIMARY_ARM} | asdict(PRIMARY)
+    arms = [group for group in groups if wanted.items() <= group[0].items()]
     if not arms:
         return None
-    about = {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED}
-    return about | compared(arms[0], reference(groups))
+    return {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED} | compared(arms[0], reference(groups))
 
 
 def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:
