@@ -22,6 +22,7 @@ class Stream(IntEnum):
     MASK = 3
     PROBE = 4
     SPATIAL = 5
+    MODALITIES = 6
 
 
 def seeded_generator(*key: int) -> torch.Generator:
