@@ -190,7 +190,8 @@ def test_what_a_case_lacks_stays_zero_and_a_stage_goes_on_as_it_began(ready: Pat
         trainer = trainer_of(FINETUNE, "half", dataset="2")
         trainer.load_checkpoint(str(tmp_path / "began.pth"))
         assert trainer._dropout["p"] == expected
-        assert f"began with finetune_p_drop_modality {expected:g} and goes on so" in log_of(Path(trainer.output_folder))
+        told = f"began with finetune_p_drop_modality {expected:g} and goes on so; the plans say finetune_p_drop_modality 0.5"
+        assert told in log_of(Path(trainer.output_folder))
 
 
 @pytest.mark.parametrize(

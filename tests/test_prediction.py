@@ -221,8 +221,16 @@ def test_every_subset_is_measured_and_prediction_warns(
     assert table["subsets"][0]["dice"] == pytest.approx(own, abs=1e-12)
     assert table["subsets"][0]["change"] == 0
     assert (model / "modality_subsets.png").stat().st_size > 10_000
+    # an interrupted call of the same request goes on: the case that it had measured is not predicted again
+    known = [score | {"dice": dict.fromkeys(score["dice"], 0.125)} for score in table["scores"]]
+    request = {key: table[key] for key in ("checkpoints", "settings", "validation")}
+    request["subsets"] = [row["modalities"] for row in table["subsets"]]
+    (model / "modality_subsets.partial.json").write_text(json.dumps({"request": request, "scores": known}))
+    assert run(evaluate_modalities.main, command) == 0
+    assert json.loads((model / "modality_subsets.json").read_text())["subsets"][1]["dice"] == 0.125
+    assert not (model / "modality_subsets.partial.json").exists()
     assert predicted(model, hospital(world, tmp_path / "in", "p1_FLAIR"), tmp_path / "out") == 0
-    assert "1 case with Flair only (p1): Dice 0." in caplog.text
+    assert "1 case with Flair only (p1): Dice 0.12 in 1 validation case" in caplog.text
     assert rows_of(tmp_path / "out")[0]["validation_cases"] == "1"
     # a table of another checkpoint does not count
     edited = json.loads((model / "modality_subsets.json").read_text()) | {"checkpoints": {"0": "other"}}

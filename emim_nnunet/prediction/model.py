@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.inference import nnUNetPredictor
 from emim_nnunet.nnunet.paths import nnUNet_results
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
-from emim_nnunet.settings.plans import check_plans, planned
+from emim_nnunet.settings.plans import check_plans, is_folder_name, planned
 from emim_nnunet.storage.files import read_json, sha256_of
 from emim_nnunet.trainer_search import enable_search
 from emim_nnunet.training.modality_dropout import RECORD
@@ -70,7 +69,9 @@ def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> 
         raise UserError(
             "the environment variable nnUNet_results is not set: set it, or name the model's folder with -m"
         )
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else re.sub(r"([*?\[])", r"[\1]", dataset)
+    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
+    if not dataset.isdecimal() and not is_folder_name(dataset):
+        raise UserError(f"-d {dataset}: must be the id of a data set, or the name of its folder in nnUNet_results")
     folders = [folder for folder in sorted(Path(nnUNet_results).glob(pattern)) if folder.is_dir()]
     if len(folders) != 1:
         raise UserError(f"-d {dataset}: expected one folder of that data set in {nnUNet_results}, found {len(folders)}")

@@ -78,8 +78,11 @@ def predict(
         "settings": asdict(settings) | {"save_probabilities": save_probabilities, "resampled_to": resample_to},
     }
     with acquire(output, f"the folder {output}"):
+        _remove_left_work(output)
         todo = _unfinished(model, output, request, cases)
         output.mkdir(parents=True, exist_ok=True)
+        for case in todo:  # before the record says of which images it is
+            (output / f"{case.identifier}{model.file_ending}").unlink(missing_ok=True)
         contents = {case.identifier: _content(case) for case in cases}
         write_json(output / RECORD, request | {"cases": contents, "versions": versions()})
         _predict(predictor, family, todo, output, options, save_probabilities, num_preprocessing, num_export)
@@ -125,8 +128,7 @@ def fill(
     if output.exists():
         raise UserError(f"-o {output} exists: choose another folder")
     with acquire(output, f"the folder {output}"):
-        for left in left_work_folders(output.parent, output.name):
-            shutil.rmtree(left, ignore_errors=True)
+        _remove_left_work(output)
         work = new_work_folder(output)
         work.mkdir(parents=True)
         _write_inputs(family, cases, work, options, num_threads)
@@ -142,6 +144,13 @@ def _check_folders(source: Path, output: Path) -> None:
         raise UserError(f"-o {output} is a file: name a folder")
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"-o {output} lies in -i {source}: choose another folder")
+
+
+def _remove_left_work(output: Path) -> None:
+    """Remove what a killed call has left; called under the lock of the folder."""
+    for left in left_work_folders(output.parent, output.name):
+        if left.name.rsplit(".", 2)[0] == f".{output.name}":  # not that of a folder whose name is longer
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _check_reader(model: TrainedModel) -> None:
@@ -181,7 +190,11 @@ def _unfinished(
     left = []
     for case in cases:
         file = segmentations[case.identifier]
-        done = earlier["cases"].get(case.identifier) == _content(case) and file.is_file() and not stream_damage(file)
+        done = (
+            earlier.get("cases", {}).get(case.identifier) == _content(case)
+            and file.is_file()
+            and not stream_damage(file)
+        )
         left += [] if done else [case]
     if len(left) < len(cases):
         logger.info("%d of %d cases are predicted already", len(cases) - len(left), len(cases))
@@ -211,8 +224,6 @@ def _predict(
     """Let nnU-Net predict; the filled images lie beside the output until it has."""
     if not cases:
         return
-    for left in left_work_folders(output.parent, output.name):
-        shutil.rmtree(left, ignore_errors=True)
     work = new_work_folder(output)
     work.mkdir()
     try:

@@ -59,7 +59,7 @@ class SubsetTable:
         row = self.of(modalities)
         if row is None or row.dice is None:
             return ["its Dice was not measured"]
-        told = f"Dice {row.dice:.2f} in {row.num_cases} validation cases"
+        told = f"Dice {row.dice:.2f} in {row.num_cases} validation case{'s' * (row.num_cases > 1)}"
         if row.change is not None and row.change <= -LARGE_LOSS:
             return [f"{told}, {-row.change:.2f} less than with all modalities"]
         return [told] if row.dice < LOW_DICE else []

@@ -44,6 +44,12 @@ def kept_modalities(present: Tensor, p_drop: float, never_dropped: Tensor, gener
     return present & ((draws >= p_drop) | (draws == draws.amax(1, keepdim=True)))
 
 
+def _told(dropout: dict[str, Any]) -> str:
+    """What is dropped, in the words of the settings."""
+    never = f", never {', '.join(dropout['never'])}" if dropout["never"] else ""
+    return f"finetune_p_drop_modality {dropout['p']:g}{never}"
+
+
 class ModalityDropoutTrainer(StageTrainer):
     """A segmentation stage whose training steps drop modalities, by ``finetune_p_drop_modality``.
 
@@ -89,10 +95,7 @@ class ModalityDropoutTrainer(StageTrainer):
         """Start as nnU-Net does, and say what is dropped."""
         super().on_train_start()
         if self._dropout["p"]:
-            never = f"; never {', '.join(self._dropout['never'])}" if self._dropout["never"] else ""
-            self.print_to_log_file(
-                f"Each modality of a sample is dropped with probability {self._dropout['p']:g}{never}"
-            )
+            self.print_to_log_file(f"Modalities of a sample are dropped: {_told(self._dropout)}")
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch as nnU-Net does, at step 0."""
@@ -137,8 +140,7 @@ class ModalityDropoutTrainer(StageTrainer):
         began = self.my_init_kwargs.get(RECORD, {"p": 0.0, "never": []})
         if began != self._dropout:
             self.print_to_log_file(
-                f"The stage began with finetune_p_drop_modality {began['p']:g} and goes on so; the plans say "
-                f"{self._dropout['p']:g} now"
+                f"The stage began with {_told(began)} and goes on so; the plans say {_told(self._dropout)} now"
             )
         self._dropout = began
         self._never_dropped = torch.tensor([name in began["never"] for name in channel_names(self.dataset_json)])
