@@ -20,12 +20,13 @@ NUM_SHOWN, MAX_ID_SHOWN = 3, 40
 logger = logging.getLogger(__name__)
 
 
-def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
+def find_cases(family: DatasetFamily, source: Path, *, for_training: bool = True) -> list[SourceCase]:
     """Cases by the rules of the family, wherever they lie below ``source``.
 
     Args:
         family: The table that describes the data set.
         source: Folder that holds it; of families with a finder of their own it may be a file.
+        for_training: Whether ids that look like visits of one patient, or like files of another kind, are told.
 
     Returns:
         Cases with at least one image, ordered by id; each knows which channels it lacks.
@@ -50,7 +51,8 @@ def find_cases(family: DatasetFamily, source: Path) -> list[SourceCase]:
         raise UserError(
             f"--label {family.asked_label}: none of the {len(with_images)} cases in {source} has such a segmentation"
         )
-    _warn_of_odd_ids(family, with_images, every_case_a_patient=all(c.patient == c.identifier for c in found))
+    if for_training:
+        _warn_of_odd_ids(family, with_images, every_case_a_patient=all(c.patient == c.identifier for c in found))
     return [with_images[key] for key in sorted(with_images)]
 
 
@@ -102,7 +104,7 @@ def _check_names(names: Sequence[str], what: str) -> None:
 
 def _no_case(family: DatasetFamily, source: Path) -> str:
     """What was looked for and what lies there."""
-    there = [relative for _, relative in _files(source)]
+    there = [relative for _, relative in image_files(source)]
     there = [path for path in there if re.search(rf"{ENDING}$", path, re.IGNORECASE)] or there
     shown = f"there are {listed(list(map(repr, there)), NUM_SHOWN)}" if there else "there is no file"
     wanted = ", ".join(rule.example for rule in family.rules if rule.meaning not in (LABEL, MASK))
@@ -115,7 +117,7 @@ def _cases_by_rules(family: DatasetFamily, source: Path) -> list[SourceCase]:
     if not source.is_dir():
         raise UserError(f"SOURCE {source} is not a folder")
     cases: dict[str, SourceCase] = {}
-    for path, relative in _files(source):
+    for path, relative in image_files(source):
         reading = _read_path(family, relative)
         if reading is None:
             continue
@@ -154,7 +156,7 @@ def _read_path(family: DatasetFamily, relative: str) -> tuple[dict[str, str], st
     return best[0].match(relative)
 
 
-def _files(source: Path) -> Iterator[tuple[Path, str]]:
+def image_files(source: Path) -> Iterator[tuple[Path, str]]:
     """Files below a folder in a fixed order, without those of macOS; links to folders are not followed, so loops do no harm."""
     for folder, folders, names in os.walk(source):
         folders.sort()

@@ -25,6 +25,7 @@ from emim_nnunet.datasets.raw import (
     cases_without_orientation,
     dataset_name,
     images_of_cases,
+    missing_channels,
 )
 from emim_nnunet.datasets.splits import ORIGINS, PATIENTS, read_patients
 from emim_nnunet.errors import UserError
@@ -229,7 +230,7 @@ def _cases(source: Path, description: dict[str, Any], wanted: Sequence[str]) -> 
     number = _number(source)
     places = {standard_name(n): place for place, n in enumerate(channel_names(description))}
     whose = read_patients(source) or read_patients(Path(nnUNet_preprocessed) / source.name)
-    zeros = _filled_with_zeros(source)
+    zeros = missing_channels(source)
     folders = [images_of_cases(source / sub, description) for sub in ("imagesTr", UNLABELLED)]
     for case, images in sorted((folders[0] | folders[1]).items()):
         if len(images) < len(places):
@@ -238,15 +239,6 @@ def _cases(source: Path, description: dict[str, Any], wanted: Sequence[str]) -> 
         filled = {standard_name(n) for n in zeros.get(case, [])}
         lacks = [n for n, file in zip(wanted, files, strict=True) if file is None or standard_name(n) in filled]
         yield _PooledCase(f"{number}_{case}", f"{number}_{whose.get(case, case)}", files, lacks)
-
-
-def _filled_with_zeros(source: Path) -> dict[str, list[str]]:
-    """Case -> channels that the conversion filled with zeros."""
-    path = source / MISSING
-    content = read_json(path) if path.is_file() else {}
-    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
-        raise UserError(f"{path} must be a JSON object: case -> list of channels")
-    return content
 
 
 def _link(stem: Path, files: Sequence[str | None], ending: str) -> None:

@@ -89,7 +89,27 @@ def _describe(family: DatasetFamily, cases: Sequence[SourceCase], folder: Path, 
 
 def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: Options) -> None:
     """Write the images of a case, and its label where it has one."""
-    images = folder / ("imagesTr" if case.labelled else UNLABELLED)
+    reference = write_images(family, case, folder / ("imagesTr" if case.labelled else UNLABELLED), options)
+    target = folder / "labelsTr" / f"{case.identifier}{TARGET_ENDING}"
+    if case.labelled and not target.exists():
+        _write_label(family, case.files[LABEL], target, reference if LABEL in case.on_other_grid else None)
+
+
+def write_images(family: DatasetFamily, case: SourceCase, images: Path, options: Options) -> sitk.Image | None:
+    """Write an image for every channel of the family, zeros where the case lacks it; what is there already stays.
+
+    Args:
+        family: Its channels are used.
+        case: The case, checked and without problems.
+        images: Folder of the images, which exists.
+        options: How the case is converted.
+
+    Returns:
+        The image whose grid the others get; None where none is resampled.
+
+    Raises:
+        OSError: A file could not be written.
+    """
     reference = read_image(case.files[options.resample_to]) if options.resample_to and case.on_other_grid else None
     mask = read_image(case.files[MASK]) if MASK in case.files else None
     for number, channel in enumerate(family.channels):
@@ -101,9 +121,7 @@ def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: 
             save_image(zeros_like(read_image(case.files[_grid_channel(family, case, options)])), target)
         else:
             _write_image(case, channel, target, grid, mask, options)
-    target = folder / "labelsTr" / f"{case.identifier}{TARGET_ENDING}"
-    if case.labelled and not target.exists():
-        _write_label(family, case.files[LABEL], target, reference if LABEL in case.on_other_grid else None)
+    return reference
 
 
 def _grid_channel(family: DatasetFamily, case: SourceCase, options: Options) -> str:

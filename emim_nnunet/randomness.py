@@ -23,6 +23,7 @@ class Stream(IntEnum):
     PROBE = 4
     SPATIAL = 5
     LINEAR_HEAD = 6
+    MODALITIES = 7
 
 
 def seeded_generator(*key: int) -> torch.Generator:

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from emim_nnunet.datasets.raw import unlabelled_images
+from emim_nnunet.datasets.raw import missing_channels, unlabelled_images
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
@@ -57,6 +57,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         backbone: The network of 3D configurations, a key of :data:`BACKBONES`; None = nnU-Net's residual U-Net.
         unlabelled: Case without label -> its images.
         num_cases: Number of cases, labelled and unlabelled.
+        incomplete: Case that lacks modalities -> their names.
 
     Raises:
         UserError: The data set holds no case.
@@ -91,6 +92,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         self.num_cases = len(self.dataset) + len(self.unlabelled)
         if self.num_cases == 0:
             raise UserError(f"{self.raw_dataset_folder} holds no case, neither in imagesTr nor in imagesUnlabelled")
+        self.incomplete = missing_channels(Path(self.raw_dataset_folder))
         if not self.dataset:
             self.dataset_json["numTraining"] = len(self.unlabelled)  # in memory only: for the size of the data set
 
@@ -198,10 +200,20 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             peak,
             plan["batch_size"],
         )
+        block = self._emim_block(plan, batch_size)
+        if "finetune_p_drop_modality" in block:
+            logger.info(
+                "%s: %d of %d cases lack modalities, so the segmentation stage drops each with probability %g "
+                "(finetune_p_drop_modality)",
+                name,
+                len(self.incomplete),
+                self.num_cases,
+                block["finetune_p_drop_modality"],
+            )
         if max(peak, ssl_peak(batch_size)) > self.UNet_vram_target_GB:
             reason = "patch and batch size are those of --like" if self._is_like(plan) else "nnU-Net plans none smaller"
             logger.warning("%s: that is more than the target of %g GB; %s", name, self.UNet_vram_target_GB, reason)
-        return plan | {BLOCK: self._emim_block(plan, batch_size)}
+        return plan | {BLOCK: block}
 
     def _plan_within_target(self, *request: Any) -> tuple[dict[str, Any], float]:
         """nnU-Net's plan, or the one for less memory, such that a step fits the target; and what the step takes, in GB."""
@@ -249,4 +261,9 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
             "patches_at_once": batch_size,
             "num_epochs": ssl_plan.num_epochs(self.num_cases, batch_size),
         }
-        return block | (ssl_plan.PRIMUS_RATES if is_primus(plan["architecture"]) else {})
+        block |= ssl_plan.PRIMUS_RATES if is_primus(plan["architecture"]) else {}
+        return block | (ssl_plan.DROPOUT if self._is_incomplete(plan) else {})
+
+    def _is_incomplete(self, plan: dict[str, Any]) -> bool:
+        """Whether cases lack modalities, whose zeros the normalisation keeps."""
+        return bool(self.incomplete) and set(plan["normalization_schemes"]) <= set(ssl_plan.KEEPS_ZERO)

@@ -22,6 +22,10 @@ MIN_EPOCHS, MAX_EPOCHS = 100, 1000
 FILLED = 0.95  # of the memory target
 # peak rates of AdamW for a Primus: nnU-Net's own from scratch, and a third of that from pretrained weights, as nnU-Net's HEAD
 PRIMUS_RATES = {"finetune_initial_lr": 1e-4, "finetune_scratch_lr": 3e-4}
+# where cases lack modalities: of four, a third of the samples keep all, a quarter two or fewer
+DROPOUT = {"finetune_p_drop_modality": 0.25}
+# nnU-Net's normalisations that leave an image of zeros, which stands for a modality that a case lacks, at 0
+KEEPS_ZERO = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
 # of the block that the planner writes, whatever method will use it
 PLANNED_KEYS = (
     "cell_size",

@@ -47,6 +47,7 @@ TIERS = {
     "emim_nnunet.compare": 7,
     "emim_nnunet.demo": 7,
     "emim_nnunet.estimate": 7,
+    "emim_nnunet.prediction": 7,
     "emim_nnunet.trainers": 7,
     "emim_nnunet.cli": 8,
     "emim_nnunet.nnunet_plugin": 8,

@@ -10,15 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
 from emim_nnunet.checkpoints.io import load_checkpoint
 from emim_nnunet.cli import convert, plan_and_preprocess
 from emim_nnunet.cli._run import run
+from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import MODALITIES, write_brats2023
+from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.trainer_search import enable_search
-from tests.pipeline import PLANS, TOY_BLOCK, set_folders, toy_architecture, trainer_of
+from emim_nnunet.training.modality_dropout import kept_modalities
+from tests.pipeline import (
+    FINETUNE,
+    PLANS,
+    TOY_BLOCK,
+    fold_folder,
+    log_of,
+    set_folders,
+    toy_architecture,
+    trainer_of,
+)
 
 DATASET = "Dataset002_Gaps"
 KEPT = ([0], [1, 3], [0, 1, 2], [2], [0, 1, 2, 3], [3], [0, 2])  # modalities of each case; no case pair is alike
@@ -96,3 +109,101 @@ def test_every_method_trains_with_finite_losses(method: str, ready: Path) -> Non
     assert all(value.isfinite().all() for value in weights.values())
     report = json.loads((folder / "collapse_report.json").read_text())
     assert report["verdict"] in ("ok", "note", "warning")
+
+
+def test_the_planner_drops_modalities_where_cases_lack_some(incomplete: Path, prepared: Path) -> None:
+    key = "finetune_p_drop_modality"
+    for folder, planned in ((incomplete / "nnUNet_preprocessed" / DATASET, 0.25), (complete_folder(prepared), None)):
+        plans = json.loads((folder / f"{PLANS}.json").read_text())
+        assert plans["configurations"]["3d_fullres"]["emim"].get(key) == planned
+
+
+def complete_folder(prepared: Path) -> Path:
+    return prepared / "nnUNet_preprocessed" / "Dataset001_Toy"
+
+
+def test_draws_keep_one_modality_and_never_what_must_stay() -> None:
+    present = torch.tensor([[True, True, True, True], [False, True, True, False], [False, False, True, False]] * 2000)
+    free, flair = torch.zeros(4, dtype=torch.bool), torch.tensor([False, False, False, True])
+    kept = kept_modalities(present, 0.4, free, seeded_generator(0))
+    assert kept.any(1).all()
+    assert not (kept & ~present).any()
+    whole = kept[::3].float()
+    assert torch.allclose(whole.mean(0), torch.full((4,), 0.6 + 0.4**4 / 4), atol=0.04)  # the last one stays
+    assert torch.allclose(kept[1::3, 1:3].float().mean(0), torch.tensor(0.6 + 0.4**2 / 2), atol=0.04)
+    kept = kept_modalities(present, 1.0, flair, seeded_generator(0))
+    assert torch.equal(kept[0], flair)  # what is never dropped is enough
+    assert (kept.sum(1) == 1).all()
+    assert torch.equal(kept_modalities(present, 0.0, free, seeded_generator(0)), present)
+
+
+@pytest.mark.parametrize("configuration", ["toy_scratch", "toy_2d", "toy_primus"])
+def test_steps_see_zeros_in_what_is_dropped(configuration: str, nnunet: Path) -> None:
+    """Seeded, in 2D and 3D; the batch that reaches the network, and nothing else, is changed."""
+    with_dropout(nnunet, configuration, finetune_p_drop_modality=0.6, finetune_keep_modalities=["t2f"], finetune_seed=1)
+    seen: list[torch.Tensor] = []
+    for _ in range(2):
+        trainer = trainer_of(FINETUNE, "gaps")
+        trainer.initialize()
+        trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0] != 0).flatten(2).any(2)))
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        batch = next(trainer.dataloader_train)
+        target = [t.clone() for t in batch["target"]] if isinstance(batch["target"], list) else batch["target"].clone()
+        for _ in range(4):
+            trainer.train_step(batch | {"data": torch.ones_like(batch["data"])})
+        trainer.validation_step(batch)
+        assert torch.equal(batch["target"][0], target[0])
+    *steps, validated = seen[:5]
+    assert torch.stack(steps).any() != torch.stack(steps).all()
+    assert torch.stack(steps)[..., 3].all(), "Flair is kept"
+    assert validated.all()
+    assert all(torch.equal(a, b) for a, b in zip(seen[:4], seen[5:9], strict=True))
+
+
+def with_dropout(nnunet: Path, parent: str, **block: object) -> None:
+    """A configuration ``gaps`` of the toy plans."""
+    file = complete_folder(nnunet) / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["gaps"] = {"inherits_from": parent, "emim": {"finetune_init": "scratch"} | block}
+    file.write_text(json.dumps(plans))
+
+
+def test_what_a_case_lacks_stays_zero_and_a_stage_goes_on_as_it_began(ready: Path, tmp_path: Path) -> None:
+    file = ready / "nnUNet_preprocessed" / DATASET / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    trainer = trainer_of(FINETUNE, "toy", dataset="2")
+    assert trainer._dropout == {"p": 0.25, "never": []}
+    trainer.initialize()
+    image = trainer._drop(torch.ones(2, 4, 16, 16, 16), ["BraTS-GLI-00001-000", "BraTS-GLI-00004-000"])
+    assert (image != 0).flatten(2).any(2).tolist() == [[c in KEPT[case] for c in range(4)] for case in (0, 3)]
+    trainer.optimizer.step()
+    trainer.save_checkpoint(str(tmp_path / "began.pth"))
+    began = torch.load(tmp_path / "began.pth", weights_only=False)
+    assert began["init_args"]["modality_dropout"] == {"p": 0.25, "never": []}
+    half = {"inherits_from": "toy", "emim": {"finetune_p_drop_modality": 0.5}}
+    plans["configurations"]["half"] = half
+    file.write_text(json.dumps(plans))
+    for record, expected in (("modality_dropout", 0.25), ("", 0.0)):  # the second: as earlier versions wrote it
+        began["init_args"].pop("modality_dropout" if not record else "", None)
+        torch.save(began, tmp_path / "began.pth")
+        trainer = trainer_of(FINETUNE, "half", dataset="2")
+        trainer.load_checkpoint(str(tmp_path / "began.pth"))
+        assert trainer._dropout["p"] == expected
+        told = f"began with finetune_p_drop_modality {expected:g} and goes on so; the plans say finetune_p_drop_modality 0.5"
+        assert told in log_of(Path(trainer.output_folder))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"finetune_p_drop_modality": 1.5}, "must be in"),
+        ({"finetune_keep_modalities": ["PET"]}, "names 'PET'; the modalities are T1, T1ce, T2, Flair"),
+        ({"finetune_keep_modalities": "T1"}, "list of names"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(block: dict, message: str, nnunet: Path) -> None:
+    with_dropout(nnunet, "toy", **block)
+    with pytest.raises(UserError, match=message):
+        trainer_of(FINETUNE, "gaps")
+    assert not fold_folder(FINETUNE, "gaps").exists()

@@ -139,8 +139,8 @@ def _chosen_family(arguments: argparse.Namespace, families: Mapping[str, Dataset
     """The table that the name and the options of a conversion stand for."""
     from emim_nnunet.dataset_conversion.generic import made_of_options
 
-    channels = dict(_pair("--channel", text) for text in arguments.channel)
-    classes = {name: _value(name, value) for name, value in (_pair("--classes", text) for text in arguments.classes)}
+    channels = dict(pair("--channel", text) for text in arguments.channel)
+    classes = {name: _value(name, value) for name, value in (pair("--classes", text) for text in arguments.classes)}
     made = made_of_options(arguments.family, channels, arguments.label, classes, arguments.mask)
     if made is None and (channels or arguments.label or classes):
         raise UserError(
@@ -152,8 +152,16 @@ def _chosen_family(arguments: argparse.Namespace, families: Mapping[str, Dataset
     return family
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    """Name and value of ``NAME=VALUE``."""
+def pair(option: str, text: str) -> tuple[str, str]:
+    """Name and value of ``NAME=VALUE``.
+
+    Args:
+        option: The option that it stands after, for the message.
+        text: What stands there.
+
+    Raises:
+        UserError: It is of another form.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
         raise UserError(f"{option} {text}: expected NAME=VALUE")

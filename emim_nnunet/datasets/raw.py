@@ -114,6 +114,25 @@ def unlabelled_images(folder: Path, dataset_json: dict[str, Any]) -> dict[str, l
     return images_of_cases(folder / UNLABELLED, dataset_json)
 
 
+def missing_channels(folder: Path) -> dict[str, list[str]]:
+    """What the cases of a raw data set lack.
+
+    Args:
+        folder: Raw data set; only one that ``emim_convert`` or ``emim_pool`` wrote says it.
+
+    Returns:
+        Case -> names of the channels that are zeros in it; cases that have all are left out.
+
+    Raises:
+        UserError: The file is not as these commands write it.
+    """
+    file = folder / MISSING
+    content = read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
+        raise UserError(f"{file} must be a JSON object: case -> list of channels")
+    return {case: names for case, names in content.items() if names}
+
+
 def cases_without_orientation(folder: Path) -> set[str]:
     """Cases whose sources did not say how the patient lay, although converted images do; none where nothing is known.
 

@@ -109,7 +109,9 @@ def _checked(value: Any, expected: Any, name: str) -> Any:
         return float(value)
     elif isinstance(value, expected):
         return value
-    wanted = getattr(expected, "__name__", str(expected)) if get_origin(expected) is None else "list of numbers"
+    wanted = getattr(expected, "__name__", str(expected))
+    if get_origin(expected) is tuple:
+        wanted = "list of names" if get_args(expected)[0] is str else "list of numbers"
     raise UserError(f"key '{name}' in the '{BLOCK}' block of the plans must be a {wanted}, not {reprlib.repr(value)}")
 
 

@@ -103,6 +103,9 @@ class FinetuneConfig:
             belongs to.
         finetune_seed: Seed of decoder, order of cases and augmentation; results repeat exactly only without worker processes
             (``nnUNet_n_proc_DA=0``). None = no seed, as in nnU-Net.
+        finetune_p_drop_modality: Probability that a training step does not see a modality of a sample, for each one; at least
+            one stays. 0 = the network sees all that the case has, as in nnU-Net.
+        finetune_keep_modalities: Names of modalities that are never dropped.
         linear_probe_lr: Peak learning rate of AdamW in the linear probe.
         linear_first_lr: Peak learning rate of AdamW, encoder included, where a linear head was fitted first.
     """
@@ -119,6 +122,8 @@ class FinetuneConfig:
     finetune_ssl_fold: str = "same"
     finetune_ssl_trainer: str | None = None
     finetune_seed: int | None = None
+    finetune_p_drop_modality: float = 0.0
+    finetune_keep_modalities: tuple[str, ...] = ()
     linear_probe_lr: float = 1e-2
     linear_first_lr: float = 3e-4
 
@@ -133,5 +138,9 @@ class FinetuneConfig:
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(self.finetune_seed is None or self.finetune_seed >= 0, "finetune_seed must be null or at least 0")
         require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")
+        require(
+            0 <= self.finetune_p_drop_modality <= 1,
+            f"finetune_p_drop_modality must be in [0, 1], not {self.finetune_p_drop_modality}",
+        )
         require(self.finetune_init in FINETUNE_INITS, f"finetune_init must be one of {', '.join(FINETUNE_INITS)}")
         require(self.finetune_ssl_fold in SSL_FOLDS, f"finetune_ssl_fold must be one of {', '.join(SSL_FOLDS)}")

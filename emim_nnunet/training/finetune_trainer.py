@@ -31,16 +31,16 @@ from emim_nnunet.storage.files import atomic_write, write_json
 from emim_nnunet.training.checkpoint import FINAL, LATEST, unfinished_checkpoint
 from emim_nnunet.training.faults import explained
 from emim_nnunet.training.log import without_paths
+from emim_nnunet.training.modality_dropout import ModalityDropoutTrainer
 from emim_nnunet.training.same_stage import Setup, finished_stage
 from emim_nnunet.training.schedule import WarmupPolyLRScheduler, warmup_length
 from emim_nnunet.training.ssl_trainer import SSLTrainer
 from emim_nnunet.training.stage import stage_folder
-from emim_nnunet.training.stage_trainer import StageTrainer
 
 STOCK_TRAINER = "nnUNetTrainer"
 
 
-class FinetuneTrainer(StageTrainer):
+class FinetuneTrainer(ModalityDropoutTrainer):
     """nnU-Net's segmentation training from the encoder of an SSL stage.
 
     The encoder comes from ``-pretrained_weights`` if given, otherwise from the finished SSL stage of ``ssl_trainer_class``

@@ -51,6 +51,7 @@ class StageTrainer(nnUNetTrainer):
         self._asked_to_continue = plans.get("continue_training", False)  # nnU-Net takes the key away
         self._asked_device = device  # in a process group nnU-Net takes a GPU, whatever was asked for
         self.block = read_block(plans, configuration)
+        self.dataset_json = dataset_json
         self._read_settings()
         with planned(f"configuration '{configuration}' of the plans cannot be used"):
             manager = PlansManager(plans).get_configuration(configuration)
