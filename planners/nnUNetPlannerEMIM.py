@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -28,7 +29,7 @@ from emim_nnunet.storage.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 WORKERS = "nnUNet_n_proc_DA"
-DEFAULT_GPU_MEMORY = 24.0
+DEFAULT_PLANS, DEFAULT_GPU_MEMORY = "nnUNetEMIMPlans", 24.0
 HUNGRIEST = (EMIM, MoCoZCA)  # of the methods; plain MIM takes less, others keep to patches_at_once
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
 REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
@@ -55,6 +56,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     Attributes:
         like: What is taken over from another data set; None = nothing.
         backbone: The network of 3D configurations, a key of :data:`BACKBONES`; None = nnU-Net's residual U-Net.
+        left_out: Ids of cases that are not counted, because their files cannot be used.
         unlabelled: Case without label -> its images.
         num_cases: Number of cases, labelled and unlabelled.
 
@@ -62,9 +64,11 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         UserError: The data set holds no case.
     """
 
-    like: ClassVar[Like | None] = None  # both are set in a subclass, because nnU-Net makes the planner
+    like: ClassVar[Like | None] = None  # these are set in a subclass, because nnU-Net makes the planner
     backbone: ClassVar[str | None] = None
+    left_out: ClassVar[Collection[str]] = ()
     dataset_fingerprint: dict[str, Any]
+    dataset: dict[str, Any]
     UNet_vram_target_GB: float
 
     def __init__(
@@ -72,7 +76,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         dataset_name_or_id: str | int,
         gpu_memory_target_in_gb: float = DEFAULT_GPU_MEMORY,
         preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "nnUNetEMIMPlans",
+        plans_name: str = DEFAULT_PLANS,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ) -> None:
@@ -87,7 +91,9 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         self.UNet_reference_val_3d, self.UNet_reference_val_2d = REFERENCE_3D, REFERENCE_2D
         self.UNet_reference_val_corresp_GB = DEFAULT_GPU_MEMORY
         self.max_dataset_covered = 1
-        self.unlabelled = unlabelled_images(Path(self.raw_dataset_folder), self.dataset_json)
+        unlabelled = unlabelled_images(Path(self.raw_dataset_folder), self.dataset_json)
+        self.unlabelled = {case: images for case, images in unlabelled.items() if case not in self.left_out}
+        self.dataset = {case: files for case, files in self.dataset.items() if case not in self.left_out}
         self.num_cases = len(self.dataset) + len(self.unlabelled)
         if self.num_cases == 0:
             raise UserError(f"{self.raw_dataset_folder} holds no case, neither in imagesTr nor in imagesUnlabelled")

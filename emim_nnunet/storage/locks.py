@@ -155,6 +155,14 @@ def acquire(target: Path, what: str, patience: float = 0.0) -> Lock:
         return lock
 
 
+def holder(target: Path) -> str:
+    """Which other process holds the lock of a file or folder; empty where none does, or where it left the lock behind."""
+    path = lock_of(target)
+    text, owner = _read(path)
+    ours = owner is not None and owner.token in {lock._owner.token for lock in _held.values()}
+    return "" if text is None or ours or _why_abandoned(path, owner) else str(owner or "another process")
+
+
 def _take(path: Path, what: str, patience: float) -> Owner:
     owner, end = _this_process(), time.monotonic() + patience
     while True:
