@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
@@ -20,6 +19,7 @@ from emim_nnunet.planners.options import Options
 from emim_nnunet.planners.preprocess import CASE_ERRORS, num_cores, num_workers
 from emim_nnunet.planners.raw_data import RawDataset, find_cases, read_case
 from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.storage.progress import Progress
 
 # nnU-Net always draws 1e8 of each channel, with repetition: a minute and several GB for eight channels of however small a data
 # set. The statistics matter for CT alone, whose 0.5th percentile 1e7 samples give to 0.005 percentiles.
@@ -162,7 +162,7 @@ def look_at_cases(
 def _each(look: Looked, files: dict[str, list[str]], limit: int) -> Iterator[tuple[str, Any]]:
     """Call ``look`` for each case, with workers where they pay."""
     remaining = dict(files)
-    with tqdm(total=len(files), desc="Extracting dataset fingerprint", disable=None) as bar:
+    with Progress(total=len(files), desc="Extracting dataset fingerprint") as bar:
         for number, (case, paths) in enumerate(files.items()):
             elapsed = bar.format_dict["elapsed"] / number if number >= FIRST else 0.0
             if num_workers(len(remaining), elapsed, limit) > 1:

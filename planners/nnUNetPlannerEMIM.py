@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from emim_nnunet.datasets.raw import unlabelled_images
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks import is_primus, planned_geometry
@@ -22,6 +23,7 @@ from emim_nnunet.nnunet.paths import nnUNet_preprocessed
 from emim_nnunet.nnunet.planning import ResEncUNetPlanner
 from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.planners import ssl_plan
+from emim_nnunet.planners.counting import MemoryCounts
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.transfer import Like
 from emim_nnunet.settings.block import BLOCK
@@ -30,6 +32,7 @@ from emim_nnunet.storage.files import read_json, write_json
 logger = logging.getLogger(__name__)
 WORKERS = "nnUNet_n_proc_DA"
 DEFAULT_PLANS, DEFAULT_GPU_MEMORY = "nnUNetEMIMPlans", 24.0
+COUNTS = "memory_counts.json"
 HUNGRIEST = (EMIM, MoCoZCA)  # of the methods; plain MIM takes less, others keep to patches_at_once
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
 REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
@@ -94,6 +97,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         unlabelled = unlabelled_images(Path(self.raw_dataset_folder), self.dataset_json)
         self.unlabelled = {case: images for case, images in unlabelled.items() if case not in self.left_out}
         self.dataset = {case: files for case, files in self.dataset.items() if case not in self.left_out}
+        self._counts = MemoryCounts(Path(nnUNet_preprocessed) / self.dataset_name / COUNTS)
         self.num_cases = len(self.dataset) + len(self.unlabelled)
         if self.num_cases == 0:
             raise UserError(f"{self.raw_dataset_folder} holds no case, neither in imagesTr nor in imagesUnlabelled")
@@ -127,6 +131,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         lowres = plans["configurations"].get("3d_lowres")
         if lowres is not None:
             lowres |= self._complete_plan(*self._lowres_request)
+        self._counts.save()
         recursive_fix_for_json_export(plans)
         file = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         old = read_json(file)["configurations"] if file.is_file() else {}
@@ -189,7 +194,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         @cache
         def ssl_peak(batch_size: int) -> float:
             block = self._emim_block(plan, batch_size)
-            return max(ssl_gigabytes(method, plan, block, self._num_channels) for method in HUNGRIEST)
+            return max(self._ssl_gigabytes(method, plan, block) for method in HUNGRIEST)
 
         num_voxels *= self.num_cases / max(1, len(self.dataset) or self.num_cases)  # unlabelled cases count too
         limit = max(self.UNet_min_batch_size, round(num_voxels * self.max_dataset_covered / prod(plan["patch_size"])))
@@ -231,8 +236,19 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
         """Peak memory of a step of the segmentation, in GB."""
-        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
-        return segmentation_gigabytes(plan, self._num_channels, labels)
+        labels, order = (self.dataset_json.get(key) for key in ("labels", "regions_class_order"))
+        inputs = {key: plan[key] for key in ("architecture", "patch_size", "batch_size")}
+        inputs |= {"channels": self._num_channels, "labels": labels, "regions_class_order": order}
+        manager = LabelManager(labels, order)
+        return self._counts.of(
+            "segmentation", inputs, lambda: segmentation_gigabytes(plan, self._num_channels, manager)
+        )
+
+    def _ssl_gigabytes(self, method: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any]) -> float:
+        """Peak memory of a step of a method, in GB."""
+        inputs = {key: plan[key] for key in ("architecture", "patch_size")}
+        inputs |= {"channels": self._num_channels, "block": block}
+        return self._counts.of(method.__name__, inputs, lambda: ssl_gigabytes(method, plan, block, self._num_channels))
 
     def _emim_block(self, plan: dict[str, Any], batch_size: int) -> dict[str, Any]:
         """The settings of the SSL stage for a configuration, by the rules of :mod:`.ssl_plan`."""

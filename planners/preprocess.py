@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from emim_nnunet.datasets.body import body_remarks
 from emim_nnunet.datasets.folders import read_dataset_json
@@ -35,6 +34,7 @@ from emim_nnunet.planners.shards import WHOLE, Shard
 from emim_nnunet.planners.work_folder import NEW, Job, WorkFolder, said
 from emim_nnunet.storage.files import copy_file
 from emim_nnunet.storage.locks import Lock
+from emim_nnunet.storage.progress import Progress
 from emim_nnunet.storage.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ def _finish(run: _Run, jobs: list[Job], lock: Lock) -> dict[str, str]:
 def _run_jobs(run: _Run, jobs: list[Job], num_processes: int, title: str) -> dict[str, str]:
     """Preprocess and save cases; returns which failed, and why, where that does not end the command."""
     failed: dict[str, str] = {}
-    with tqdm(total=len(jobs), desc=title, disable=None) as bar:
+    with Progress(total=len(jobs), desc=title) as bar:
         begin = perf_counter()
         for number, job in enumerate(jobs):
             seconds = (perf_counter() - begin) / number if number else 0.0
@@ -278,7 +278,7 @@ def _run_jobs(run: _Run, jobs: list[Job], num_processes: int, title: str) -> dic
     return failed
 
 
-def _run_pool(run: _Run, jobs: list[Job], num_workers: int, bar: tqdm) -> dict[str, str]:
+def _run_pool(run: _Run, jobs: list[Job], num_workers: int, bar: Progress) -> dict[str, str]:
     """As :func:`_run_jobs`, with workers."""
     failed: dict[str, str] = {}
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:

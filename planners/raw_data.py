@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from emim_nnunet.datasets.background import Background, background_remark, wrong_background
 from emim_nnunet.datasets.channel_names import channel_names
@@ -31,6 +30,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
 from emim_nnunet.planners.shards import Shard
+from emim_nnunet.storage.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str
     found: dict[str, Background] = {}
     wrong: set[str] = set()
     with ThreadPoolExecutor(num_threads) as pool:
-        looks = tqdm(pool.map(look, images.values()), "Looking at backgrounds", len(images), disable=None)
+        looks = Progress(pool.map(look, images.values()), "Looking at backgrounds", len(images))
         for case, backgrounds in zip(images, looks, strict=True):
             named = zip(names, backgrounds, strict=False)
             found |= {f"case {case}, {name}": background for name, background in named if background}
