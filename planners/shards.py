@@ -63,24 +63,25 @@ def lock_data_set(folder: Path, shard: Shard | None) -> Lock:
     if shard is None:
         lock, others = acquire(folder, what), _shards_of(folder)
     else:
-        lock = acquire(folder / _name(shard), f"shard {shard.number}/{shard.of} of {what}")
+        lock = acquire(_place(folder, shard), f"shard {shard.number}/{shard.of} of {what}")
         others = [folder, *(path for path in _shards_of(folder) if path.name.split("_of_")[1] != str(shard.of))]
     for other in others:  # our lock is there already, so the other process finds it if we do not find the other's
         owner = holder(other)
         if owner:
             lock.release()
-            which = "as a whole" if other == folder else f"in parts ({other.name.replace('_', ' ')})"
+            which = "as a whole" if other == folder else f"in parts ({other.suffix[1:].replace('_', ' ')})"
             raise UserError(f"{what} is being prepared {which} by {owner}: wait until it has ended, or end it")
         if shard is None:
             acquire(other, str(other)).release()  # of a shard that was killed
     return lock
 
 
-def _name(shard: Shard) -> str:
-    return f"shard_{shard.number}_of_{shard.of}"
+def _place(folder: Path, shard: Shard) -> Path:
+    """What the lock of a shard stands for: beside the data set, which need not exist."""
+    return folder.with_name(f"{folder.name}.shard_{shard.number}_of_{shard.of}")
 
 
 def _shards_of(folder: Path) -> list[Path]:
     """What the locks of shards stand for, whether they are alive or not."""
-    names = sorted(path.name for path in folder.glob(".shard_*_of_*.lock"))
-    return [folder / name.removeprefix(".").removesuffix(".lock") for name in names]
+    names = sorted(path.name for path in folder.parent.glob(f".{folder.name}.shard_*_of_*.lock"))
+    return [folder.with_name(name.removeprefix(".").removesuffix(".lock")) for name in names]

@@ -355,7 +355,7 @@ def hold(target: Path) -> subprocess.Popen:
 def test_shards_and_the_whole_do_not_collide(
     held: str, option: str, message: str, preprocessed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    child = hold(preprocessed / held if held else preprocessed)
+    child = hold(preprocessed.with_name(f"{DATASET}.{held}") if held else preprocessed)
     try:
         assert prepare(option) == (2 if message else 0)
         error = capsys.readouterr().err
@@ -369,4 +369,4 @@ def test_shards_and_the_whole_do_not_collide(
     if message and "finish" not in option:
         assert prepare(option) == 0  # the lock that it left is taken over
     if option == "--add":
-        assert not list(preprocessed.glob(".*.lock"))
+        assert not list(preprocessed.parent.glob(".*.lock"))
