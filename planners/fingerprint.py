@@ -1,104 +1,201 @@
-"""nnU-Net's fingerprint of a data set, with or without labels."""
+"""nnU-Net's fingerprint of a data set, with or without labels, by one process or by shards."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
-from emim_nnunet.nnunet.planning import DatasetFingerprintExtractor, crop_to_nonzero, extract_fingerprint_dataset
+from emim_nnunet.nnunet.planning import DatasetFingerprintExtractor, crop_to_nonzero, verify_dataset_integrity
 from emim_nnunet.planners.options import Options
-from emim_nnunet.planners.preprocess import num_cores
-from emim_nnunet.planners.raw_data import RawDataset, read_case
+from emim_nnunet.planners.preprocess import CASE_ERRORS, num_cores, num_workers
+from emim_nnunet.planners.raw_data import RawDataset, find_cases, read_case
 from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.storage.progress import Progress
 
+# nnU-Net always draws 1e8 of each channel, with repetition: a minute and several GB for eight channels of however small a data
+# set. The statistics matter for CT alone, whose 0.5th percentile 1e7 samples give to 0.005 percentiles.
 NUM_INTENSITY_SAMPLES = 10_000_000
+FIRST = 1  # cases that are looked at in this process, which show whether workers pay
+Looked = Callable[[str, list[str]], "CaseFingerprint | str"]
 
 
-class FingerprintExtractor(DatasetFingerprintExtractor):
-    """nnU-Net's, with a tenth of its samples of the intensities.
+class CaseFingerprint(NamedTuple):
+    """What a case adds to the fingerprint.
 
-    It always draws 1e8 of each channel, with repetition: a minute and several GB for eight channels of however small a data
-    set. The statistics matter for CT alone, whose 0.5th percentile 1e7 samples give to 0.005 percentiles.
+    Attributes:
+        shape: Voxels per axis inside the bounding box of its body.
+        spacing: Size of a voxel per axis, in mm.
+        relative_size: Share of the volume that the bounding box fills.
+        intensities: Per channel, samples of the voxels with a label, or of the body where no case has a label.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_foreground_voxels_for_intensitystats = NUM_INTENSITY_SAMPLES
+    shape: list[int]
+    spacing: list[float]
+    relative_size: float
+    intensities: list[np.ndarray]
 
 
-def extract_fingerprint(dataset_id: int, raw: RawDataset, path: Path, options: Options) -> None:
+class Analysis(NamedTuple):
+    """How the cases of a data set are looked at.
+
+    Attributes:
+        reader: nnU-Net's class that reads images.
+        labelled: Whether the last file of a case is its label.
+        num_samples: Voxels that are drawn of each channel of a case.
+    """
+
+    reader: type
+    labelled: bool
+    num_samples: int
+
+    def of(self, files: list[str]) -> CaseFingerprint:
+        """Look at a case, with nnU-Net's own code.
+
+        Args:
+            files: Its images, and its label where the cases have one.
+        """
+        if self.labelled:
+            *images, label = files
+            shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
+                images, label, self.reader, self.num_samples
+            )
+        else:
+            data, properties = read_case(self.reader(), files)
+            cropped, seg, _ = crop_to_nonzero(data)
+            shape, spacing = cropped.shape[1:], properties["spacing"]
+            relative_size = np.prod(shape) / np.prod(data.shape[1:])
+            intensities, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+                (seg >= 0).astype(np.int8), cropped, num_samples=self.num_samples
+            )
+        samples = [np.asarray(values) for values in intensities]
+        return CaseFingerprint([int(n) for n in shape], [float(s) for s in spacing], float(relative_size), samples)
+
+
+def extract_fingerprint(raw: RawDataset, path: Path, options: Options) -> RawDataset:
     """Write the fingerprint where there is none, or none that can be read, or where the user wants it anew.
 
     Args:
-        dataset_id: Id of the data set.
         raw: What is in its raw folder.
         path: ``dataset_fingerprint.json`` in its preprocessed folder.
-        options: ``clean``, ``num_processes_fingerprint``, ``verify_integrity`` and ``verbose`` of them are used.
+        options: ``clean``, ``num_processes_fingerprint``, ``verify_integrity`` and ``keep_going`` of them are used.
+
+    Returns:
+        The cases that can be used.
 
     Raises:
         UserError: A file cannot be read, or nnU-Net stumbles over it.
     """
-    clean = options.clean or not _is_json(path)  # nnU-Net would stumble over one that was not written to its end
-    if not raw.labelled:
-        _extract_unlabelled_fingerprint(path, raw.description, raw.unlabelled, clean)
-        return
-    workers = min(options.num_processes_fingerprint, len(raw.labelled), num_cores())
+    if options.verify_integrity and raw.labelled:
+        _verify(raw.folder, options.num_processes_fingerprint)
+    if not options.clean and is_json(path):  # nnU-Net would stumble over one that was not written to its end
+        return raw
+    analysis, files = how_to_look(raw)
+    found, failed = look_at_cases(partial(looked_at, analysis), files, options)
+    raw = raw.without(failed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, fingerprint_of(found), indent=4)
+    return raw
+
+
+def how_to_look(raw: RawDataset) -> tuple[Analysis, dict[str, list[str]]]:
+    """How cases are looked at, and the files of those that count: the labelled ones, or without any the unlabelled ones.
+
+    Args:
+        raw: Some cases of a data set. What is drawn of each depends on how many there are in all.
+    """
+    everything = find_cases(raw.folder)
+    labelled = bool(everything.labelled)
+    all_files = raw.files
+    files = {case: all_files[case] for case in (raw.labelled if labelled else sorted(raw.unlabelled))}
+    example = next(iter(all_files.values()) if all_files else iter(everything.files.values()))[0]
+    reader = determine_reader_writer_from_dataset_json(raw.description, example, verbose=False)
+    total = len(everything.labelled if labelled else everything.unlabelled)
+    return Analysis(reader, labelled, max(1, NUM_INTENSITY_SAMPLES // total)), files
+
+
+def looked_at(analysis: Analysis, case: str, files: list[str]) -> CaseFingerprint | str:
+    """What a case adds to the fingerprint, or what is wrong with it."""
     try:
-        extract_fingerprint_dataset(
-            dataset_id, FingerprintExtractor, workers, options.verify_integrity, clean, options.verbose
-        )
-    except (RuntimeError, AssertionError, FileNotFoundError) as error:  # mostly of a file: say it in one line
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines) or type(error).__name__
-        raise UserError(f"nnU-Net's {extract_fingerprint_dataset.__name__} failed: {reason}") from error
+        return analysis.of(files)
+    except (*CASE_ERRORS, FileNotFoundError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return reason if isinstance(error, UserError) else f"case {case} cannot be used: {reason}"
 
 
-def _is_json(path: Path) -> bool:
-    """Whether a file is there and can be read as JSON."""
-    try:
-        read_json(path)
-    except UserError:
-        return False
-    return True
+def look_at_cases(
+    look: Looked, files: dict[str, list[str]], options: Options
+) -> tuple[dict[str, CaseFingerprint], dict[str, str]]:
+    """Look at cases, in this process or in several.
+
+    Args:
+        look: What is called for each; it is given the id and the files.
+        files: Case id -> files.
+        options: ``num_processes_fingerprint`` and ``keep_going`` of them are used.
+
+    Returns:
+        What each adds to the fingerprint; and what is wrong with others, where ``keep_going`` leaves them out.
+
+    Raises:
+        UserError: A case cannot be used; the message says why.
+    """
+    found: dict[str, CaseFingerprint] = {}
+    failed: dict[str, str] = {}
+    for case, result in _each(look, files, options.num_processes_fingerprint):
+        if isinstance(result, CaseFingerprint):
+            found[case] = result
+        elif options.keep_going:
+            failed[case] = result
+        else:
+            raise UserError(result)
+    return found, failed
 
 
-def _extract_unlabelled_fingerprint(
-    path: Path, dataset_json: dict[str, Any], images: dict[str, list[str]], clean: bool
-) -> None:
-    """nnU-Net's fingerprint where there is no label: intensities are those of non-zero voxels."""
-    if path.is_file() and not clean:
-        return
-    reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0])()
-    samples_per_case = max(1, NUM_INTENSITY_SAMPLES // len(images))
-    shapes, spacings, relative_sizes, intensities = [], [], [], []
-    for files in tqdm(images.values(), desc="Extracting dataset fingerprint", disable=None):
-        data, properties = read_case(reader, files)
-        cropped, seg, _ = crop_to_nonzero(data)
-        shapes.append(cropped.shape[1:])
-        spacings.append(properties["spacing"])
-        relative_sizes.append(np.prod(cropped.shape[1:]) / np.prod(data.shape[1:]))
-        body = (seg >= 0).astype(np.int8)
-        samples, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-            body, cropped, num_samples=samples_per_case
-        )
-        intensities.append(samples)
+def _each(look: Looked, files: dict[str, list[str]], limit: int) -> Iterator[tuple[str, Any]]:
+    """Call ``look`` for each case, with workers where they pay."""
+    remaining = dict(files)
+    with Progress(total=len(files), desc="Extracting dataset fingerprint") as bar:
+        for number, (case, paths) in enumerate(files.items()):
+            elapsed = bar.format_dict["elapsed"] / number if number >= FIRST else 0.0
+            if num_workers(len(remaining), elapsed, limit) > 1:
+                break
+            yield case, look(case, paths)
+            del remaining[case]
+            bar.update()
+        if not remaining:
+            return
+        with ProcessPoolExecutor(min(limit, len(remaining), num_cores()), mp_context=get_context("spawn")) as pool:
+            for case, result in zip(remaining, pool.map(look, remaining, remaining.values()), strict=True):
+                yield case, result
+                bar.update()
+
+
+def fingerprint_of(found: dict[str, CaseFingerprint]) -> dict[str, Any]:
+    """nnU-Net's fingerprint.
+
+    Args:
+        found: Case id -> what it adds; at least one.
+    """
+    cases = [found[case] for case in sorted(found)]
+    channels = range(len(cases[0].intensities))
+    # an array of all channels, as nnU-Net's, so that all have one type
+    intensities = np.array([np.concatenate([case.intensities[c] for case in cases]) for c in channels])
     fingerprint = {
-        "spacings": spacings,
-        "shapes_after_crop": shapes,
-        "foreground_intensity_properties_per_channel": {
-            str(c): _statistics(np.concatenate([case[c] for case in intensities])) for c in range(len(intensities[0]))
-        },
-        "median_relative_size_after_cropping": float(np.median(relative_sizes)),
+        "spacings": [case.spacing for case in cases],
+        "shapes_after_crop": [case.shape for case in cases],
+        "foreground_intensity_properties_per_channel": {str(c): _statistics(intensities[c]) for c in channels},
+        "median_relative_size_after_cropping": float(np.median([case.relative_size for case in cases])),
     }
     recursive_fix_for_json_export(fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, fingerprint, indent=4)
+    return fingerprint
 
 
 def _statistics(values: np.ndarray) -> dict[str, float]:
@@ -113,3 +210,21 @@ def _statistics(values: np.ndarray) -> dict[str, float]:
         "percentile_99_5": float(high),
         "percentile_00_5": float(low),
     }
+
+
+def _verify(folder: Path, num_processes: int) -> None:
+    """nnU-Net's check of the labelled cases."""
+    try:
+        verify_dataset_integrity(str(folder), num_processes)
+    except (RuntimeError, AssertionError, FileNotFoundError) as error:  # mostly of a file: say it in one line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"nnU-Net's {verify_dataset_integrity.__name__} failed: {reason}") from error
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file is there and can be read as JSON."""
+    try:
+        read_json(path)
+    except UserError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 from emim_nnunet.datasets.raw import missing_channels, unlabelled_images
 from emim_nnunet.errors import UserError
+from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.methods.emim import EMIM
 from emim_nnunet.methods.moco import MoCoZCA
 from emim_nnunet.networks import is_primus, planned_geometry
@@ -21,6 +23,7 @@ from emim_nnunet.nnunet.paths import nnUNet_preprocessed
 from emim_nnunet.nnunet.planning import ResEncUNetPlanner
 from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.planners import ssl_plan
+from emim_nnunet.planners.counting import MemoryCounts
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.transfer import Like
 from emim_nnunet.settings.block import BLOCK
@@ -28,7 +31,8 @@ from emim_nnunet.storage.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 WORKERS = "nnUNet_n_proc_DA"
-DEFAULT_GPU_MEMORY = 24.0
+DEFAULT_PLANS, DEFAULT_GPU_MEMORY = "nnUNetEMIMPlans", 24.0
+COUNTS = "memory_counts.json"
 HUNGRIEST = (EMIM, MoCoZCA)  # of the methods; plain MIM takes less, others keep to patches_at_once
 # feature maps that fit into 24 GB, as in nnU-Net's ResEnc L preset
 REFERENCE_3D, REFERENCE_2D = 2_100_000_000, 380_000_000
@@ -55,6 +59,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     Attributes:
         like: What is taken over from another data set; None = nothing.
         backbone: The network of 3D configurations, a key of :data:`BACKBONES`; None = nnU-Net's residual U-Net.
+        left_out: Ids of cases that are not counted, because their files cannot be used.
         unlabelled: Case without label -> its images.
         num_cases: Number of cases, labelled and unlabelled.
         incomplete: Case that lacks modalities -> their names.
@@ -63,9 +68,11 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         UserError: The data set holds no case.
     """
 
-    like: ClassVar[Like | None] = None  # both are set in a subclass, because nnU-Net makes the planner
+    like: ClassVar[Like | None] = None  # these are set in a subclass, because nnU-Net makes the planner
     backbone: ClassVar[str | None] = None
+    left_out: ClassVar[Collection[str]] = ()
     dataset_fingerprint: dict[str, Any]
+    dataset: dict[str, Any]
     UNet_vram_target_GB: float
 
     def __init__(
@@ -73,7 +80,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         dataset_name_or_id: str | int,
         gpu_memory_target_in_gb: float = DEFAULT_GPU_MEMORY,
         preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "nnUNetEMIMPlans",
+        plans_name: str = DEFAULT_PLANS,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ) -> None:
@@ -88,7 +95,10 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         self.UNet_reference_val_3d, self.UNet_reference_val_2d = REFERENCE_3D, REFERENCE_2D
         self.UNet_reference_val_corresp_GB = DEFAULT_GPU_MEMORY
         self.max_dataset_covered = 1
-        self.unlabelled = unlabelled_images(Path(self.raw_dataset_folder), self.dataset_json)
+        unlabelled = unlabelled_images(Path(self.raw_dataset_folder), self.dataset_json)
+        self.unlabelled = {case: images for case, images in unlabelled.items() if case not in self.left_out}
+        self.dataset = {case: files for case, files in self.dataset.items() if case not in self.left_out}
+        self._counts = MemoryCounts(Path(nnUNet_preprocessed) / self.dataset_name / COUNTS)
         self.num_cases = len(self.dataset) + len(self.unlabelled)
         if self.num_cases == 0:
             raise UserError(f"{self.raw_dataset_folder} holds no case, neither in imagesTr nor in imagesUnlabelled")
@@ -123,6 +133,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         lowres = plans["configurations"].get("3d_lowres")
         if lowres is not None:
             lowres |= self._complete_plan(*self._lowres_request)
+        self._counts.save()
         recursive_fix_for_json_export(plans)
         file = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
         old = read_json(file)["configurations"] if file.is_file() else {}
@@ -185,7 +196,7 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         @cache
         def ssl_peak(batch_size: int) -> float:
             block = self._emim_block(plan, batch_size)
-            return max(ssl_gigabytes(method, plan, block, self._num_channels) for method in HUNGRIEST)
+            return max(self._ssl_gigabytes(method, plan, block) for method in HUNGRIEST)
 
         num_voxels *= self.num_cases / max(1, len(self.dataset) or self.num_cases)  # unlabelled cases count too
         limit = max(self.UNet_min_batch_size, round(num_voxels * self.max_dataset_covered / prod(plan["patch_size"])))
@@ -237,8 +248,19 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
         """Peak memory of a step of the segmentation, in GB."""
-        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
-        return segmentation_gigabytes(plan, self._num_channels, labels)
+        labels, order = (self.dataset_json.get(key) for key in ("labels", "regions_class_order"))
+        inputs = {key: plan[key] for key in ("architecture", "patch_size", "batch_size")}
+        inputs |= {"channels": self._num_channels, "labels": labels, "regions_class_order": order}
+        manager = LabelManager(labels, order)
+        return self._counts.of(
+            "segmentation", inputs, lambda: segmentation_gigabytes(plan, self._num_channels, manager)
+        )
+
+    def _ssl_gigabytes(self, method: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any]) -> float:
+        """Peak memory of a step of a method, in GB."""
+        inputs = {key: plan[key] for key in ("architecture", "patch_size")}
+        inputs |= {"channels": self._num_channels, "block": block}
+        return self._counts.of(method.__name__, inputs, lambda: ssl_gigabytes(method, plan, block, self._num_channels))
 
     def _emim_block(self, plan: dict[str, Any], batch_size: int) -> dict[str, Any]:
         """The settings of the SSL stage for a configuration, by the rules of :mod:`.ssl_plan`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emim_nnunet.errors import UserError
+from emim_nnunet.planners.shards import Shard
 from emim_nnunet.planners.transfer import Like
 from emim_nnunet.settings.plans import is_folder_name
 
@@ -29,6 +30,10 @@ class Options:
         preprocess: Whether cases are preprocessed after planning.
         body: Whether preprocessing looks for the body where the background is not 0; otherwise everything counts there.
         verbose: Whether nnU-Net says what it does.
+        keep_going: Whether cases that cannot be used are left out; otherwise the first one ends the command.
+        add: Whether the plans that are there are kept and cases that are new in the raw data set are taken in.
+        shard: The part of the cases that this process looks at or preprocesses; None = all.
+        finish: Whether only what shards have done is put together.
 
     Raises:
         UserError: A value is out of range, or two of them contradict each other.
@@ -48,6 +53,10 @@ class Options:
     preprocess: bool = True
     body: bool = True
     verbose: bool = False
+    keep_going: bool = False
+    add: bool = False
+    shard: Shard | None = None
+    finish: bool = False
 
     def __post_init__(self) -> None:
         if self.gpu_memory_target is not None and self.gpu_memory_target <= 0:
@@ -66,6 +75,10 @@ class Options:
         for option, value in (("-np", self.num_processes), ("-npfp", self.num_processes_fingerprint)):
             if value < 1:
                 raise UserError(f"{option} {value}: at least 1 worker is needed")
+        if self.shard is not None and self.finish:
+            raise UserError("--shard and --finish contradict each other: --finish comes when all shards are done")
+        if self.add and (self.clean or not self.preprocess or self.shard is not None or self.finish):
+            raise UserError("--add keeps the plans and goes with neither --clean, --no_pp, --shard nor --finish")
         name = self.plans_name_or_default
         if name is not None and not is_folder_name(name):
             raise UserError(f"-overwrite_plans_name {name!r}: use letters, digits, _ . + and - only")

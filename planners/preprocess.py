@@ -8,59 +8,40 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
-from emim_nnunet.datasets.body import body_remarks, write_body
-from emim_nnunet.datasets.checksums import Checksums, checksums_of, write_record
+from emim_nnunet.datasets.body import body_remarks
 from emim_nnunet.datasets.folders import read_dataset_json
-from emim_nnunet.datasets.preprocessed import body_folder, case_identifiers, orientations_file
+from emim_nnunet.datasets.preprocessed import unlabelled_folder
 from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.errors import UserError
-from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
 from emim_nnunet.nnunet.images import SimpleITKIO
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.nnunet.planning import DefaultPreprocessor
-from emim_nnunet.nnunet.plans import PlansManager
-from emim_nnunet.storage.files import copy_file, left_work_folders, new_work_folder, write_json
+from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
+from emim_nnunet.planners.raw_data import labelled_files
+from emim_nnunet.planners.shards import WHOLE, Shard
+from emim_nnunet.planners.work_folder import NEW, Job, WorkFolder, said
+from emim_nnunet.storage.files import copy_file
 from emim_nnunet.storage.locks import Lock
+from emim_nnunet.storage.progress import Progress
+from emim_nnunet.storage.versions import versions
 
 logger = logging.getLogger(__name__)
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
+CASE_ERRORS = (RuntimeError, AssertionError, ValueError)  # what nnU-Net raises where a case is not as it should be
+WITHOUT_FINGERPRINT = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
-
-
-class Job(NamedTuple):
-    """A case to be preprocessed: where to, its images, its label where it has one, and whether its body is looked for."""
-
-    target: str
-    images: list[str]
-    label: str | None
-    find_body: bool
-
-    @property
-    def case(self) -> str:
-        """Its id."""
-        return Path(self.target).name
-
-
-class Prepared(NamedTuple):
-    """A preprocessed case: its id, checksums, and the share of the volume that its body fills, where that was looked for."""
-
-    case: str
-    checksums: Checksums
-    body: float | None
 
 
 class UnlabelledPreprocessor(DefaultPreprocessor):
@@ -77,6 +58,26 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What of a preparation is done.
+
+    Attributes:
+        shard: Which cases are preprocessed.
+        finish: Whether the folders are finished then, which must be complete.
+        preprocess: Whether cases are preprocessed.
+        keep_going: Whether a case that fails is left out instead of ending the command.
+    """
+
+    shard: Shard = WHOLE
+    preprocess: bool = True
+    finish: bool = True
+    keep_going: bool = False
+
+
+ALL = Part()
+
+
 def preprocess_cases(
     name: str,
     plans_name: str,
@@ -85,14 +86,16 @@ def preprocess_cases(
     num_processes: int,
     lock: Lock,
     *,
-    find_body: Container[str] = (),
+    find_body: Container[str] | None = (),
     verbose: bool = False,
-) -> None:
+    part: Part = ALL,
+    failed: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Preprocess into ``<data_identifier>`` and ``<data_identifier>_unlabelled``; copy the labels as nnU-Net does.
 
-    A folder replaces the one of an earlier run only when it is complete; its checksums are written then. The first case is
-    preprocessed in this process and timed; workers are started only if that makes the whole faster, so more workers are never
-    slower.
+    Cases that are prepared already, with the same settings and of the same files, are not done again. Finished cases stay in a
+    hidden folder until it is complete, see :class:`.work_folder.WorkFolder`. The first case is preprocessed in this process and
+    timed; workers are started only if that makes the whole faster, so more workers are never slower.
 
     Args:
         name: ``DatasetXXX_NAME`` of a data set that is planned.
@@ -100,51 +103,50 @@ def preprocess_cases(
         configurations: Names of configurations; those that the plans have are preprocessed.
         unlabelled: Case without label -> its images, in the order of the channels.
         num_processes: Workers, at most; never more than cores or cases.
-        lock: The lock of the preprocessed data set, which this process holds.
-        find_body: Cases whose background is not 0, see :mod:`~emim_nnunet.datasets.body`.
+        lock: The lock of what is written, which this process holds.
+        find_body: Cases whose background is not 0, see :mod:`~emim_nnunet.datasets.body`; None = as the records say.
         verbose: Whether nnU-Net says what it does.
+        part: What of it is done.
+        failed: Case -> what is wrong with its files, of those that are left out.
+
+    Returns:
+        Case -> why it could not be preprocessed, with ``keep_going``.
 
     Raises:
-        UserError: A case cannot be preprocessed; the folder of its configuration stays as it was.
+        UserError: A case cannot be preprocessed, or some are not when the folder is finished; that folder stays as it was.
     """
     folder, raw = Path(nnUNet_preprocessed) / name, Path(nnUNet_raw) / name
     plans = PlansManager(str(folder / f"{plans_name}.json"))
     dataset_json = read_dataset_json(folder)
-    any_labelled = "dataset" in dataset_json or (raw / "imagesTr").is_dir()
-    cases = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if any_labelled else {}
-    labelled = {case: (files["images"], files["label"]) for case, files in cases.items()}
-    parts = [
-        ("", "labelled", DefaultPreprocessor(verbose), labelled),
-        ("_unlabelled", "unlabelled", UnlabelledPreprocessor(verbose), {c: (f, None) for c, f in unlabelled.items()}),
-    ]
+    labelled = labelled_files(raw, dataset_json)
     unsaid = cases_without_orientation(raw)
+    bad = dict(failed or {})
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)
-        for suffix, kind, preprocessor, files in parts:
-            target = folder / f"{settings.data_identifier}{suffix}"
-            with _replaced(target, sorted(files), lock) as partial:
-                jobs = [Job(str(partial / case), *inputs, case in find_body) for case, inputs in files.items()]
-                title = f"Preprocessing {kind} cases, {configuration}"
-                done = _run_jobs(preprocessor, jobs, (plans, settings, dataset_json), num_processes, title)
-                orientations_file(target).unlink(missing_ok=True)  # rather none than those of other images
-            write_record(target, [case.checksums for case in done])
-            for line in body_remarks({case.case: case.body for case in done if case.body is not None}):
-                logger.log(logging.WARNING if line.startswith("WARNING") else logging.INFO, "%s", line)
-            if plans.image_reader_writer_class is SimpleITKIO:  # others turn the images
-                images = {case: Path(paths[0]) for case, (paths, _) in files.items() if case not in unsaid}
-                _write_orientations(images, target)
-    _copy_labels(
-        folder / "gt_segmentations", {case: Path(label) for case, (_, label) in labelled.items()}, dataset_json
-    )
+        target = folder / settings.data_identifier
+        kinds: list[tuple[type[DefaultPreprocessor], Path, list[Job]]] = [
+            (DefaultPreprocessor, target, _jobs(labelled, find_body, labelled=True)),
+            (UnlabelledPreprocessor, unlabelled_folder(target), _jobs(unlabelled, find_body, labelled=False)),
+        ]
+        for preprocessor, place, jobs in kinds:
+            work = WorkFolder(place, decisive_settings(plans, settings, dataset_json, labelled=place == target))
+            oriented = {job.case for job in jobs} - unsaid if plans.image_reader_writer_class is SimpleITKIO else set()
+            run = _Run(work, preprocessor(verbose), (plans, settings, dataset_json), oriented, part.keep_going)
+            bad |= _prepare(run, jobs, bad, part, num_processes, configuration)
+            bad |= _finish(run, jobs, lock) if part.finish else {}
+    if part.finish:
+        labels = {case: Path(label) for case, (*_, label) in labelled.items() if case not in bad}
+        _copy_labels(folder / "gt_segmentations", labels, dataset_json)
+    return bad
 
 
-def _write_orientations(images: dict[str, Path], folder: Path) -> None:
-    """Note to which side of the patient the array axes of raw images (z, y, x) lead, of those whose header says it."""
-    found = {case: orientation_of(image) for case, image in images.items()}
-    known = {case: letters for case, letters in found.items() if letters}
-    if known:
-        orientations_file(folder).parent.mkdir(exist_ok=True)
-        write_json(orientations_file(folder), known)
+def _jobs(files: Mapping[str, list[str]], find_body: Container[str] | None, *, labelled: bool) -> list[Job]:
+    """The cases in the order of their ids; the last file of a labelled one is its label."""
+    jobs = []
+    for case, paths in sorted(files.items()):
+        images, label = (paths[:-1], paths[-1]) if labelled else (paths, None)
+        jobs.append(Job(case, images, label, None if find_body is None else case in find_body))
+    return jobs
 
 
 def orientation_of(image: Path) -> str:
@@ -170,62 +172,146 @@ def orientation_of(image: Path) -> str:
     return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)[::-1]
 
 
-@contextmanager
-def _replaced(folder: Path, cases: list[str], lock: Lock) -> Iterator[Path]:
-    """A folder to fill with ``cases``, which then takes the place of ``folder``; without cases that is only taken away.
+def decisive_settings(
+    plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any], *, labelled: bool
+) -> dict[str, Any]:
+    """What decides how nnU-Net preprocesses a case, besides its files.
 
-    The folder of their bodies goes along.
+    Args:
+        plans: The plans.
+        configuration: A configuration of them.
+        dataset_json: Description of the data set.
+        labelled: Whether it is one of the cases with label.
+
+    Returns:
+        Plain values by the names of nnU-Net's keys. Intensities of the fingerprint are only among them where a normalisation
+        uses them, so that other cases in the data set do not change how one is preprocessed.
     """
-    for place in (folder, body_folder(folder)):
-        for left in left_work_folders(place.parent, f"{place.name}."):
-            shutil.rmtree(left, ignore_errors=True)
-    partial, old = new_work_folder(folder), new_work_folder(folder)
-    partial.mkdir()
-    try:
-        yield partial
-        if case_identifiers(partial) != cases:
-            raise UserError(f"preprocessed cases have vanished from {partial}: repeat the command")
-        lock.check()
-        if folder.is_dir():
-            folder.rename(old)
-        for source, target in ((folder, old), (partial, folder)):  # before the cases: these must never be without
-            if body_folder(source).is_dir():
-                body_folder(source).rename(body_folder(target))
-        if cases:
-            partial.rename(folder)
-    finally:
-        for left in (partial, old, body_folder(partial), body_folder(old)):
-            shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):  # not empty, or never made
-            body_folder(folder).parent.rmdir()
+    keys = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
+    content = {key: value for key, value in configuration.configuration.items() if key in keys or "resampling" in key}
+    content |= {key: plans.plans[key] for key in ("transpose_forward", "image_reader_writer")}
+    content |= {key: dataset_json.get(key) for key in ("labels", "regions_class_order")} if labelled else {}
+    if not set(content["normalization_schemes"]) <= WITHOUT_FINGERPRINT:
+        content["intensities"] = plans.plans["foreground_intensity_properties_per_channel"]
+    return content | {"nnunetv2": versions()["nnunetv2"]}
 
 
-def _run_jobs(
-    preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_processes: int, title: str
-) -> list[Prepared]:
-    """Preprocess and save all cases."""
-    done: list[Prepared] = []
-    with tqdm(total=len(jobs), desc=title, disable=None) as bar:
+@dataclass(frozen=True)
+class _Run:
+    """What is needed for each case of a folder."""
+
+    work: WorkFolder
+    preprocessor: DefaultPreprocessor
+    plans: tuple[Any, ...]
+    oriented: set[str]  # cases whose orientation is known; readers other than SimpleITK turn the images
+    keep_going: bool
+
+    def failed(self, job: Job, error: Exception) -> UserError:
+        """What nnU-Net stumbles over is mostly the case."""
+        reason = f"case {job.case} cannot be preprocessed: {' '.join(str(error).split())}"
+        if self.keep_going:
+            self.work.note_failure(job.case, reason)
+            return UserError(reason)
+        return UserError(f"{reason} (cases that are finished are kept; --keep_going leaves out those that fail)")
+
+
+def _prepare(
+    run: _Run, jobs: list[Job], bad: Mapping[str, str], part: Part, num_processes: int, configuration: str
+) -> dict[str, str]:
+    """Preprocess those cases of a shard that are not prepared yet; returns which failed, and why."""
+    title = f"{'labelled' if any(job.label for job in jobs) else 'unlabelled'} cases, {configuration}"
+    if not part.preprocess:
+        return {}
+    mine = part.shard.part(jobs)
+    done, todo = run.work.sort(mine)
+    waiting = {case for cases in todo.values() for case in cases} - set(bad)
+    if waiting or bad.keys() & {job.case for job in mine}:
+        run.work.begin()
+    for job in mine:
+        if job.case in bad:
+            run.work.forget(job.case)
+            run.work.note_failure(job.case, bad[job.case])
+    if done or set(todo) - {NEW}:
+        logger.info("%s: %d of %d are prepared already", title, len(done), len(mine))
+        for line in said(todo):
+            logger.info("%s: %s", title, line)
+    return _run_jobs(run, [job for job in mine if job.case in waiting], num_processes, f"Preprocessing {title}")
+
+
+def _finish(run: _Run, jobs: list[Job], lock: Lock) -> dict[str, str]:
+    """Let the finished cases take the place of the folder of an earlier run; returns which are left out, and why."""
+    work = run.work
+    done, todo = work.sort(jobs)
+    failures = work.failures(case for cases in todo.values() for case in cases)
+    missing = {reason: sorted(set(cases) - set(failures if run.keep_going else ())) for reason, cases in todo.items()}
+    missing = {reason: cases for reason, cases in missing.items() if cases}
+    if missing:
+        why = f"; {next(iter(failures.values()))}" if failures else ""
+        raise UserError(
+            f"{work.target.name} is not complete, {len(done)} of {len(jobs)} cases are prepared: "
+            f"{'; '.join(said(missing))}{why}"
+        )
+    if failures and not done:
+        return failures  # the folder of an earlier run stays
+    work.finish(done, lock)
+    bodies = {case: about.record.body for case, about in done.items() if about.record.body is not None}
+    for line in body_remarks(bodies):
+        logger.log(logging.WARNING if line.startswith("WARNING") else logging.INFO, "%s", line)
+    return failures
+
+
+def _run_jobs(run: _Run, jobs: list[Job], num_processes: int, title: str) -> dict[str, str]:
+    """Preprocess and save cases; returns which failed, and why, where that does not end the command."""
+    failed: dict[str, str] = {}
+    with Progress(total=len(jobs), desc=title) as bar:
         begin = perf_counter()
         for number, job in enumerate(jobs):
             seconds = (perf_counter() - begin) / number if number else 0.0
             workers = num_workers(len(jobs) - number, seconds, num_processes)
             if workers > 1:
-                return done + _run_pool(preprocessor, jobs[number:], plans, workers, bar)
+                return failed | _run_pool(run, jobs[number:], workers, bar)
             try:
-                done.append(_run_case(preprocessor, job, plans))
-            except (RuntimeError, AssertionError, ValueError) as error:
-                raise _failed(job, error) from error
+                _run_case(run, job)
+            except CASE_ERRORS as error:
+                _note(run, job, error, failed)
             bar.update()
-    return done
+    return failed
 
 
-def _run_case(preprocessor: DefaultPreprocessor, job: Job, plans: tuple) -> Prepared:
-    """Preprocess and save a case, and its body where that is wanted."""
-    preprocessor.run_case_save(job.target, job.images, job.label, *plans)
-    folder = Path(job.target).parent
-    body = write_body(folder, job.case) if job.find_body else None
-    return Prepared(job.case, checksums_of(folder, job.case), body)
+def _run_pool(run: _Run, jobs: list[Job], num_workers: int, bar: Progress) -> dict[str, str]:
+    """As :func:`_run_jobs`, with workers."""
+    failed: dict[str, str] = {}
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(_run_case, run, job): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                try:
+                    done.result()
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        "a preprocessing worker was killed, probably for memory: repeat the command with a smaller -np "
+                        "(cases that are finished are kept)"
+                    ) from error
+                except CASE_ERRORS as error:
+                    _note(run, running[done], error, failed)
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def _run_case(run: _Run, job: Job) -> None:
+    """Preprocess and save a case, and its body where that is wanted; then its record."""
+    orientation = orientation_of(Path(job.images[0])) if job.case in run.oriented else ""
+    run.work.do(run.preprocessor, job, run.plans, orientation)
+
+
+def _note(run: _Run, job: Job, error: Exception, failed: dict[str, str]) -> None:
+    """Note that a case failed, or end the command."""
+    failure = run.failed(job, error)
+    if not run.keep_going:
+        raise failure from error
+    failed[job.case] = str(failure)
 
 
 def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
@@ -242,31 +328,6 @@ def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
     allowed = min(limit, num_cases, num_cores())
     alone = num_cases * seconds_per_case
     return allowed if allowed > 1 and WORKER_START_SECONDS + alone / allowed < alone else 1
-
-
-def _run_pool(
-    preprocessor: DefaultPreprocessor, jobs: list[Job], plans: tuple, num_workers: int, bar: tqdm
-) -> list[Prepared]:
-    """As :func:`_run_jobs`, with workers."""
-    prepared = []
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_run_case, preprocessor, job, plans): job for job in jobs}
-        try:
-            for done in as_completed(running):
-                prepared.append(done.result())
-                bar.update()
-        except BrokenProcessPool as error:
-            raise UserError("a preprocessing worker was killed, probably for memory: use a smaller -np") from error
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise _failed(running[done], error) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return prepared
-
-
-def _failed(job: Job, error: Exception) -> UserError:
-    """What nnU-Net stumbles over is mostly the case."""
-    return UserError(f"case {job.case} cannot be preprocessed: {' '.join(str(error).split())}")
 
 
 def _copy_labels(target: Path, labels: dict[str, Path], dataset_json: dict[str, Any]) -> None:

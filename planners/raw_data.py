@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from emim_nnunet.datasets.background import Background, background_remark, wrong_background
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.folders import read_dataset_json
-from emim_nnunet.datasets.images import check_streams
-from emim_nnunet.datasets.raw import check_channels, images_of_cases, raw_files, unlabelled_images
+from emim_nnunet.datasets.images import damaged_files
+from emim_nnunet.datasets.raw import check_channels, images_of_cases, unlabelled_images
 from emim_nnunet.datasets.splits import (
     MAX_LISTED,
     PATIENTS,
@@ -30,6 +29,8 @@ from emim_nnunet.datasets.splits import (
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
+from emim_nnunet.planners.shards import Shard
+from emim_nnunet.storage.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +44,45 @@ class RawDataset:
         description: Content of its dataset.json.
         labelled: Ids of the cases in imagesTr, ascending.
         unlabelled: Id of a case in imagesUnlabelled -> its images, in the order of the channels.
+        labelled_files: Id of any case in imagesTr -> its images and its label.
+        failed: Id of a case that is left out of both -> what is wrong with its files.
     """
 
     folder: Path
     description: dict[str, Any]
     labelled: list[str]
     unlabelled: dict[str, list[str]]
+    labelled_files: dict[str, list[str]]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """Id of a case -> its images, in the order of the channels, and its label where it has one."""
+        return {case: self.labelled_files[case] for case in self.labelled} | self.unlabelled
+
+    def part(self, shard: Shard) -> RawDataset:
+        """The cases of a shard: some of the labelled and some of the unlabelled ones."""
+        cases = shard.part(sorted(self.unlabelled))
+        return replace(
+            self, labelled=shard.part(self.labelled), unlabelled={case: self.unlabelled[case] for case in cases}
+        )
+
+    def without(self, failed: dict[str, str]) -> RawDataset:
+        """Leave out cases.
+
+        Args:
+            failed: Id -> what is wrong with the files.
+        """
+        return replace(
+            self,
+            labelled=[case for case in self.labelled if case not in failed],
+            unlabelled={case: images for case, images in self.unlabelled.items() if case not in failed},
+            failed=self.failed | failed,
+        )
 
 
 def look_at_raw_dataset(
-    folder: Path, preprocessed: Path, patients: dict[str, str] | None, num_threads: int
+    folder: Path, preprocessed: Path, patients: dict[str, str] | None, num_threads: int, *, keep_going: bool = False
 ) -> RawDataset:
     """Find the cases of a raw data set, and check all its files.
 
@@ -61,19 +91,61 @@ def look_at_raw_dataset(
         preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME``, which need not exist.
         patients: Case -> patient, as the user says; None = the user says nothing.
         num_threads: Number of files that are read at a time.
+        keep_going: Whether cases with a damaged file are left out.
 
     Raises:
         UserError: There is no case, a file is missing, damaged or not as it should be, or patients and folds contradict.
     """
+    raw = find_cases(folder)
+    check_whose(raw, preprocessed, patients)
+    raw = check_files(raw, num_threads, keep_going=keep_going)
+    if not raw.labelled and not raw.unlabelled:
+        raise UserError(next(iter(raw.failed.values())))
+    return raw
+
+
+def find_cases(folder: Path) -> RawDataset:
+    """Find the cases of a raw data set, by the names of their files.
+
+    Args:
+        folder: ``nnUNet_raw/DatasetXXX_NAME``.
+
+    Raises:
+        UserError: There is no case, or a file is missing.
+    """
     description = read_dataset_json(folder)
-    raw = RawDataset(folder, description, _labelled_cases(folder, description), unlabelled_images(folder, description))
+    labelled = labelled_files(folder, description)
+    raw = RawDataset(folder, description, list(labelled), unlabelled_images(folder, description), labelled)
     if not raw.labelled and not raw.unlabelled:
         raise UserError(f"{folder} holds no case, neither in imagesTr nor in imagesUnlabelled")
     for known in (read_splits, read_patients, read_origins):  # of the conversion: are they readable?
         known(folder)
-    _check_patients(folder, preprocessed, patients, {*raw.labelled, *raw.unlabelled})
-    check_streams(raw_files(folder, description), num_threads)
-    check_channels(folder, description, num_threads)
+    return raw
+
+
+def check_files(raw: RawDataset, num_threads: int, *, keep_going: bool = False) -> RawDataset:
+    """Read all files of the cases.
+
+    Args:
+        raw: The cases.
+        num_threads: Number of files that are read at a time.
+        keep_going: Whether cases with a damaged file are left out; otherwise one ends the command.
+
+    Returns:
+        The cases that can be used.
+
+    Raises:
+        UserError: A file is damaged or not as it should be; the message names the first one.
+    """
+    owners = {Path(file): case for case, files in raw.files.items() for file in files}
+    failed: dict[str, str] = {}
+    for file, damage in damaged_files(sorted(owners), num_threads):
+        if not keep_going:
+            raise UserError(f"{file} {damage}")
+        failed.setdefault(owners[file], f"{file.name} {damage}")
+    raw = raw.without(failed)
+    if not failed:
+        check_channels(raw.folder, raw.description, num_threads)
     return raw
 
 
@@ -90,9 +162,11 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str
     Raises:
         UserError: A file cannot be read; the message names it.
     """
+    if not raw.labelled and not raw.unlabelled:
+        return "", set()
     dataset_json = raw.description
-    train = get_filenames_of_train_images_and_targets(str(raw.folder), dataset_json) if raw.labelled else {}
-    images = {case: files["images"] for case, files in train.items()} | raw.unlabelled
+    labelled = set(raw.labelled)
+    images = {case: files[:-1] if case in labelled else files for case, files in raw.files.items()}
     reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0], verbose=False)()
     names = channel_names(dataset_json)
 
@@ -102,7 +176,7 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str
     found: dict[str, Background] = {}
     wrong: set[str] = set()
     with ThreadPoolExecutor(num_threads) as pool:
-        looks = tqdm(pool.map(look, images.values()), "Looking at backgrounds", len(images), disable=None)
+        looks = Progress(pool.map(look, images.values()), "Looking at backgrounds", len(images))
         for case, backgrounds in zip(images, looks, strict=True):
             named = zip(names, backgrounds, strict=False)
             found |= {f"case {case}, {name}": background for name, background in named if background}
@@ -116,10 +190,20 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str
     return remark, wrong
 
 
-def _check_patients(raw: Path, preprocessed: Path, patients: dict[str, str] | None, cases: set[str]) -> None:
-    """What ``--patients`` says must agree with the rest; without it, ids that look like several of a patient are told."""
+def check_whose(raw: RawDataset, preprocessed: Path, patients: dict[str, str] | None) -> None:
+    """Whether what ``--patients`` says agrees with the rest; without it, ids that look like several of a patient are told.
+
+    Args:
+        raw: All cases.
+        preprocessed: The preprocessed data set, which need not exist.
+        patients: Case -> patient; None = the user says nothing.
+
+    Raises:
+        UserError: It does not.
+    """
+    cases = {*raw.labelled, *raw.unlabelled}
     if patients is None:
-        group = [] if read_patients(raw) or read_patients(preprocessed) else alike(cases)
+        group = [] if read_patients(raw.folder) or read_patients(preprocessed) else alike(cases)
         if group:
             logger.warning(
                 "WARNING: %s look like visits or slices of one patient, but each case is taken for a patient: cases of one may "
@@ -127,10 +211,12 @@ def _check_patients(raw: Path, preprocessed: Path, patients: dict[str, str] | No
                 ", ".join(group[:MAX_LISTED]),
             )
         return
-    if (raw / PATIENTS).is_file():
-        raise UserError(f"--patients: {raw / PATIENTS} says already whose each case is: edit that file, or remove it")
-    check_patients(patients, cases, raw.name)
-    for folder in (preprocessed, raw):  # that of the raw data counts only where there is no other
+    if (raw.folder / PATIENTS).is_file():
+        raise UserError(
+            f"--patients: {raw.folder / PATIENTS} says already whose each case is: edit that file, or remove it"
+        )
+    check_patients(patients, cases, raw.folder.name)
+    for folder in (preprocessed, raw.folder):  # that of the raw data counts only where there is no other
         if (folder / SPLITS).is_file():
             check_splits(folder, patients)
             break
@@ -139,17 +225,30 @@ def _check_patients(raw: Path, preprocessed: Path, patients: dict[str, str] | No
         logger.info("--patients says nothing of %d of %d cases: each of them is a patient", own, len(cases))
 
 
-def _labelled_cases(raw: Path, dataset_json: dict[str, Any]) -> list[str]:
-    """Ids of the cases in imagesTr, each with its label."""
-    ending = dataset_json["file_ending"]
+def labelled_files(raw: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
+    """The cases in imagesTr, each with its label, or those that ``dataset.json`` lists.
+
+    Args:
+        raw: ``nnUNet_raw/DatasetXXX_NAME``.
+        dataset_json: Description of the data set.
+
+    Returns:
+        Id -> images in the order of the channels, then the label; ascending.
+
+    Raises:
+        UserError: A file is missing.
+    """
     if "dataset" in dataset_json:
-        return sorted(dataset_json["dataset"])
-    cases = sorted(images_of_cases(raw / "imagesTr", dataset_json))
-    for case in cases:
-        label = raw / "labelsTr" / f"{case}{ending}"
+        listed = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+        return {case: [*listed[case]["images"], listed[case]["label"]] for case in sorted(listed)}
+    found = {}
+    # nnU-Net's function starts twelve processes to list a folder
+    for case, images in sorted(images_of_cases(raw / "imagesTr", dataset_json).items()):
+        label = raw / "labelsTr" / f"{case}{dataset_json['file_ending']}"
         if not label.is_file():
             raise UserError(f"{label} is missing: cases without label belong into {raw / 'imagesUnlabelled'}")
-    return cases
+        found[case] = [*images, str(label)]
+    return found
 
 
 def read_case(reader: Any, files: list[str]) -> tuple[np.ndarray, dict[str, Any]]:

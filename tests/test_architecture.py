@@ -245,3 +245,16 @@ def test_the_lower_tiers_do_not_load_nnunetv2_at_run_time() -> None:
         "assert not [m for m in sys.modules if m.split('.')[0] == 'nnunetv2']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("arguments", ["--list", "nowhere folder -d 3", "bids folder -d 3 --channel T1"])
+def test_a_list_and_a_mistake_of_emim_convert_need_no_package_that_takes_seconds_to_import(arguments: str) -> None:
+    code = (
+        "import sys\n"
+        "from emim_nnunet.cli import convert\n"
+        "from emim_nnunet.cli._run import run\n"
+        "try: run(convert.main, sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'nibabel'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments.split()], check=True, cwd=ROOT, capture_output=True)

@@ -215,7 +215,7 @@ def test_preparation_finds_bodies_and_leaves_nnunets_files_alone(
 def test_the_option_turns_it_off(nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     module = "emim_nnunet.planners.plan_and_preprocess"
-    monkeypatch.setattr(f"{module}.preprocess_cases", lambda *args, **kwargs: asked.append(kwargs["find_body"]))
+    monkeypatch.setattr(f"{module}.preprocess_cases", lambda *args, **kwargs: asked.append(kwargs["find_body"]) or {})
     monkeypatch.setattr(f"{module}.look_at_backgrounds", lambda *args: ("noise everywhere", {"case"}))
     monkeypatch.setattr(f"{module}._plan", lambda *args: PLANS)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))

@@ -109,6 +109,17 @@ def test_a_killed_owner_is_taken_over_and_a_stopped_one_is_not(target: Path, hol
         lock.check()
 
 
+def test_a_process_that_was_killed_while_it_took_over_is_in_nobodys_way(
+    target: Path, holder: subprocess.Popen[str]
+) -> None:
+    guard = lock_of(target).with_name(f"{lock_of(target).name}.take_over")
+    holder.kill()
+    holder.wait()
+    guard.write_text(lock_of(target).read_text())  # of the same process, which is gone
+    with acquire(target, "the thing"):
+        assert not guard.exists()
+
+
 def test_one_process_may_take_it_several_times(target: Path) -> None:
     outer = acquire(target, "the thing")
     with acquire(target, "the thing"):

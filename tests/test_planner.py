@@ -186,8 +186,8 @@ def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> No
     named = pytest.raises(UserError, match=r"case case1 cannot be preprocessed: Shape mismatch")
     with acquire(dataset, "it") as lock, named:
         preprocess_cases("Dataset001_Toy", "nnUNetEMIMPlans", ["3d_fullres"], {}, 2, lock)
-    assert before == {path: path.read_bytes() for path in dataset.rglob("*.b2nd")}
-    assert not list(dataset.glob(".*"))
+    assert before == {path: path.read_bytes() for path in dataset.glob("nnUNet*/*.b2nd")}
+    assert [path.name for path in dataset.glob(".*")] == [".nnUNetEMIMPlans_3d_fullres.preparing"]
 
 
 def test_workers_are_started_only_where_they_make_the_whole_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from emim_nnunet.dataset_conversion import FAMILIES
-    from emim_nnunet.dataset_conversion.converter import convert
     from emim_nnunet.dataset_conversion.options import Options
 
     if arguments.list:
@@ -55,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.source is None or arguments.dataset_id is None:
         parser.error("SOURCE and -d are needed")
     family = _chosen_family(arguments, FAMILIES)
+    from emim_nnunet.dataset_conversion.converter import (
+        convert,  # takes seconds, so mistakes in the options are told before
+    )
+
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     target, cases = convert(
         family,

@@ -6,18 +6,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emim_nnunet.cli._run import CommandParser, add_take_over, dataset_id, run
 from emim_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from emim_nnunet.planners.shards import Shard
 
 EPILOG = """
 Example:
   emim_plan_and_preprocess -d 137
   emim_plan_and_preprocess -d 137 -c 3d_fullres -gpu_memory_target 11 -np 4
+  emim_plan_and_preprocess -d 137 --shard 1/8    # of what --no_pp has planned; then 2/8 ... 8/8, and --finish
 
 Writes nnUNetEMIMPlans.json: nnU-Net's ResEnc plan with an `emim` block per configuration.
 Where several cases are of one patient and were not converted by emim_convert, --patients keeps them in one fold.
 Cases without label, in imagesUnlabelled beside imagesTr, are preprocessed for the SSL stage.
+Cases that are prepared already are not done again: a run that was interrupted goes on when the command is repeated.
 """
 
 
@@ -27,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emim_nnunet.datasets.splits import read_patients_csv
     from emim_nnunet.planners.options import Options
-    from emim_nnunet.planners.plan_and_preprocess import plan_and_preprocess
+    from emim_nnunet.planners.plan_and_preprocess import CasesFailed, plan_and_preprocess
     from emim_nnunet.planners.transfer import read_like
 
     if arguments.patients and len(arguments.d) > 1:
@@ -49,9 +55,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         preprocess=not arguments.no_pp,
         body=not arguments.no_body,
         verbose=arguments.verbose,
+        keep_going=arguments.keep_going,
+        add=arguments.add,
+        shard=arguments.shard,
+        finish=arguments.finish,
     )
+    failures = []
     for number in arguments.d:
-        plan_and_preprocess(number, options, patients)
+        try:
+            plan_and_preprocess(number, options, patients)
+        except CasesFailed as error:  # the other data sets come all the same
+            failures.append(f"data set {number}: {error}")
+    if failures:
+        raise UserError("; ".join(failures))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,9 +112,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no_body", action="store_true", help="count everything as body where the background is not 0, as nnU-Net does"
     )
+    parser.add_argument(
+        "--keep_going", action="store_true", help="leave out cases that cannot be used, and exit with 2 at the end"
+    )
+    parser.add_argument("--add", action="store_true", help="take in new cases of the raw data set, keep the plans")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="i/N", help="do only every N-th case, with --no_pp only of the fingerprint"
+    )
+    parser.add_argument("--finish", action="store_true", help="put together what all shards have done, and check it")
     parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
     add_take_over(parser)
     return parser
+
+
+def _shard(text: str) -> Shard:
+    """For argparse, as :func:`read_shard`."""
+    from emim_nnunet.planners.shards import read_shard
+
+    try:
+        return read_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def entry() -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from tqdm import tqdm
-
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.compare.jobs import Job, weights_job
 from emim_nnunet.compare.protocol import EVALUATIONS, Protocol
 from emim_nnunet.compare.workspace import LOGS, Workspace, configuration_name
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.locks import acquire
+from emim_nnunet.storage.progress import Progress
 from emim_nnunet.training.checkpoint import FINAL, LATEST
 
 CHECKPOINTS = (FINAL, LATEST)
@@ -51,7 +50,7 @@ class Commands:
             if not stopped.is_set():
                 self.run(job)
 
-        with ThreadPoolExecutor(self.protocol.jobs) as pool, tqdm(total=len(jobs), desc=title, disable=None) as bar:
+        with ThreadPoolExecutor(self.protocol.jobs) as pool, Progress(total=len(jobs), desc=title) as bar:
             try:
                 for _ in pool.map(run, jobs):
                     bar.update()

@@ -10,6 +10,7 @@ from typing import Any
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.folders import preprocessed_folder, read_plans
 from emim_nnunet.datasets.preprocessed import Case, case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.records import check_complete, work_place
 from emim_nnunet.datasets.splits import read_origins, read_patients, read_splits
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
@@ -112,10 +113,15 @@ class PreprocessedDataset:
             labelled: Whether cases with segmentation are needed.
 
         Raises:
-            UserError: There is no such case.
+            UserError: There is no such case, or cases that were prepared are missing.
         """
+        for folder in (self.labelled_folder, unlabelled_folder(self.labelled_folder)):
+            check_complete(folder)
         if not self.labelled and (labelled or not self.unlabelled):
-            raise UserError(f"no preprocessed case in {self.labelled_folder}: run emim_plan_and_preprocess first")
+            begun = work_place(self.labelled_folder).is_dir()
+            advice = "its preparation is not complete, repeat" if begun else "run"
+            more = "" if begun else " first"
+            raise UserError(f"no preprocessed case in {self.labelled_folder}: {advice} emim_plan_and_preprocess{more}")
 
     @property
     def splits(self) -> list[dict[str, list[str]]]:

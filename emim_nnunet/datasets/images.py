@@ -26,7 +26,6 @@ from emim_nnunet.datasets.headers import (
     open_decompressed,
     promised_bytes,
 )
-from emim_nnunet.errors import UserError
 
 PACKED_CHUNK = 1 << 16  # zlib makes at most a thousand times as much of it
 META_TYPES = {
@@ -145,22 +144,20 @@ def _inflated(stream: BinaryIO, packed_size: int) -> Iterator[bytes]:
         raise EOFError(f"{used} bytes of compressed voxels, {packed_size} in the header")
 
 
-def check_streams(files: Iterable[Path], num_threads: int) -> None:
-    """Whether files are whole, see :func:`stream_damage`.
+def damaged_files(files: Iterable[Path], num_threads: int) -> Iterator[tuple[Path, str]]:
+    """Look for files that are not whole, see :func:`stream_damage`.
 
     Args:
-        files: Image files, in the order in which damage is told.
+        files: Image files.
         num_threads: Number of files that are read at a time.
 
-    Raises:
-        UserError: A file is damaged; the message names the first one.
+    Yields:
+        Each damaged file, in the order of ``files``, and what is wrong with it.
     """
     files = list(files)
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         damages = tqdm(pool.map(stream_damage, files), "Checking files", len(files), disable=None)
-        for file, damage in zip(files, damages, strict=True):
-            if damage:
-                raise UserError(f"{file} {damage}")
+        yield from ((file, damage) for file, damage in zip(files, damages, strict=True) if damage)
 
 
 def save_image(image: sitk.Image, target: Path) -> None:

@@ -148,8 +148,3 @@ def cases_without_orientation(folder: Path) -> set[str]:
     return {
         case for case, about in cases.items() if isinstance(about, dict) and not about.get("orientation_known", True)
     }
-
-
-def raw_files(folder: Path, dataset_json: dict[str, Any]) -> list[Path]:
-    """All images and labels that planning and preprocessing read, in the three folders of a raw data set."""
-    return [file for sub in FOLDERS for file in sorted((folder / sub).glob(f"*{dataset_json['file_ending']}"))]

@@ -208,6 +208,18 @@ def read_splits(dataset_folder: Path) -> list[dict[str, list[str]]]:
     return splits
 
 
+def in_no_fold(dataset_folder: Path, identifiers: Sequence[str]) -> list[str]:
+    """Labelled cases that no fold has; none where there are no folds.
+
+    Args:
+        dataset_folder: Preprocessed folder of the data set.
+        identifiers: All labelled cases.
+    """
+    splits = read_splits(dataset_folder)
+    known = {case for fold in splits for part in PARTS for case in fold[part]}
+    return [case for case in identifiers if splits and case not in known]
+
+
 def check_fold(dataset_folder: Path, fold: int, identifiers: Sequence[str]) -> None:
     """Whether a fold can be trained.
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from emim_nnunet.dataloading.batch import method_inputs, prepare
 from emim_nnunet.dataloading.crops import CropDataset
@@ -22,6 +21,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size, voxels_to_cells
 from emim_nnunet.methods.base import SSLMethod
 from emim_nnunet.randomness import Stream, seeded_generator
+from emim_nnunet.storage.progress import Progress
 from emim_nnunet.views.boxes import centre_box
 
 BATCH = 2
@@ -119,7 +119,7 @@ class Measurement:
     def _batches(self, cases: Sequence[Case], name: str, method: SSLMethod | None = None) -> Iterator[Batch]:
         crops = CropDataset(cases, self.crop_size, self.seed, with_label=True)
         numbers = range(0, self.num_patches, BATCH)
-        for start in tqdm(numbers, desc=f"Measuring {name}", disable=None, leave=False):
+        for start in Progress(numbers, desc=f"Measuring {name}", leave=False):
             yield self._prepare([crops[i] for i in range(start, min(start + BATCH, self.num_patches))], method)
 
     def _prepare(self, items: list[dict[str, Any]], method: SSLMethod | None) -> Batch:

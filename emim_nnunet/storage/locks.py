@@ -155,6 +155,14 @@ def acquire(target: Path, what: str, patience: float = 0.0) -> Lock:
         return lock
 
 
+def holder(target: Path) -> str:
+    """Which other process holds the lock of a file or folder; empty where none does, or where it left the lock behind."""
+    path = lock_of(target)
+    text, owner = _read(path)
+    ours = owner is not None and owner.token in {lock._owner.token for lock in _held.values()}
+    return "" if text is None or ours or _why_abandoned(path, owner) else str(owner or "another process")
+
+
 def _take(path: Path, what: str, patience: float) -> Owner:
     owner, end = _this_process(), time.monotonic() + patience
     while True:
@@ -229,8 +237,12 @@ def _remove_abandoned(path: Path, text: str, what: str) -> None:
     """Remove a lock, unless it has changed since it was read, so that only one of several processes takes it over."""
     only_one = path.with_name(f"{path.name}.take_over")
     try:
-        os.close(os.open(only_one, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        _create(only_one, _this_process())
     except FileExistsError as error:
+        other_text, other = _read(only_one)
+        if other_text is None or _why_abandoned(only_one, other):  # it was killed while it took the lock over
+            only_one.unlink(missing_ok=True)
+            return
         raise UserError(
             f"another process is taking over {what}: wait until it has ended. If there is none, remove {only_one}"
         ) from error
@@ -238,7 +250,7 @@ def _remove_abandoned(path: Path, text: str, what: str) -> None:
         if _read(path)[0] == text:
             path.unlink()
     finally:
-        only_one.unlink()
+        only_one.unlink(missing_ok=True)
 
 
 def _seconds_since_touched(path: Path) -> float:

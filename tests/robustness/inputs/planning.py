@@ -172,3 +172,23 @@ def patients_told_twice(world: Path) -> list[str]:
 @bad("plan_and_preprocess", r"--patients goes with one data set")
 def patients_of_two_data_sets(world: Path) -> list[str]:
     return ["-d", "1", "2", *patients(world)[2:]]
+
+
+@bad("plan_and_preprocess", r"must be i/N with 1 <= i <= N")
+def shard_beyond_the_last(world: Path) -> list[str]:
+    return planning("--shard", "3/2")
+
+
+@bad("plan_and_preprocess", r"--shard and --finish contradict each other")
+def shard_that_finishes(world: Path) -> list[str]:
+    return planning("--shard", "1/2", "--finish")
+
+
+@bad("plan_and_preprocess", r"--add: .* has no plans")
+def adding_to_nothing(world: Path) -> list[str]:
+    return planning("--add")
+
+
+@bad("plan_and_preprocess", r"has no plans .* shards preprocess what is planned")
+def shard_without_plans(world: Path) -> list[str]:
+    return planning("--shard", "1/2")
