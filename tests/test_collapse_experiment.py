@@ -164,7 +164,7 @@ def test_the_criterion_is_counted_over_seeds(claim: Any) -> None:
             "step": 0,
             "baselines": {"sample_constant": 0.9, "outline": 1.0, "depth": 0.8, "constant": 1.0},
         }
-        about = {"network": "zero", "mask": mask, "scale": claim.SCALES[0], "seed": seed, "probe_r2": 0.2}
+        about = {"network": "zero", "mask": mask, "scale": claim.SCALES[0], "seed": seed, "steps": 10, "probe_r2": 0.2}
         return about | {"history": [first, measured | {"step": 10}]}
 
     summary, text = claim.report(

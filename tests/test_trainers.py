@@ -211,6 +211,7 @@ def test_a_segmentation_checkpoint_is_nnunets_under_another_name_written_once(
     assert ours.keys() == stock.keys()
     weights, expected = ours.pop("network_weights"), stock.pop("network_weights")
     assert all(torch.equal(weights[key], expected[key]) for key in weights.keys() | expected.keys())
+    assert ours["init_args"].pop("modality_dropout") == {"p": 0.0, "never": []}
     assert ours == stock
 
 
@@ -439,6 +440,7 @@ def test_wholly_unlabelled_data(nnunet: Path, tmp_path: Path, monkeypatch: Any) 
     small = tmp_path / "preprocessed" / DATASET
     shutil.copytree(nnunet / "nnUNet_preprocessed" / DATASET, small)
     shutil.rmtree(small / "nnUNetEMIMPlans_3d_fullres")
+    (small / "nnUNetEMIMPlans_3d_fullres.records").unlink()  # or the folder would lack what it says
     monkeypatch.setenv("nnUNet_preprocessed", str(small.parent))
     checkpoint = load_checkpoint(train(PRETRAIN) / "checkpoint_final.pth")
     assert checkpoint["training_cases"] == ["BraTS-GLI-00006-000", "BraTS-GLI-00007-000"]
