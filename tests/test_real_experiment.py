@@ -15,6 +15,7 @@ from real.brains import make_brain
 from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
 from real.finetune import chosen_patients, surface_distance, training_batches
 from real.linear import fit_linear
+from real.missing import subset_table
 from real.plan import PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
 from real.report import primary, read_results, score_table
 
@@ -165,6 +166,27 @@ def test_the_hypothesis_is_read_from_the_last_site_and_against_scratch_at_its_be
     expected = {"arm": PRIMARY_ARM, "labelled": 2, "draws": 4, "seeds": 3, "steps_ratio": 0.4}
     assert {key: found[key] for key in expected} == expected
     assert found["p"] == pytest.approx(0.125)
+
+
+def test_subsets_of_modalities_are_paired_by_draw() -> None:
+    rows = []
+    for draw, hard in enumerate((0.0, 0.1, 0.3)):
+        for arm, p_drop, complete, alone in (
+            ("scratch", 0.0, 0.6, 0.2),
+            ("scratch", 0.5, 0.59, 0.5),
+            ("emim", 0.5, 0.6, 0.52),
+        ):
+            about = {"arm": arm, "p_drop": p_drop, "draw": draw, "dice": {"500": [complete - hard] * 2}}
+            rows.append(about | {"dice_of_subsets": {"T1": [alone - hard] * 2, "FLAIR": [alone + 0.1 - hard] * 2}})
+    text = subset_table(rows)
+    assert "| scratch | 0 | 3 | 0.067 | 0.167 | 0.467 |" in text
+    assert (
+        "| scratch (0.5) minus scratch (0) | incomplete, mean of the subsets | 3 | +0.300 | +0.300 to +0.300 | 0.000 |"
+        in text
+    )
+    assert "| scratch (0.5) minus scratch (0) | complete | 3 | -0.010 | -0.010 to -0.010 |" in text
+    assert "| emim (0.5) minus scratch (0.5) | incomplete, mean of the subsets | 3 | +0.020 |" in text
+    assert "emim (0.5) minus emim (0)" not in text  # was not run
 
 
 def head() -> np.ndarray:

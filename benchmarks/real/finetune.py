@@ -8,6 +8,7 @@ order, crops, augmentation and the start of the decoder depend on the draw alone
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from math import pi
 from typing import Any
 
@@ -25,8 +26,9 @@ from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.networks import encoder_of
 from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
+from emim_nnunet.training.modality_dropout import kept_modalities
 from emim_nnunet.training.schedule import warmup_cosine_lr
-from real.data import BATCH, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
+from real.data import BATCH, CHANNELS, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
 from real.linear import fit_linear
 from real.plan import LINEAR, Tuning
 
@@ -38,7 +40,7 @@ TEST_BATCH = 16
 MULTIPLE = 2 ** (len(FEATURES) - 1)  # what the network divides by
 CLIP = 12.0  # nnU-Net's
 NUM_CLASSES = 2
-ORDER, DECODER = 71, 72  # streams of the draw's generator
+ORDER, DECODER, DROPPED = 71, 72, 73  # streams of the draw's generator
 
 
 def chosen_patients(pool: Sequence[str], draw: int, labelled: int) -> list[str]:
@@ -134,6 +136,7 @@ def finetune(
     *,
     draw: int,
     tuning: Tuning,
+    subsets: bool = False,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
 
@@ -144,10 +147,12 @@ def finetune(
         tests: The test patients.
         draw: The seed of what is not pretrained.
         tuning: Head and rates.
+        subsets: Whether to test every subset of the modalities at the end.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
-        of each patient at the end, ``average_precision`` and ``surface_distance`` in mm (None without a prediction).
+        of each patient at the end, ``average_precision`` and ``surface_distance`` in mm (None without a prediction);
+        ``dice_of_subsets``, if asked for: names joined by + -> Dice of each patient.
     """
     torch.set_num_threads(1)
     network = unet_of(encoder, draw)
@@ -167,6 +172,7 @@ def finetune(
     total = len(batches)
     frozen = round(tuning.frozen * total)
     read_outs = {round(share * total) for share in READ_OUTS}
+    everything = torch.ones(BATCH, len(CHANNELS), dtype=torch.bool)
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()
@@ -174,8 +180,9 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine_lr(step, peak=tuning.rate * group["factor"], warmup=total // 10, total=total)
         optimizer.zero_grad()
+        kept = kept_modalities(everything, tuning.p_drop, ~everything[0], seeded_generator(draw, DROPPED, step))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(image.float())
+            logits = network(image.float() * kept[:, :, None, None])
         loss_of(logits.float(), lesion.long()).backward()
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimizer.step()
@@ -183,7 +190,21 @@ def finetune(
             scores = test(network, tests, last=step + 1 == total)
             for key, values in result.items():
                 values[str(step + 1)] = scores.pop(key)
+    if subsets:
+        scores["dice_of_subsets"] = test_subsets(network, tests)
     return result | scores
+
+
+def test_subsets(network: nn.Module, tests: Cases) -> dict[str, list[float]]:
+    """Names of modalities joined by + -> Dice of each patient, in sorted order, from these alone."""
+    found = {}
+    for count in range(1, len(CHANNELS)):
+        for kept in combinations(range(len(CHANNELS)), count):
+            there = torch.tensor([channel in kept for channel in range(len(CHANNELS))])[:, None, None]
+            partial = {name: (image * there, lesion) for name, (image, lesion) in tests.items()}
+            name = "+".join(CHANNELS[channel] for channel in kept)
+            found[name] = test(network, partial, last=False)["dice"]
+    return found
 
 
 @torch.no_grad()

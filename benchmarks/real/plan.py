@@ -9,6 +9,8 @@ from real.data import FINAL, SEARCH
 
 STEPS = 500  # of fine-tuning
 UNET, LINEAR = "U-Net", "linear"
+# what rows of results were that do not say
+FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0, "head": UNET, "p_drop": 0.0, "subsets": False}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Tuning:
             voxel, which begins where logistic regression on the frozen encoder ends (linear probing before fine-tuning: arXiv
             2202.10054).
         steps: Number of steps.
+        p_drop: Probability that a modality of a sample is dropped, see ``finetune_p_drop_modality``.
     """
 
     rate: float
@@ -31,6 +34,7 @@ class Tuning:
     frozen: float = 0.0
     head: str = UNET
     steps: int = STEPS
+    p_drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Part:
         tunings: How to fine-tune, each a training of its own; none = no fine-tuning.
         scratch: The same for training from scratch; None = like the arms, but for what concerns a pretrained encoder alone.
         linear: Whether frozen features are read out.
+        subsets: Whether every subset of the modalities is tested at the end.
         after: Epochs after which encoders are taken; none = the last.
         steps_per_epoch: Of SSL stages.
     """
@@ -62,6 +67,7 @@ class Part:
     tunings: tuple[Tuning, ...] = ()
     scratch: tuple[Tuning, ...] | None = None
     linear: bool = False
+    subsets: bool = False
     after: tuple[int, ...] = ()
     steps_per_epoch: int = 250
 
@@ -176,6 +182,16 @@ PARTS = {
         labelled=(2,),
         draws=4,
         tunings=tuple(Tuning(rate, head=LINEAR, steps=200) for rate in (1e-4, 3e-4, RATE, 3e-3)),
+    ),
+    # segmentation of what is there: does dropping modalities in training help, and does E-MIM's encoder help with it?
+    "missing": Part(
+        SEARCH,
+        ("emim",),
+        epochs=8,
+        labelled=(8,),
+        draws=8,
+        tunings=tuple(Tuning(3e-3, p_drop=p) for p in (0.0, 0.25, 0.5)),
+        subsets=True,
     ),
     # the hypothesis
     "primary": Part(

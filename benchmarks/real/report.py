@@ -19,14 +19,23 @@ from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
-from real.plan import PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET
+from real.missing import subset_table
+from real.plan import FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {
     SEARCH: ("search", SEARCH_SITE),
     FINAL: ("final", TEST_SITE),
 }  # fold -> what learns in it, the site that tests
-TUNING = ("arm", "rate", "encoder_factor", "frozen", "head", "steps")  # what trainings of a table have in common
+TUNING = (
+    "arm",
+    "rate",
+    "encoder_factor",
+    "frozen",
+    "head",
+    "steps",
+    "p_drop",
+)  # what trainings of a table have in common
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 
@@ -40,10 +49,7 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         assert numbers is not None
         fold, draw = (int(number) for number in numbers.groups())
         about = {"labelled": len(content["train"]), "draw": draw, "tests": PATIENTS[fold][1]}
-        rows += [
-            about | {"learnt": _learnt(row["stage"]), "encoder_factor": 1.0, "frozen": 0.0, "head": UNET} | row
-            for row in content["rows"]
-        ]
+        rows += [about | FIRST_ROWS | {"learnt": _learnt(row["stage"])} | row for row in content["rows"]]
     return stages, rows
 
 
@@ -143,6 +149,7 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
             peak += "" if first["steps"] in (0, STEPS) else f", {first['steps']} steps"
             peak += "" if first["encoder_factor"] == 1 else f", encoder {first['encoder_factor']:g} of it"
             peak += "" if first["head"] == UNET or first["rate"] is None else f", {first['head']} head"
+            peak += "" if first["p_drop"] == 0 else f", modalities dropped with {first['p_drop']:g}"
             peak += "" if first["frozen"] == 0 else f", encoder frozen for {first['frozen']:g} of the steps"
             about = [str(first[key]) for key in ("tests", "evaluation", "labelled", "arm", "learnt", "epoch")]
             lines.append([*about, peak, *_scores(group, scratch)])
@@ -273,7 +280,8 @@ def write_report(folder: Path, out: Path) -> str:
     if hypothesis is not None:
         write_json(folder / "primary.json", hypothesis, indent=1)
     if rows:
-        parts += ["## Segmentation\n", score_table(rows)]
+        parts += ["## Segmentation\n", score_table([row for row in rows if not row["subsets"]])]
+        parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
     text = "\n".join(parts)
     write_results(
         out, {"stages": len(stages), "trainings": len(rows), "gate_passed": passed}, "Pretraining on real MRI", text

@@ -38,14 +38,25 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, prepare
 from real.finetune import chosen_patients, finetune, read_out, training_batches
-from real.plan import PARTS, UNET, Part, Tuning
+from real.plan import FIRST_ROWS, PARTS, Part, Tuning
 from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 # of a training; the rest are scores
-ABOUT = ("arm", "stage", "epoch", "evaluation", "rate", "encoder_factor", "frozen", "head", "steps")
-FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0, "head": UNET}  # what rows were that do not say
+ABOUT = (
+    "arm",
+    "stage",
+    "epoch",
+    "evaluation",
+    "rate",
+    "encoder_factor",
+    "frozen",
+    "head",
+    "steps",
+    "p_drop",
+    "subsets",
+)
 
 
 def main() -> None:
@@ -129,15 +140,15 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
     linear = [{"evaluation": "linear", "rate": None} | FIRST_ROWS | {"steps": 0}] if part.linear else []
-    for how in [_fine_tuned(tuning) for tuning in part.scratch_tunings] + linear:
+    for how in [_fine_tuned(part, tuning) for tuning in part.scratch_tunings] + linear:
         yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
-    for arm, how in product(part.arms, [_fine_tuned(tuning) for tuning in part.tunings] + linear):
+    for arm, how in product(part.arms, [_fine_tuned(part, tuning) for tuning in part.tunings] + linear):
         for epoch in part.encoders:
             yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
 
 
-def _fine_tuned(tuning: Tuning) -> dict[str, Any]:
-    return {"evaluation": "finetune"} | asdict(tuning)
+def _fine_tuned(part: Part, tuning: Tuning) -> dict[str, Any]:
+    return {"evaluation": "finetune"} | asdict(tuning) | {"subsets": part.subsets}
 
 
 def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) -> None:
@@ -160,7 +171,8 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
             scores = read_out(encoder, cases, tests, draw=draw)
         else:
             tuning = Tuning(**{key: about[key] for key in Tuning.__dataclass_fields__})
-            scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, tuning=tuning)
+            how = {"tuning": tuning, "subsets": about["subsets"]}
+            scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, **how)
         row = about | scores | {"seconds": round(monotonic() - start, 1)}
         with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
             done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
