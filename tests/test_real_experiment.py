@@ -13,7 +13,7 @@ import torch
 from real.arms import arm_of
 from real.brains import make_brain
 from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
-from real.finetune import chosen_patients, surface_distance, training_batches
+from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.plan import PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
@@ -103,17 +103,6 @@ def test_the_linear_read_out_finds_what_a_linear_map_of_the_features_can_tell() 
     assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.7  # chance is 0.1
     again = LinearProbeNetwork(network.encoder, 2)
     assert fit_linear(again, patients, 0, 4) == fit
-
-
-def test_the_surface_distance_is_that_of_shifted_boxes_in_mm() -> None:
-    lesion = np.zeros((9, 40, 40), dtype=bool)
-    lesion[3:6, 10:20, 10:20] = True
-    assert surface_distance(lesion, lesion) == 0
-    far = np.zeros_like(lesion)
-    far[3:6, 10:11, 10:11] = True
-    near = np.roll(far, 5, axis=1)
-    assert surface_distance(far, near) == pytest.approx(10)  # five pixels of 2 mm
-    assert surface_distance(np.zeros_like(lesion), lesion) is None
 
 
 def training(arm: str, rate: float, dice: float, *, steps: int = 16, seed: int = 0, head: str = UNET) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from math import pi
+from math import isnan, pi
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from scipy.ndimage import binary_erosion, distance_transform_edt
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.networks import encoder_of
+from emim_nnunet.prediction.evaluate import surface_distance
 from emim_nnunet.randomness import seeded_generator
 from emim_nnunet.training.linear_probe import LinearProbeNetwork
 from emim_nnunet.training.modality_dropout import kept_modalities
@@ -237,16 +237,6 @@ def test(network: nn.Module, tests: Cases, *, last: bool) -> dict[str, Any]:
         if last:
             precision = average_precision_score(lesion.flatten(), lesion_logit.flatten())
             scores["average_precision"].append(round(float(precision), 5))
-            scores["surface_distance"].append(surface_distance(found.numpy(), lesion.numpy()))
+            distance = surface_distance(found.numpy(), lesion.numpy(), SPACING[::-1])
+            scores["surface_distance"].append(None if isnan(distance) else round(distance, 3))
     return scores if last else {key: scores[key] for key in ("dice", "cross_entropy")}
-
-
-def surface_distance(found: np.ndarray, lesion: np.ndarray) -> float | None:
-    """Mean distance in mm between the surfaces of two (slices, H, W) bool masks, both ways; None where one is empty."""
-    if not found.any() or not lesion.any():
-        return None
-    spacing = SPACING[::-1]
-    surfaces = [mask & ~binary_erosion(mask) for mask in (found, lesion)]
-    away = [distance_transform_edt(~surface, spacing) for surface in surfaces]
-    values = np.concatenate([away[1][surfaces[0]], away[0][surfaces[1]]])
-    return round(float(values.mean()), 3)

@@ -20,22 +20,14 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
-from real.plan import FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET
+from real.plan import FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {
     SEARCH: ("search", SEARCH_SITE),
     FINAL: ("final", TEST_SITE),
 }  # fold -> what learns in it, the site that tests
-TUNING = (
-    "arm",
-    "rate",
-    "encoder_factor",
-    "frozen",
-    "head",
-    "steps",
-    "p_drop",
-)  # what trainings of a table have in common
+TUNING = ("arm", *Tuning.__dataclass_fields__)  # what trainings of a table have in common
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 

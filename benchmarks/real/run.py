@@ -44,19 +44,7 @@ from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 # of a training; the rest are scores
-ABOUT = (
-    "arm",
-    "stage",
-    "epoch",
-    "evaluation",
-    "rate",
-    "encoder_factor",
-    "frozen",
-    "head",
-    "steps",
-    "p_drop",
-    "subsets",
-)
+ABOUT = ("arm", "stage", "epoch", "evaluation", *Tuning.__dataclass_fields__, "subsets")
 
 
 def main() -> None:
