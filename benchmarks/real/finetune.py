@@ -128,6 +128,24 @@ def read_out(encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *
     return {key: {"end": scores.pop(key)} for key in ("dice", "cross_entropy")} | scores | fit
 
 
+def segmentation_loss() -> nn.Module:
+    """nnU-Net's Dice + cross-entropy, without deep supervision."""
+    return DC_and_CE_loss(
+        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
+        {},
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
+
+
+def optimizer_of(network: nn.Module, tuning: Tuning) -> torch.optim.Optimizer:
+    """AdamW with two groups whose ``factor`` the rate is multiplied by: encoder, and what reads it."""
+    encoder = list(network.get_submodule("encoder").parameters())
+    inside = {id(parameter) for parameter in encoder}
+    decoder = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    groups = [{"params": encoder, "factor": tuning.encoder_factor}, {"params": decoder, "factor": 1.0}]
+    return torch.optim.AdamW(groups, tuning.rate, weight_decay=0.01, fused=True)
+
+
 def finetune(
     encoder: dict[str, Tensor] | None,
     labelled: Cases,
@@ -159,19 +177,12 @@ def finetune(
     if tuning.head == LINEAR:
         network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False)
         fit_linear(network, labelled, draw, MULTIPLE)
-    loss_of = DC_and_CE_loss(
-        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
-        {},
-        dice_class=MemoryEfficientSoftDiceLoss,
-    )
     part = network.get_submodule("encoder")
-    inside = {id(parameter) for parameter in part.parameters()}
-    decoder = [parameter for parameter in network.parameters() if id(parameter) not in inside]
-    groups = [{"params": list(part.parameters()), "factor": tuning.encoder_factor}, {"params": decoder, "factor": 1.0}]
-    optimizer = torch.optim.AdamW(groups, tuning.rate, weight_decay=0.01, fused=True)
+    optimizer = optimizer_of(network, tuning)
     total = len(batches)
     frozen = round(tuning.frozen * total)
     read_outs = {round(share * total) for share in READ_OUTS}
+    loss_of = segmentation_loss()
     everything = torch.ones(BATCH, len(CHANNELS), dtype=torch.bool)
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
