@@ -6,6 +6,7 @@ import csv
 import json
 from math import isfinite
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
 from emim_nnunet.checkpoints.io import load_checkpoint
-from emim_nnunet.cli import convert, plan_and_preprocess
+from emim_nnunet.cli import classify, convert, diagnose, plan_and_preprocess, pool
 from emim_nnunet.cli._run import run
 from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes
@@ -109,6 +110,31 @@ def test_every_method_trains_with_finite_losses(method: str, ready: Path) -> Non
     assert all(value.isfinite().all() for value in weights.values())
     report = json.loads((folder / "collapse_report.json").read_text())
     assert report["verdict"] in ("ok", "note", "warning")
+
+
+def test_pooling_diagnosis_and_classification_take_them(ready: Path, tmp_path: Path) -> None:
+    raw = ready / "nnUNet_raw"
+    copytree(raw / DATASET, raw / "Dataset003_Again")
+    assert run(pool.main, ["-d", "2", "3", "-o", "4", "--name", "Pooled"]) == 0
+    pooled = json.loads((raw / "Dataset004_Pooled" / "missing_channels.json").read_text())
+    missing = json.loads((raw / DATASET / "missing_channels.json").read_text())
+    assert sorted(pooled.values()) == sorted([*missing.values()] * 2)
+    trainer = trainer_of("nnUNetTrainerMIMPretrain", dataset="2")
+    trainer.initialize()
+    trainer.cases = trainer.find_cases()
+    trainer.save_checkpoint(str(tmp_path / "mim.pth"))
+    seen = ["--patches", "8", "-device", "cpu", "-o", str(tmp_path / "seen")]
+    assert run(diagnose.main, [str(tmp_path / "mim.pth"), "-d", "2", *seen]) == 0
+    assert (tmp_path / "seen" / "collapse_report.json").is_file()
+    lines = [f"BraTS-GLI-{number:05d}-000,{'ab'[number % 2]}" for number in range(1, 8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["case,kind", *lines]))
+    fitted = ["--checkpoint", str(tmp_path / "mim.pth"), "--frozen", "-device", "cpu", "-o", str(tmp_path / "classes")]
+    assert run(classify.main, ["train", "2", "toy", "all", str(tmp_path / "labels.csv"), *fitted]) == 0
+    model = str(tmp_path / "classes" / "classifier.pth")
+    assert run(classify.main, ["predict", model, "2", "-device", "cpu", "-o", str(tmp_path / "predicted.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "predicted.csv").open()))
+    assert len(rows) == len(KEPT)
+    assert all(isfinite(float(row[key])) for row in rows for key in row if key.startswith("kind_"))
 
 
 def test_the_planner_drops_modalities_where_cases_lack_some(incomplete: Path, prepared: Path) -> None:

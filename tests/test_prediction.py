@@ -107,7 +107,7 @@ def test_what_is_missing_is_filled_told_and_not_done_twice(
     source = hospital(world, tmp_path / "in", "p1-FLAIR", "p1_t1_ce", "p2/T1n", "p2/T2w")
     assert predicted(model, source, tmp_path / "out") == 0
     told = caplog.text
-    assert "1 case with T1 + T2 only (p2): the model was never trained on such cases" in told
+    assert "1 case with T1 + T2 only (p2): its training did not drop what they lack" in told
     assert "p1" not in told
     caplog.clear()
     assert "emim_evaluate_modalities does" in told

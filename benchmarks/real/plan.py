@@ -190,7 +190,7 @@ PARTS = {
         epochs=8,
         labelled=(8,),
         draws=8,
-        tunings=tuple(Tuning(3e-3, p_drop=p) for p in (0.0, 0.25, 0.5)),
+        tunings=tuple(Tuning(3e-3, p_drop=p) for p in (0.0, 0.25)),
         subsets=True,
     ),
     # the hypothesis

@@ -278,7 +278,7 @@ def warnings(model: TrainedModel, cases: Sequence[SourceCase], table: SubsetTabl
             groups.setdefault(has, []).append(case.identifier)
     lines = []
     for has, identifiers in groups.items():
-        reasons = [] if model.was_trained_for(has) else ["the model was never trained on such cases"]
+        reasons = [] if model.was_trained_for(has) else ["its training did not drop what they lack"]
         reasons += [] if table is None else table.doubts(has)
         if reasons:
             which = f"{len(identifiers)} case{'s' * (len(identifiers) > 1)} with {' + '.join(has)} only"
