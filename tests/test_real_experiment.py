@@ -12,12 +12,12 @@ import pytest
 import torch
 from real.arms import arm_of
 from real.brains import make_brain
-from real.data import BLOCK, FEATURES, FINAL, PATCH, SEARCH, folds
+from real.data import BLOCK, COHORT, FEATURES, FINAL, PATCH, SEARCH, folds
 from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.plan import PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
-from real.report import primary, read_results, score_table
+from real.report import cohort, primary, read_results, score_table
 
 from emim_nnunet.methods import method_class
 from emim_nnunet.networks import encoder_of
@@ -52,6 +52,9 @@ def test_no_patient_is_learnt_from_and_tested_on_and_the_search_never_sees_the_l
     assert not set(searched) & set(split[FINAL]["val"])
     assert sorted(searched) == sorted(split[FINAL]["train"])
     assert {name.split("_")[1] for name in split[SEARCH]["val"]} == {"DU"}
+    held_out = [name for fold in COHORT for name in split[fold]["val"]]
+    assert sorted(held_out) == sorted(set(PATIENTS) - set(split[SEARCH]["val"]))  # each once
+    assert all({name.split("_")[1] for name in split[fold]["val"]} >= {"CS", "DU", "HT"} for fold in COHORT)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -155,6 +158,25 @@ def test_the_hypothesis_is_read_from_the_last_site_and_against_scratch_at_its_be
     expected = {"arm": PRIMARY_ARM, "labelled": 2, "draws": 4, "seeds": 3, "steps_ratio": 0.4}
     assert {key: found[key] for key in expected} == expected
     assert found["p"] == pytest.approx(0.125)
+
+
+def test_the_second_hypothesis_is_read_over_its_folds(tmp_path: Path) -> None:
+    how = {"steps": PRIMARY.steps, "head": PRIMARY.head}
+    for fold in COHORT[:2]:
+        for draw in range(4):
+            hard = 0.1 * fold
+            rows = [training("scratch", 1e-3, 0.5 - hard, **how)]
+            rows.append(training(PRIMARY_ARM, PRIMARY.rate, 0.5 - hard + 0.01 * fold, seed=fold, **how))
+            write_draw(tmp_path, fold, draw, rows)
+    rows = read_results(tmp_path)[1]
+    for row in rows:
+        row["patients"] = [f"{row['tests']}, {name}" for name in row["patients"]]
+    found = cohort(rows)
+    assert found is not None
+    assert found["difference"] == pytest.approx(0.025)  # 0.02 and 0.03
+    assert 0.0199 < found["low"] < 0.025 < found["high"] < 0.0301
+    assert (found["draws"], found["patients"], found["encoders"]) == (8, 4, 2)
+    assert primary(rows) is None
 
 
 def test_subsets_of_modalities_are_paired_by_draw() -> None:

@@ -28,6 +28,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # fold -> sites that only test in it; the search never sees patients of HT, the final test trains on all others
 FINAL, SEARCH = 0, 1
 TEST_SITE, SEARCH_SITE = "HT", "DU"
+COHORT = (2, 3, 4)  # folds of the second hypothesis: patients of all sites learn, other patients of all sites test
 
 # what all arms have in common; the rest are the planner's rules and the methods' defaults
 BLOCK: dict[str, Any] = {
@@ -64,7 +65,7 @@ def prepare(source: Path, work: Path) -> None:
     """
     file = preprocessed(work) / f"{PLANS}.json"
     if file.is_file() and CONFIGURATION in read_json(file)["configurations"]:
-        write_json(file, _with_configuration(read_json(file)), indent=4)
+        _write_plans(file, work)
         return
     patients = [folder for folder in sorted(source.glob("TCGA_*")) if _is_complete(folder)]
     if not patients:
@@ -82,7 +83,12 @@ def prepare(source: Path, work: Path) -> None:
         code = run(command, arguments)
         if code:
             raise SystemExit(code)
-    write_json(file.parent / SPLITS, folds([folder.name for folder in patients]))
+    _write_plans(file, work)
+
+
+def _write_plans(file: Path, work: Path) -> None:
+    """Folds and the configuration of the experiment, which may be newer than the preprocessed data."""
+    write_json(file.parent / SPLITS, folds(sorted(path.name for path in (work / "source").glob("TCGA_*"))))
     write_json(file, _with_configuration(read_json(file)), indent=4)
 
 
@@ -92,19 +98,23 @@ def preprocessed(work: Path) -> Path:
 
 
 def folds(patients: list[str]) -> list[dict[str, list[str]]]:
-    """The final fold, which tests on a site of its own, and that of the search, within the largest other site.
+    """The final fold, which tests on a site of its own; that of the search, within the largest other site; and three that
+    each hold out a third of the patients, site by site, whom the search did not test on.
 
     Args:
         patients: Names ``TCGA_<site>_<id>_<date>``.
 
     Returns:
-        Folds as in ``splits_final.json``, by :data:`FINAL` and :data:`SEARCH`.
+        Folds as in ``splits_final.json``, by :data:`FINAL`, :data:`SEARCH` and :data:`COHORT`.
     """
     seen = [name for name in patients if _site(name) != TEST_SITE]
     within = [name for name in seen if _site(name) == SEARCH_SITE][::2]
+    fresh = sorted(set(patients) - set(within))  # by site, because names begin with it
+    thirds = [fresh[number :: len(COHORT)] for number in range(len(COHORT))]
     return [
         {"train": seen, "val": [name for name in patients if _site(name) == TEST_SITE]},
         {"train": [name for name in seen if name not in within], "val": within},
+        *({"train": [name for name in patients if name not in third], "val": third} for third in thirds),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from real.arms import METHODS, WITHOUT_BODY, arm_of
-from real.data import FINAL, SEARCH
+from real.data import COHORT, FINAL, SEARCH
 
 STEPS = 500  # of fine-tuning
 UNET, LINEAR = "U-Net", "linear"
@@ -103,7 +103,7 @@ class Part:
         )
 
 
-# of the one hypothesis, see HYPOTHESIS.md; everything else explores
+# of the hypotheses, see HYPOTHESIS.md; everything else explores
 PRIMARY_ARM, PRIMARY_LABELLED = "moco_zca", 2
 PRIMARY = Tuning(3e-4, head=LINEAR, steps=200)
 BEST_SCRATCH = (Tuning(1e-3, head=LINEAR, steps=200), Tuning(3e-3))  # of each head, in the search
@@ -193,7 +193,7 @@ PARTS = {
         tunings=tuple(Tuning(3e-3, p_drop=p) for p in (0.0, 0.25)),
         subsets=True,
     ),
-    # the hypothesis
+    # the first hypothesis
     "primary": Part(
         FINAL,
         (PRIMARY_ARM,),
@@ -204,6 +204,20 @@ PARTS = {
         tunings=(PRIMARY,),
         scratch=BEST_SCRATCH[:1],
     ),
+    # the second hypothesis: SSL has seen other patients of the tested sites. Draws of a fold share its encoder
+    **{
+        f"cohort{fold}": Part(
+            fold,
+            (PRIMARY_ARM,),
+            epochs=8,
+            label_fold=fold,
+            labelled=(PRIMARY_LABELLED,),
+            draws=16,
+            tunings=(PRIMARY,),
+            scratch=BEST_SCRATCH[:1],
+        )
+        for fold in COHORT
+    },
     # and nnU-Net's own decoder from scratch, which costs three times as much
     "decoder": Part(FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]),
     # training from scratch with as much computing as pretraining and fine-tuning take together

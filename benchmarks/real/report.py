@@ -18,15 +18,15 @@ from emim_nnunet.compare.scores import interval
 from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
-from real.data import FINAL, SEARCH, SEARCH_SITE, TEST_SITE
+from real.data import COHORT, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
 from real.plan import FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
-PATIENTS = {
+PATIENTS = {  # fold -> what learns in it, who tests
     SEARCH: ("search", SEARCH_SITE),
     FINAL: ("final", TEST_SITE),
-}  # fold -> what learns in it, the site that tests
+} | {fold: (f"cohort {fold}", f"all sites, {fold}") for fold in COHORT}
 TUNING = ("arm", *Tuning.__dataclass_fields__)  # what trainings of a table have in common
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
@@ -40,7 +40,12 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         numbers = re.fullmatch(r"fold(\d+)_labelled\d+_draw(\d+)", file.stem)
         assert numbers is not None
         fold, draw = (int(number) for number in numbers.groups())
-        about = {"labelled": len(content["train"]), "draw": draw, "tests": PATIENTS[fold][1]}
+        about = {
+            "labelled": len(content["train"]),
+            "draw": draw,
+            "tests": PATIENTS[fold][1],
+            "patients": content["test"],
+        }
         rows += [about | FIRST_ROWS | {"learnt": _learnt(row["stage"])} | row for row in content["rows"]]
     return stages, rows
 
@@ -224,6 +229,31 @@ def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED} | compared(arms[0], reference(groups))
 
 
+def cohort(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The second hypothesis of HYPOTHESIS.md, over its folds together; None before its draws.
+
+    Returns:
+        As :func:`primary`; a patient tests in the draws of one fold.
+    """
+    wanted = {"arm": PRIMARY_ARM, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(PRIMARY)
+    pairs = []
+    for here in _alike((row for row in rows if row["tests"].startswith("all sites")), "tests"):
+        ours = {row["draw"]: row for row in here if wanted.items() <= row.items()}
+        scratch = {row["draw"]: row for row in reference(_alike(here, *TUNING))}
+        pairs += [(ours[draw], scratch[draw]) for draw in sorted(ours.keys() & scratch.keys())]
+    if not pairs:
+        return None
+    patients = sorted({patient for ours, _ in pairs for patient in ours["patients"]})
+    difference = np.full((len(pairs), len(patients)), np.nan)
+    for line, (ours, scratch) in zip(difference, pairs, strict=True):
+        line[[patients.index(name) for name in ours["patients"]]] = (end_dice([ours]) - end_dice([scratch]))[0]
+    mean, low, high = interval(difference)
+    p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
+    about = {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED, "difference": mean, "low": low, "high": high}
+    seeds = len({ours["stage"] for ours, _ in pairs})
+    return about | {"draws": len(pairs), "patients": len(patients), "encoders": seeds, "p": p}
+
+
 def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:
     course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
     entropy = np.mean([list(row["cross_entropy"].values())[-1] for row in group])
@@ -271,6 +301,9 @@ def write_report(folder: Path, out: Path) -> str:
     hypothesis = primary(rows)
     if hypothesis is not None:
         write_json(folder / "primary.json", hypothesis, indent=1)
+    second = cohort(rows)
+    if second is not None:
+        write_json(folder / "cohort.json", second, indent=1)
     if rows:
         parts += ["## Segmentation\n", score_table([row for row in rows if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
