@@ -17,12 +17,14 @@ class SourceFile(NamedTuple):
     """Where the image of a channel is.
 
     Attributes:
-        path: The file that holds it.
+        path: The file that holds it; of a DICOM series the first one.
         component: Place (from 0) in the fourth axis of a four-dimensional image; None for a three-dimensional one.
+        slices: The files of a DICOM series, from one end to the other; empty for an image in one file.
     """
 
     path: Path
     component: int | None = None
+    slices: tuple[Path, ...] = ()
 
 
 @dataclass

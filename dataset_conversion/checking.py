@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from emim_nnunet.datasets.images import stream_damage
 from emim_nnunet.storage.files import sha256_of
 
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)
+PICTURES = (".png", ".bmp", ".tif", ".tiff")  # nnU-Net takes them as they are
 MAX_INTENSITY = 1e12  # squares of larger ones leave the range of float32 sums
 SPACING_RANGE = (0.01, 100.0)  # mm
 
@@ -138,11 +140,11 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
     file = case.files[what]
     path = file.path
     known = [case.sha256[other] for other in case.sha256 if case.files[other].path == path]  # channels of one file
-    damage = "" if known else _damage(path)
+    damage = "" if known or file.slices else _damage(path)
     if damage:
         case.problems.append(f"{path} {damage}")
         return None
-    case.sha256[what] = known[0] if known else sha256_of(path)
+    case.sha256[what] = known[0] if known else _checksum(file)
     try:
         image = read_image(file)
         low, high = SPACING_RANGE
@@ -159,11 +161,20 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
     return None
 
 
+def _checksum(file: SourceFile) -> str:
+    """The checksum of a file; of a series that of the checksums of its slices."""
+    if not file.slices:
+        return sha256_of(file.path)
+    return hashlib.sha256("".join(map(sha256_of, file.slices)).encode()).hexdigest()
+
+
 def _damage(path: Path) -> str:
     """What is wrong with a file before its voxels are read, or an empty string."""
     if not path.is_file():
         return "is missing"
     if not re.search(rf"{ENDING}$", path.name, re.IGNORECASE):
+        if path.suffix.lower() in PICTURES:
+            return "is a picture: put it as CASE_0000 into imagesTr of nnU-Net's raw format, which needs no conversion"
         return "is not of a format that is taken: .nii.gz, .nii or .mha"
     return stream_damage(path) or header_problem(path)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from emim_nnunet.dataset_conversion.case import LABEL, MASK
+from emim_nnunet.dataset_conversion.dicom import DEFAULT_DICOM, dicom_family
 from emim_nnunet.dataset_conversion.family import (
     BACKGROUND_ONLY,
     ENDING,
@@ -150,16 +152,22 @@ def _own(
 
 
 def made_of_options(
-    name: str, channels: dict[str, str], label: str | None, classes: dict[str, int], mask: str | None = None
+    name: str,
+    channels: dict[str, str],
+    label: str | None,
+    classes: dict[str, int],
+    mask: str | None = None,
+    series_table: Path | None = None,
 ) -> DatasetFamily | None:
     """The family that options describe.
 
     Args:
-        name: ``bids``, ``folders``, ``fomo60k`` or ``nnssl``.
+        name: ``bids``, ``folders``, ``dicom``, ``fomo60k`` or ``nnssl``.
         channels: What ``--channel`` says; empty where it was not given.
         label: What ``--label`` says: a suffix or a pattern.
         classes: What ``--classes`` says: name of a class -> its value in the segmentations.
         mask: What ``--mask`` says: a suffix or a pattern.
+        series_table: What ``--series_table`` says.
 
     Returns:
         None for other names.
@@ -167,11 +175,17 @@ def made_of_options(
     Raises:
         UserError: Options are missing, or not as the family needs them.
     """
+    if series_table is not None and name != "dicom":
+        raise UserError("--series_table goes with dicom only")
     own: dict[str, Callable[..., DatasetFamily]] = {"bids": bids_family, "folders": folders_family}
     if name in own:
         if not channels:
             raise UserError(f"{name} needs --channel NAME=..., one for each channel")
         return own[name](channels, label, classes, mask)
+    if name == "dicom":
+        if label or classes:
+            raise UserError("dicom takes no segmentations: --label and --classes do not go with it")
+        return dicom_family(channels or DEFAULT_DICOM, series_table)
     if name == "fomo60k":
         return fomo_family(channels or DEFAULT_FOMO)
     if name == "nnssl":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -16,16 +19,16 @@ def read_image(file: SourceFile) -> sitk.Image:
     """The three-dimensional image that a source file stands for.
 
     Args:
-        file: Where it is: a three-dimensional file, or a place in a four-dimensional one.
+        file: Where it is: a three-dimensional file, a place in a four-dimensional one, or the slices of a series.
 
     Returns:
         The image, without the text of its header.
 
     Raises:
-        RuntimeError: SimpleITK cannot read the file.
+        RuntimeError: SimpleITK cannot read the file, or one of the slices.
         ValueError: The file has not the dimensions, or not the channels, that it should have.
     """
-    image = sitk.ReadImage(str(file.path))
+    image = _read_slices(file.slices) if file.slices else sitk.ReadImage(str(file.path))
     if file.component is not None:
         if image.GetDimension() != 4 or image.GetSize()[3] <= file.component:
             raise ValueError(f"must be a four-dimensional image of at least {file.component + 1} channels")
@@ -33,6 +36,17 @@ def read_image(file: SourceFile) -> sitk.Image:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError("must be a three-dimensional scalar image")
     for key in TEXT_KEYS:
+        image.EraseMetaData(key)
+    return image
+
+
+def _read_slices(slices: Sequence[Path]) -> sitk.Image:
+    """The volume of a DICOM series, without what its headers say about the patient."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames(list(map(str, slices)))
+    image = reader.Execute()
+    for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image
 

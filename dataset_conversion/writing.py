@@ -181,7 +181,9 @@ def _provenance(family: DatasetFamily, all_cases: Sequence[SourceCase], options:
                 "labelled": case.labelled,
                 "patient": case.patient,
                 "orientation_known": all(
-                    says_orientation(case.files[c].path) for c in family.channels if c in case.files
+                    case.files[c].slices or says_orientation(case.files[c].path)
+                    for c in family.channels
+                    if c in case.files
                 ),
                 "resampled": case.on_other_grid,
                 "filled_with": case.filled_with,

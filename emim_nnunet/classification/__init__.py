@@ -1,1 +1,1 @@
-"""Classification of whole cases from a pretrained encoder, on the data that nnU-Net preprocessed."""
+"""What a pretrained encoder knows of whole cases: features, and classes and numbers, on the data that nnU-Net preprocessed."""

@@ -1,11 +1,11 @@
-"""Scores of predicted classes: AUROC, balanced accuracy and F1 with bootstrap intervals over patients."""
+"""Scores of predicted classes (AUROC, balanced accuracy, F1) and numbers, with bootstrap intervals over patients."""
 
 from __future__ import annotations
 
 import csv
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ from matplotlib.figure import Figure
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from emim_nnunet.bootstrap import bootstrap_interval
+from emim_nnunet.classification.regression import (
+    calibration,
+    mean_column,
+    plot_calibration,
+    regression_scores,
+    regression_table,
+)
 from emim_nnunet.classification.table import CASE, LabelTable
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.figures import TITLE, save_figure
@@ -32,21 +39,30 @@ def probability_column(target: str, name: str) -> str:
 
 
 def write_predictions(
-    path: Path, cases: Sequence[str], classes: dict[str, list[str]], predicted: dict[str, np.ndarray]
+    path: Path,
+    cases: Sequence[str],
+    classes: dict[str, list[str]],
+    predicted: dict[str, np.ndarray],
+    means: Mapping[str, float] | None = None,
 ) -> None:
-    """Write a row per case: for each target the predicted class, and the probability of each class.
+    """Write a row per case: for each target the predicted class, and the probability of each class; or the predicted number,
+    and the mean of the training cases.
 
     Args:
         path: The CSV file to write.
         cases: Ids of N cases.
-        classes: Target -> names of its classes.
-        predicted: Target -> (N, classes) probabilities.
+        classes: Target -> names of its classes, none for a number.
+        predicted: Target -> (N, classes) probabilities, or (N, 1) numbers.
+        means: Target -> mean of the training cases, for numbers.
     """
     rows: list[dict[str, str]] = []
     for number, case in enumerate(cases):
         row = {CASE: case}
         for target, names in classes.items():
             values = predicted[target][number]
+            if not names:
+                row |= {target: f"{values[0]:.6g}", mean_column(target): f"{(means or {})[target]:.6g}"}
+                continue
             row[target] = names[int(values.argmax())]
             row |= {probability_column(target, n): f"{v:.6g}" for n, v in zip(names, values, strict=True)}
         rows.append(row)
@@ -58,10 +74,11 @@ def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tu
 
     Args:
         paths: Files that :func:`write_predictions` wrote.
-        classes: Target -> names of its classes.
+        classes: Target -> names of its classes, none for a number.
 
     Returns:
-        Ids of the N cases, and target -> (N, classes) float probabilities.
+        Ids of the N cases, and target -> (N, classes) float probabilities, or (N, 2) float: the predicted number and the mean
+        of the training cases.
 
     Raises:
         UserError: A file is unreadable or lacks a column, or a case is predicted twice.
@@ -74,9 +91,12 @@ def read_predictions(paths: Sequence[Path], classes: dict[str, list[str]]) -> tu
             for row in rows:
                 cases.append(row[CASE])
                 for target, names in classes.items():
-                    values[target].append([float(row[probability_column(target, name)]) for name in names])
+                    columns = [probability_column(target, name) for name in names] or [target, mean_column(target)]
+                    values[target].append([float(row[column]) for column in columns])
         except KeyError as error:
-            raise UserError(f"{path} has no column {error}: was it predicted with these classes?") from error
+            raise UserError(
+                f"{path} has no column {error}: was it predicted with these classes and numbers?"
+            ) from error
         except (OSError, UnicodeDecodeError, ValueError, TypeError, csv.Error) as error:
             raise UserError(f"{path} cannot be read as predictions of emim_classify ({error})") from error
     twice = sorted({case for case in cases if cases.count(case) > 1})
@@ -121,8 +141,8 @@ def bootstrap(
     """95 % bootstrap intervals of scores: patients are drawn with replacement, each together with all cases of that patient.
 
     Args:
-        true: (N,) int, the true class numbers.
-        predicted: (N, classes) float, the predicted probabilities.
+        true: (N,) int, the true class numbers, or (N,) float, the true numbers.
+        predicted: (N, K) float, what ``score`` takes for them: the predicted probabilities, for example.
         patients: The patient of each of the N cases.
         score: Computes the scores of a sample, as :func:`scores` does.
         seed: Seed of the draws.
@@ -146,10 +166,12 @@ def bootstrap(
 
 
 def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> list[str]:
-    """Score predictions and write ``metrics.json``, ``metrics.md``, ``per_case.csv`` and ``confusion_TARGET.png``.
+    """Score predictions and write ``metrics.json``, ``metrics.md``, ``per_case.csv`` and a picture per target.
+
+    The picture is ``confusion_TARGET.png``, for numbers ``calibration_TARGET.png``.
 
     Args:
-        table: The true classes.
+        table: The true classes and numbers.
         predictions: Files that :func:`write_predictions` wrote, of one or several folds.
         output: The folder to write to; it is made when needed.
 
@@ -157,7 +179,7 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
         The lines of ``metrics.md``, a Markdown table with a row per target.
 
     Raises:
-        UserError: A predicted case is not in the table, or all cases of a target are of one class.
+        UserError: A predicted case is not in the table, or all cases of a target are of one class or number.
     """
     cases, predicted = read_predictions(predictions, table.classes)
     unknown = sorted(set(cases) - set(table.rows))
@@ -166,47 +188,76 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
             f"{table.path} has no row for case {unknown[0]} ({len(unknown)} predicted cases are missing there)"
         )
     numbers = np.array([table.numbers(case) for case in cases])
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
+    pairs = {}
     for number, target in enumerate(table.targets):
-        known = numbers[:, number] >= 0
-        true, probability = numbers[known, number], predicted[target][known]
-        if len(np.unique(true)) < 2:
-            name = table.classes[target][true[0]] if len(true) else "none"
-            raise UserError(
-                f"'{target}': all {len(true)} predicted cases are of the class {name}, so no score is defined: evaluate the "
-                f"predictions of several folds together"
-            )
+        column = numbers[:, number]
+        known = np.isfinite(column) if number in table.numeric else column >= 0
+        pairs[target] = column[known], predicted[target][known]
         patients = [table.patients[case] for case, there in zip(cases, known, strict=True) if there]
-        too_few = len(set(patients)) < MIN_PATIENTS
-        intervals = {} if too_few else bootstrap(true, probability, patients)
-        nothing = (float("nan"), float("nan"))
-        results[target] = {
-            "num_cases": int(known.sum()),
-            "num_patients": len(set(patients)),
-            "remark": TOO_FEW if too_few else "",
-            "classes": table.classes[target],
-            "cases_per_class": np.bincount(true, minlength=len(table.classes[target])).tolist(),
-            "scores": {
-                key: dict(zip(("value", "low", "high"), (value, *intervals.get(key, nothing)), strict=True))
-                for key, value in scores(true, probability).items()
-            },
-            "confusion": confusion_matrix(
-                true, probability.argmax(1), labels=range(len(table.classes[target]))
-            ).tolist(),
-        }
+        results[target] = _result(table, target, *pairs[target], patients)
     output.mkdir(parents=True, exist_ok=True)
-    lines = _table(results)
+    lines = _tables(table, results)
     text = json.dumps(plain_json(results), indent=1, allow_nan=False)
     write_text(output / "metrics.json", text)
     write_text(output / "metrics.md", "\n".join(lines) + "\n")
     _write_per_case(output / "per_case.csv", table, cases, predicted)
     for target, result in results.items():
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in target)
-        _plot_confusion(result, target, output / f"confusion_{safe}.png")
+        if table.classes[target]:
+            _plot_confusion(result, target, output / f"confusion_{safe}.png")
+        else:
+            plot_calibration(target, *pairs[target], result, output / f"calibration_{safe}.png")
     return lines
 
 
-def _table(results: dict[str, Any]) -> list[str]:
+def _result(
+    table: LabelTable, target: str, true: np.ndarray, predicted: np.ndarray, patients: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of a target with their intervals, and what the pictures show."""
+    names = table.classes[target]
+    if len(np.unique(true)) < 2:
+        which = "none" if not len(true) else f"{names[int(true[0])]}" if names else f"{true[0]:g}"
+        raise UserError(
+            f"'{target}': all {len(true)} predicted cases are of the {'class' if names else 'number'} {which}, so no score is "
+            f"defined: evaluate the predictions of several folds together"
+        )
+    true = true.astype(np.int64) if names else true
+    score = scores if names else regression_scores
+    too_few = len(set(patients)) < MIN_PATIENTS
+    intervals = {} if too_few else bootstrap(true, predicted, patients, score)
+    nothing = (float("nan"), float("nan"))
+    result = {
+        "num_cases": len(true),
+        "num_patients": len(set(patients)),
+        "remark": TOO_FEW if too_few else "",
+        "scores": {
+            key: dict(zip(("value", "low", "high"), (value, *intervals.get(key, nothing)), strict=True))
+            for key, value in score(true, predicted).items()
+        },
+    }
+    if not names:
+        return result | {"calibration": calibration(true, predicted[:, 0])}
+    counts = np.bincount(true, minlength=len(names)).tolist()
+    confusion = confusion_matrix(true, predicted.argmax(1), labels=range(len(names))).tolist()
+    return result | {"classes": names, "cases_per_class": counts, "confusion": confusion}
+
+
+def _tables(table: LabelTable, results: dict[str, Any]) -> list[str]:
+    """A table of the classes and one of the numbers, where there are any."""
+    classes, numbers = (
+        {target: result for target, result in results.items() if bool(table.classes[target]) == wanted}
+        for wanted in (True, False)
+    )
+    few = [f"{target} ({r['num_patients']})" for target, r in results.items() if r["remark"]]
+    lines = _class_table(classes) if classes else []
+    lines += [""] * bool(classes and numbers) + (regression_table(numbers) if numbers else [])
+    return lines + (
+        [f"{', '.join(few)}: {TOO_FEW}. Evaluate the predictions of several folds together."] if few else []
+    )
+
+
+def _class_table(results: dict[str, Any]) -> list[str]:
     rows = []
     for target, result in results.items():
         cells = [
@@ -215,11 +266,7 @@ def _table(results: dict[str, Any]) -> list[str]:
         ]
         rows.append([target, *cells, result["num_cases"], result["num_patients"]])
     scored = [f"{name} (95 %)" for name in ("AUROC", "balanced accuracy", "F1")]
-    lines = markdown_table(["target", *scored, "cases", "patients"], rows)
-    few = [f"{target} ({r['num_patients']})" for target, r in results.items() if r["remark"]]
-    return lines + (
-        [f"{', '.join(few)}: {TOO_FEW}. Evaluate the predictions of several folds together."] if few else []
-    )
+    return markdown_table(["target", *scored, "cases", "patients"], rows)
 
 
 def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predicted: dict[str, np.ndarray]) -> None:
@@ -227,7 +274,7 @@ def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predict
     for number, case in enumerate(cases):
         for target in table.targets:
             names, values = table.classes[target], predicted[target][number]
-            true, chosen = table.rows[case][target], names[int(values.argmax())]
+            true, chosen = table.rows[case][target], names[int(values.argmax())] if names else f"{values[0]:.6g}"
             row = {
                 CASE: case,
                 "patient": table.patients[case],
@@ -235,6 +282,10 @@ def _write_per_case(path: Path, table: LabelTable, cases: Sequence[str], predict
                 "true": true or "",
                 "predicted": chosen,
             }
+            if not names:
+                error = "" if true is None else f"{values[0] - float(true):.6g}"
+                rows.append(row | {"mean_of_training": f"{values[1]:.6g}", "error": error})
+                continue
             row["probability_of_true"] = "" if true is None else f"{values[names.index(true)]:.6g}"
             row["right"] = "" if true is None else str(true == chosen)
             rows.append(row)

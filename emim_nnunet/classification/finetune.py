@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from emim_nnunet.checkpoints.io import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from emim_nnunet.classification.model import CaseClassifier
+from emim_nnunet.classification.regression import squared_error
 from emim_nnunet.classification.settings import Settings
 from emim_nnunet.dataloading.batch import Augmentation, prepare
 from emim_nnunet.dataloading.crops import CropDataset
@@ -52,7 +53,7 @@ class Finetuning:
         model: The classifier, on ``device``.
         data: The data set that the cases belong to.
         cases: Ids of the N cases to learn from.
-        numbers: (N, targets) int, the class numbers of the cases, -1 = unknown.
+        numbers: (N, targets) float, the class numbers of the cases, -1 = unknown, or standardised numbers, NaN = unknown.
         settings: Learning rate, number of steps, batch size, seed and so on.
         device: The device to train on.
         output: The folder in which the state is saved; it must exist.
@@ -87,7 +88,7 @@ class Finetuning:
             self.network = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
         self.skipped = SkippedSteps(output / "non_finite", MAX_SKIPPED_STEPS, lambda about: {})
         self.step = GuardedStep(self.optimizer, self.network, device, gradient_clip=GRADIENT_CLIP, skipped=self.skipped)
-        self._classes = {case: torch.from_numpy(row) for case, row in zip(cases, numbers, strict=True)}
+        self._classes = {case: torch.from_numpy(row).float() for case, row in zip(cases, numbers, strict=True)}
         self._weights = [
             class_weights(column, number, settings).to(device)
             for column, number in zip(numbers.T, model.num_classes, strict=True)
@@ -153,7 +154,10 @@ class Finetuning:
 
         def forward() -> _Output:
             logits = self.network(image, foreground)
-            losses = [cross_entropy(*parts) for parts in zip(logits, targets.T, self._weights, strict=True)]
+            losses = [
+                squared_error(output, target) if output.shape[1] == 1 else cross_entropy(output, target.long(), weight)
+                for output, target, weight in zip(logits, targets.T, self._weights, strict=True)
+            ]
             return _Output(torch.stack(losses).mean())
 
         about = {"epoch": 0, "step": step, "rank": rank(), "cases": list(batch["case"])}
@@ -234,14 +238,14 @@ def class_weights(column: np.ndarray, num_classes: int, settings: Settings) -> T
 
     Args:
         column: (N,) class numbers of a target, -1 = unknown.
-        num_classes: Number of classes of the target.
+        num_classes: Number of classes of the target; 1 = it is a number.
         settings: Settings; without ``class_weights`` all weights are 1.
 
     Returns:
         (num_classes,) float32.
     """
-    if not settings.class_weights:
+    if not settings.class_weights or num_classes == 1:
         return torch.ones(num_classes)
-    counts = np.bincount(column[column >= 0], minlength=num_classes)
+    counts = np.bincount(column[column >= 0].astype(np.int64), minlength=num_classes)
     present = (counts > 0).sum()
     return torch.from_numpy(np.where(counts > 0, counts.sum() / (present * np.maximum(counts, 1)), 1.0)).float()

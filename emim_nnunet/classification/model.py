@@ -1,4 +1,4 @@
-"""A classifier of whole cases: the encoder's features, averaged over the body, and one linear layer per target."""
+"""A classifier of whole cases: the encoder's features, averaged over the body, and one linear layer per class or number."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CaseClassifier(nn.Module):
 
     Args:
         encoder: An encoder of nnU-Net that returns the outputs of all stages.
-        num_classes: Number of classes of each target.
+        num_classes: Number of classes of each target; 1 = the target is a number.
     """
 
     mean: Tensor
@@ -71,7 +71,7 @@ class CaseClassifier(nn.Module):
         return torch.cat(totals, 1), torch.cat(counts, 1)
 
     def classify(self, vectors: Tensor) -> list[Tensor]:
-        """Logits (N, classes) for each target, from feature vectors (N, width)."""
+        """Logits (N, classes), or numbers (N, 1), for each target, from feature vectors (N, width)."""
         rows = (vectors - self.mean) / self.std
         return [head(rows) for head in self.heads]
 
@@ -117,14 +117,27 @@ def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tenso
     Yields:
         ``image`` (1, C, *P) float32 and ``foreground`` (1, 1, *P) bool, on the CPU.
     """
-    manager = data.manager
-    patch = tuple(manager.patch_size)
+    for _, image, foreground in tiles_in_boxes(data, case, data.manager.patch_size):
+        yield image, foreground
+
+
+def tiles_in_boxes(
+    data: PreprocessedDataset, case: Case, patch_size: Sequence[int]
+) -> Iterator[tuple[list[list[int]], Tensor, Tensor]]:
+    """As :func:`tiles`, with patches of a given size, and where they lie.
+
+    Args:
+        data: The data set that the case belongs to.
+        case: The case.
+        patch_size: Voxels per axis of a patch, two or three of them.
+
+    Yields:
+        First and last voxel (exclusive) of the patch per axis of the case, which may lie outside of it; ``image`` (1, C, *P)
+        float32 and ``foreground`` (1, 1, *P) bool, on the CPU.
+    """
+    patch = tuple(patch_size)
     size = (1, *patch) if len(patch) == 2 else patch
-    with readable(case.identifier):
-        image, seg = open_case(case.folder, case.identifier)
-        inside = np.asarray(seg)[:1] != OUTSIDE
-        body = open_body(case.folder, case.identifier, image.shape[1:])
-        masks = inside if body is None else np.concatenate([body[:], inside])
+    image, masks = open_masked(case)
     for lower in product(*(_starts(n, p) for n, p in zip(image.shape[1:], size, strict=True))):
         box = [[start, start + p] for start, p in zip(lower, size, strict=True)]
         mask = torch.from_numpy(crop_box(masks, box, False))
@@ -135,7 +148,27 @@ def tiles(data: PreprocessedDataset, case: Case) -> Iterator[tuple[Tensor, Tenso
         if len(patch) == 2:
             voxels, mask = voxels[:, 0], mask[:, 0]
         patch_of_case = {"image": voxels[None], "foreground": mask[None, :1], "inside": mask[None, -1:]}
-        yield prepare(patch_of_case, torch.device("cpu"), manager.use_mask_for_norm)
+        yield box, *prepare(patch_of_case, torch.device("cpu"), data.manager.use_mask_for_norm)
+
+
+def open_masked(case: Case) -> tuple[Any, np.ndarray]:
+    """Open the image of a case, and read its masks.
+
+    Args:
+        case: The case.
+
+    Returns:
+        Image (C, *shape), of which voxels are read when they are asked for, and masks (1 or 2, *shape) bool: the first is the
+        body, the last what nnU-Net takes for it.
+
+    Raises:
+        UserError: The case cannot be read.
+    """
+    with readable(case.identifier):
+        image, seg = open_case(case.folder, case.identifier)
+        inside = np.asarray(seg)[:1] != OUTSIDE
+        body = open_body(case.folder, case.identifier, image.shape[1:])
+        return image, inside if body is None else np.concatenate([body[:], inside])
 
 
 def _starts(length: int, patch: int) -> list[int]:
@@ -172,10 +205,12 @@ def case_vector(model: CaseClassifier, data: PreprocessedDataset, case: Case, de
 
 
 def probabilities(model: CaseClassifier, vectors: Tensor) -> list[np.ndarray]:
-    """Probabilities (N, classes) float64 for each target, from feature vectors (N, width) on the CPU; moves the model there."""
+    """Probabilities (N, classes) or numbers (N, 1), float64, for each target, from vectors (N, width) on the CPU; moves the
+    model there.
+    """
     with torch.no_grad():
-        logits = model.cpu().classify(vectors)
-    return [F.softmax(values.double(), 1).numpy() for values in logits]
+        outputs = [values.double() for values in model.cpu().classify(vectors)]
+    return [(values if values.shape[1] == 1 else F.softmax(values, 1)).numpy() for values in outputs]
 
 
 def save_classifier(model: CaseClassifier, data: PreprocessedDataset, about: dict[str, Any], path: Path) -> None:
@@ -184,7 +219,7 @@ def save_classifier(model: CaseClassifier, data: PreprocessedDataset, about: dic
     Args:
         model: The classifier.
         data: The data set that it was trained on.
-        about: ``targets``, ``classes`` and whatever else is worth knowing, as plain values.
+        about: ``targets``, ``classes`` (none for a number) and whatever else is worth knowing, as plain values.
         path: The file to write.
     """
     content = {
@@ -209,7 +244,7 @@ def load_classifier(path: Path) -> tuple[CaseClassifier, dict[str, Any]]:
     data = PreprocessedDataset(path.parent, *described)  # no folder is read
     encoder, _ = build_encoder(data, None, seed=0)
     with planned(f"{path} does not hold the weights of its network", "is it a whole classifier?"):
-        model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) for t in checkpoint["targets"]])
+        model = CaseClassifier(encoder, [len(checkpoint["classes"][t]) or 1 for t in checkpoint["targets"]])
         model.load_state_dict(checkpoint["network_weights"])
     require_finite(model.state_dict(), str(path))
     return model.eval(), checkpoint

@@ -1,11 +1,14 @@
-"""Labels of cases from a CSV file, and folds that keep all cases of a patient together."""
+"""Labels and numbers of cases from a CSV file, and folds that keep all cases of a patient together."""
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from emim_nnunet.datasets.splits import NNUNET_SEED, NUM_FOLDS, read_splits
 from emim_nnunet.errors import UserError, listed
@@ -17,12 +20,13 @@ CASE, PATIENT = "case", "patient"
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The classes of cases, as a CSV file gives them.
+    """The classes of cases, or their numbers, as a CSV file gives them.
 
     Attributes:
         path: The CSV file.
         targets: Names of the columns to predict.
-        classes: Target -> its different values, sorted; the place in the list is the number of the class.
+        classes: Target -> its different values, sorted; the place in the list is the number of the class. Empty for a target
+            that is a number itself, such as an age.
         rows: Case -> target -> class; None where the cell is empty.
         patients: Case -> patient.
     """
@@ -33,31 +37,53 @@ class LabelTable:
     rows: dict[str, dict[str, str | None]]
     patients: dict[str, str]
 
-    def numbers(self, case: str) -> list[int]:
-        """The number of the case's class for each target, -1 where the class is unknown."""
-        values = self.rows[case]
-        return [-1 if values[t] is None else self.classes[t].index(str(values[t])) for t in self.targets]
+    def numbers(self, case: str) -> list[float]:
+        """For each target the number of the case's class, -1 where it is unknown; or the number itself, NaN where unknown."""
+        return [self._number(target, self.rows[case][target]) for target in self.targets]
+
+    def _number(self, target: str, value: str | None) -> float:
+        if self.classes[target]:
+            return -1 if value is None else self.classes[target].index(value)
+        return math.nan if value is None else float(value)
+
+    def means(self, cases: Sequence[str]) -> dict[str, float]:
+        """Mean of each target that is a number over those of the cases that have it."""
+        columns = {self.targets[place]: [self.numbers(case)[place] for case in cases] for place in self.numeric}
+        return {target: float(np.nanmean(values)) for target, values in columns.items()}
+
+    @property
+    def numeric(self) -> list[int]:
+        """Places of the targets that are numbers."""
+        return [place for place, target in enumerate(self.targets) if not self.classes[target]]
 
 
 def read_table(
-    path: Path, targets: Sequence[str] | None = None, known_patients: Mapping[str, str] | None = None
+    path: Path,
+    targets: Sequence[str] | None = None,
+    known_patients: Mapping[str, str] | None = None,
+    numeric: Sequence[str] = (),
 ) -> LabelTable:
-    """Read a CSV file with a column ``case``, perhaps ``patient``, and one or several columns of classes.
+    """Read a CSV file with a column ``case``, perhaps ``patient``, and one or several columns of classes or numbers.
 
     Args:
         path: The file: comma- or semicolon-separated, UTF-8, with a head line.
-        targets: Columns to predict; None = all but ``case`` and ``patient``.
+        targets: Columns of classes to predict; None = all but ``case`` and ``patient``, or none where ``numeric`` has any.
         known_patients: Case -> patient, for cases whose patient the file does not name; other cases are patients of their own.
+
+        numeric: Columns of numbers, which are predicted as such.
 
     Returns:
         The table.
 
     Raises:
-        UserError: The file is unreadable, a column is missing, a case or a column occurs twice, a case has no name, or a target
-            has a single class.
+        UserError: The file is unreadable, a column is missing, a case or a column occurs twice, a case has no name, a number is
+            none, or a target has a single class or number.
     """
     columns, content = _read_csv(path)
-    chosen = _chosen_columns(path, columns, targets)
+    chosen = _chosen_columns(path, columns, [*(targets or []), *numeric] or None)
+    both = sorted(set(targets or []) & set(numeric))
+    if both:
+        raise UserError(f"--number {both[0]}: is asked for as a class too, with --column")
     rows: dict[str, dict[str, str | None]] = {}
     patients = {}
     for number, row in enumerate(content, 2):
@@ -69,14 +95,27 @@ def read_table(
                 f"{path}, line {number}: {f'case {case} is there twice' if case else 'the case has no name'}"
             )
         rows[case] = {name: row[name].strip() or None for name in chosen}
+        _check_numbers(f"{path}, line {number}", {name: rows[case][name] for name in numeric})
         patients[case] = (row.get(PATIENT) or "").strip() or (known_patients or {}).get(case, case)
     classes = {name: sorted({str(r[name]) for r in rows.values() if r[name] is not None}) for name in chosen}
     for name, values in classes.items():
-        if len(values) < 2:
+        what = "number" if name in numeric else "class"
+        if len(set(map(float, values)) if name in numeric else values) < 2:
             raise UserError(
-                f"{path}: column '{name}' has {len(values)} class ({', '.join(values)}), at least 2 are needed"
+                f"{path}: column '{name}' has {len(values)} {what} ({', '.join(values)}), at least 2 are needed"
             )
+    classes |= {name: [] for name in numeric}
     return LabelTable(path, chosen, classes, rows, patients)
+
+
+def _check_numbers(where: str, cells: Mapping[str, str | None]) -> None:
+    """Whether cells hold finite numbers, or nothing."""
+    for name, text in cells.items():
+        try:
+            if text is not None and not abs(float(text)) < math.inf:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{where}: '{text}' in column '{name}' is no number, such as 12.5") from None
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -173,8 +212,9 @@ def split(table: LabelTable, dataset_folder: Path, fold: int | str) -> tuple[lis
 def _check_classes(table: LabelTable, cases: Sequence[str], where: str) -> None:
     for target in table.targets:
         present = sorted({str(table.rows[c][target]) for c in cases if table.rows[c][target] is not None})
+        kind = "class" if table.classes[target] else "number"
         if len(present) < 2:
             raise UserError(
-                f"the {where} ({len(cases)} cases) has {'only the class ' + present[0] if present else 'no class'} of "
+                f"the {where} ({len(cases)} cases) has {f'only the {kind} ' + present[0] if present else f'no {kind}'} of "
                 f"'{target}': choose another fold with -f, or 'all' and evaluate on other data"
             )

@@ -21,6 +21,7 @@ from emim_nnunet.classification.model import (
     probabilities,
     save_classifier,
 )
+from emim_nnunet.classification.regression import fit_number, standardised, to_units
 from emim_nnunet.classification.settings import Settings
 from emim_nnunet.classification.table import LabelTable
 from emim_nnunet.datasets.dataset import PreprocessedDataset
@@ -79,14 +80,16 @@ def train(
         "settings": asdict(settings),
         "versions": versions(),
     }
-    model = CaseClassifier(encoder, [len(table.classes[t]) for t in table.targets]).to(device).eval()
+    model = CaseClassifier(encoder, [len(table.classes[t]) or 1 for t in table.targets]).to(device).eval()
+    numbers, scales = standardised(np.array([table.numbers(case) for case in training]), table.numeric)
+    about |= {"means": table.means(training)} if scales else {}
     output.mkdir(parents=True, exist_ok=True)
-    numbers = np.array([table.numbers(case) for case in training])
     vectors = _vectors(model, data, training, device)
     fit_heads(model, vectors, numbers, settings)
     if not settings.frozen:
         finetuning = Finetuning(model, data, training, numbers, settings, device, output, about)
         finetuning.run(resume=resume, checkpoint_minutes=checkpoint_minutes)
+    to_units(model.heads, scales)
     if rank() == 0:
         save_classifier(model, data, about, output / MODEL)
         (output / UNFINISHED).unlink(missing_ok=True)
@@ -110,7 +113,7 @@ def _check_output(output: Path, *, resume: bool) -> bool:
 def predict(
     model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[str], targets: Sequence[str], device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Predict the class probabilities of whole cases.
+    """Predict the class probabilities, or the numbers, of whole cases.
 
     Args:
         model: The classifier.
@@ -120,7 +123,7 @@ def predict(
         device: The device to compute on.
 
     Returns:
-        Target -> (N, classes) float64 probabilities.
+        Target -> (N, classes) float64 probabilities, or (N, 1) numbers.
     """
     vectors = _vectors(model.to(device).eval(), data, cases, device)
     return dict(zip(targets, probabilities(model, vectors), strict=True))
@@ -136,12 +139,13 @@ def _vectors(model: CaseClassifier, data: PreprocessedDataset, cases: Sequence[s
 
 
 def fit_heads(model: CaseClassifier, vectors: Tensor, numbers: np.ndarray, settings: Settings) -> None:
-    """Fit a logistic regression of each target on standardised features, and write it into the model.
+    """Fit a logistic regression of each target, or ridge regression of a number, on standardised features, and write it into
+    the model.
 
     Args:
         model: The classifier, which gets mean, standard deviation and the weights of the linear layers.
         vectors: (N, width) float32 on the CPU, the features of N cases.
-        numbers: (N, targets) int, the class numbers of the cases, -1 = unknown.
+        numbers: (N, targets) float, the class numbers of the cases, -1 = unknown, or standardised numbers, NaN = unknown.
         settings: Settings, of which ``class_weights`` and ``inverse_penalty`` are used.
 
     Raises:
@@ -155,11 +159,14 @@ def fit_heads(model: CaseClassifier, vectors: Tensor, numbers: np.ndarray, setti
     weights = "balanced" if settings.class_weights else None
     for head, column in zip(model.heads, numbers.T, strict=True):
         assert isinstance(head, nn.Linear)
+        if head.out_features == 1:
+            fit_number(head, rows, column)
+            continue
         known = column >= 0
         if len(set(column[known])) < 2:
             raise UserError("the training cases have a single class: nothing can be learnt")
         fit = LogisticRegression(C=settings.inverse_penalty, class_weight=weights, max_iter=2000)
-        fit.fit(rows[known], column[known])
+        fit.fit(rows[known], column[known].astype(np.int64))
         coefficients, intercepts = fit.coef_, fit.intercept_
         if len(fit.classes_) == 2:  # scikit-learn then keeps one row: of the second class against the first
             coefficients, intercepts = (np.stack([-0.5 * v[0], 0.5 * v[0]]) for v in (coefficients, intercepts))

@@ -1,4 +1,4 @@
-"""``emim_classify``: train, predict and evaluate classifiers of whole cases."""
+"""``emim_classify``: train, predict and evaluate classifiers and regressions of whole cases."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ Example:
   torchrun --standalone --nproc-per-node 4 -m emim_nnunet.cli.classify train ...   # on several GPUs
   emim_classify predict classifier/fold_0/classifier.pth 138 -o predictions.csv
   emim_classify evaluate classifier/fold_*/validation_predictions.csv --labels labels.csv -o classifier/evaluation
+  emim_classify train 137 3d_fullres 0 ages.csv --number age --frozen --checkpoint ... -o ages/fold_0   # regression
+  emim_classify evaluate ages/fold_*/validation_predictions.csv --labels ages.csv --number age -o ages/evaluation
 
-labels.csv has a column 'case', perhaps 'patient', and one or several columns of classes; an empty cell is an unknown class.
+labels.csv has a column 'case', perhaps 'patient', and one or several columns of classes or numbers; an empty cell is unknown.
 Folds are those of nnU-Net's splits_final.json; no patient is in two parts. Cases must have been preprocessed with the plans.
 """
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and do one of the three."""
     parser = CommandParser(
         prog="emim_classify",
-        description="Classify whole cases with a pretrained encoder.",
+        description="Classify whole cases, or predict a number of each, with a pretrained encoder.",
         epilog=EPILOG,
     )
     parts = parser.add_subparsers(dest="what", required=True)
@@ -72,7 +74,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="encoder: SSL stage, export, nnU-Net's or nnssl's; file, or folder of a fold",
     )
     encoder.add_argument("--scratch", action="store_true", help="an untrained encoder: the control")
-    parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
+    _add_columns(parser)
     parser.add_argument("--frozen", action="store_true", help="fit linear layers only")
     parser.add_argument("--no_class_weights", action="store_true", help="let frequent classes count more")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning (default: 1000)")
@@ -98,9 +100,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "predictions", type=Path, nargs="+", help="CSV files of emim_classify, for example of all folds"
     )
     parser.add_argument("--labels", type=Path, required=True, help="CSV file with the true classes")
-    parser.add_argument("--column", nargs="+", help="columns of classes (default: all)")
+    _add_columns(parser)
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder to write")
     add_take_over(parser)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--column", nargs="+", help="columns of classes (default: all, or none with --number)")
+    parser.add_argument("--number", nargs="+", default=[], help="columns of numbers, such as ages or volumes")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -128,7 +135,7 @@ def _train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     checkpoint = None if arguments.checkpoint is None else find_checkpoint(arguments.checkpoint)
     data = PreprocessedDataset.find(arguments.dataset, arguments.p, arguments.configuration)
     data.require_cases()
-    table = read_table(arguments.labels, arguments.column, data.patients)
+    table = read_table(arguments.labels, arguments.column, data.patients, arguments.number)
     check_cases(table, list(data.cases), data.name)
     fold = arguments.fold if arguments.fold == "all" else int(arguments.fold)
     training, validation = split(table, data.folder, fold)
@@ -162,7 +169,7 @@ def _train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     if rank() != 0:
         return
     predictions = arguments.output / "validation_predictions.csv"
-    write_predictions(predictions, validation, table.classes, predicted)
+    write_predictions(predictions, validation, table.classes, predicted, table.means(training))
     print("\n".join(evaluate(table, [predictions], arguments.output)))
 
 
@@ -181,7 +188,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     data.require_cases()
     cases = sorted(data.cases)
     predicted = predict(model, data, cases, about["targets"], device)
-    write_predictions(arguments.output, cases, about["classes"], predicted)
+    write_predictions(arguments.output, cases, about["classes"], predicted, about.get("means"))
     print(f"{len(cases)} cases predicted: {arguments.output}")
 
 
@@ -189,7 +196,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from emim_nnunet.classification.evaluate import evaluate
     from emim_nnunet.classification.table import read_table
 
-    table = read_table(arguments.labels, arguments.column)
+    table = read_table(arguments.labels, arguments.column, numeric=arguments.number)
     print("\n".join(evaluate(table, arguments.predictions, arguments.output)))
 
 

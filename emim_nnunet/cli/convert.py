@@ -26,6 +26,7 @@ Example:
   emim_convert folders SOURCE -d 142 --channel T1={case}/T1.nii.gz --channel Flair={case}/FLAIR.nii.gz
   emim_convert folders SOURCE -d 143 --channel T1={case}/T1.nii.gz --mask {case}/brain.nii.gz
   emim_convert folders SOURCE -d 143 --channel T1={patient}/{visit}/T1.nii.gz --channel Flair={patient}/{visit}/FLAIR.nii.gz
+  emim_convert dicom SOURCE -d 144 --series_table series.csv   # writes the table; look at it, then repeat the command
   emim_convert --list
 
 Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
@@ -34,6 +35,7 @@ conversion that was interrupted goes on when the command is repeated.
 OWN = {  # data sets of one's own, whose table is made of options
     "bids": "any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)",
     "folders": "any folders (--channel NAME=PATTERN with {case} or {patient} ..., --label PATTERN, --classes ...)",
+    "dicom": "DICOM from the scanner (--series_table FILE, which is proposed first; --channel NAME=MODALITY ...)",
 }
 
 
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.source is None or arguments.dataset_id is None:
         parser.error("SOURCE and -d are needed")
     family = _chosen_family(arguments, FAMILIES)
+    if family.name == "dicom" and not arguments.series_table.exists():
+        _propose_series(arguments)
+        return
     from emim_nnunet.dataset_conversion.converter import (
         convert,  # takes seconds, so mistakes in the options are told before
     )
@@ -115,17 +120,32 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=WHAT",
         help="bids: NAME=SUFFIX; folders: NAME=PATTERN with {case}, or {patient} and {visit}; nnssl: NAME=MODALITY; "
-        "fomo60k: NAME=SEQUENCE",
+        "fomo60k: NAME=SEQUENCE; dicom: NAME=MODALITY",
     )
     parser.add_argument("--label", metavar="WHAT", help="bids: suffix, folders: pattern of the segmentations")
     parser.add_argument(
         "--mask", metavar="WHAT", help="bids: suffix, folders: pattern of brain or body masks; outside becomes 0"
     )
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME=VALUE", help="bids, folders: their values")
+    _add_dicom(parser)
     parser.add_argument("--dry_run", action="store_true", help="only check, and list cases and problems")
     parser.add_argument("--list", action="store_true", help="list the known data sets")
     add_take_over(parser)
     return parser
+
+
+def _add_dicom(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--series_table",
+        type=Path,
+        metavar="FILE",
+        help="dicom: which series is what; written where it does not exist yet",
+    )
+    parser.add_argument(
+        "--patient_ids",
+        action="store_true",
+        help="dicom: ids of PatientID in a new table, not numbers: they go everywhere",
+    )
 
 
 def _print_list(families: Mapping[str, DatasetFamily]) -> None:
@@ -144,7 +164,7 @@ def _chosen_family(arguments: argparse.Namespace, families: Mapping[str, Dataset
 
     channels = dict(pair("--channel", text) for text in arguments.channel)
     classes = {name: _value(name, value) for name, value in (pair("--classes", text) for text in arguments.classes)}
-    made = made_of_options(arguments.family, channels, arguments.label, classes, arguments.mask)
+    made = made_of_options(arguments.family, channels, arguments.label, classes, arguments.mask, arguments.series_table)
     if made is None and (channels or arguments.label or classes):
         raise UserError(
             f"{arguments.family} has fixed channels and labels: --channel, --label and --classes do not go with it"
@@ -152,7 +172,25 @@ def _chosen_family(arguments: argparse.Namespace, families: Mapping[str, Dataset
     family = made or families[arguments.family]
     if arguments.mask and not family.masked:
         raise UserError(f"--mask goes with folders and bids only, not with {family.name}")
+    if arguments.patient_ids and family.name != "dicom":
+        raise UserError("--patient_ids goes with dicom only")
     return family
+
+
+def _propose_series(arguments: argparse.Namespace) -> None:
+    """Write the table of the series of a source, and print what is proposed."""
+    from emim_nnunet.dataset_conversion.dicom import propose_table
+
+    table = None if arguments.dry_run else arguments.series_table
+    rows = propose_table(arguments.source, table, patient_ids=arguments.patient_ids)
+    for row in rows:
+        what = row["channel"] or "left out"
+        note = f"  ({row['note']})" if row["note"] else ""
+        print(f"{row['case']:12s} {what:10s} {row['slices']:>4s} slices  {row['description']}{note}")
+    taken = sum(bool(row["channel"]) for row in rows)
+    print(f"{taken} of {len(rows)} series in {len({row['case'] for row in rows})} studies have a modality")
+    advice = "look at it, correct the column 'channel', and repeat the command; it holds PatientIDs, keep it apart"
+    print(f"{table}: {advice}" if table else "nothing was written (--dry_run)")
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
