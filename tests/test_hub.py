@@ -80,6 +80,7 @@ def test_the_folder_holds_what_the_hub_and_nnunet_read(stage: Path, capsys: pyte
     assert f"hf upload OWNER/NAME {folder}" in capsys.readouterr().out
     assert sorted(file.name for file in folder.iterdir()) == sorted(FILES)
     assert [path.name for path in folder.parent.glob(".*")] == []
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {stage.stat().st_mode & 0o777}
     content = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert json.loads((folder / "adaptation_plan.json").read_text()) == content["nnssl_adaptation_plan"]
     citations = sorted(content["citations"], key=lambda cited: cited.get("type", ""))  # as nnU-Net prints them
@@ -231,7 +232,7 @@ def test_a_folder_that_is_not_empty_or_cannot_be_finished_is_left_as_it_was(
     folder = tmp_path / "hub"
     folder.mkdir()
     if half_done:
-        monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+        monkeypatch.setattr("safetensors.torch.save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
     else:
         (folder / "mine").touch()
     before = sorted(p.name for p in tmp_path.rglob("*"))

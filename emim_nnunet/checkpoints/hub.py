@@ -18,7 +18,7 @@ from emim_nnunet.checkpoints.locate import CHECKPOINT_NAMES
 from emim_nnunet.checkpoints.model_card import facts, model_card
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.errors import UserError
-from emim_nnunet.storage.files import new_work_folder, write_json, write_text
+from emim_nnunet.storage.files import atomic_write, new_work_folder, write_json, write_text
 
 PLAN, CONFIG, CARD, TENSORS = "adaptation_plan.json", "config.json", "README.md", "model.safetensors"
 
@@ -40,7 +40,7 @@ def export_hub(checkpoint_path: Path, folder: Path, *, half: bool = False, licen
             then.
     """
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError as error:
         raise UserError("--hub needs safetensors: pip install emim_nnunet[hub]") from error
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -54,7 +54,10 @@ def export_hub(checkpoint_path: Path, folder: Path, *, half: bool = False, licen
     work.mkdir()
     try:
         save_checkpoint(content, work / CHECKPOINT_NAMES[0])
-        save_file(_each_once(content["network_weights"]), work / TENSORS, metadata={"format": "pt"})
+        tensors = save(_each_once(content["network_weights"]), metadata={"format": "pt"})
+        atomic_write(
+            work / TENSORS, lambda file: file.write(tensors)
+        )  # save_file makes a file that only its owner reads
         write_json(work / PLAN, content["nnssl_adaptation_plan"], indent=1)
         write_json(work / CONFIG, {"library_name": "nnunetv2", "model_type": "nnunet_encoder"} | known, indent=1)
         write_text(work / CARD, model_card(known, content["citations"], folder.absolute().name))

@@ -162,7 +162,7 @@ def _rows(known: dict[str, Any]) -> dict[str, str]:
         "method": f"{known['method']}, {known['epochs']} epochs{finished}",
         "hours": NOT_STATED if known["hours"] is None else f"{known['hours']} of wall time, measuring included",
         "verdict of the collapse monitor": known["verdict"] or NOT_STATED,
-        "measured on": f"{probe['held_out_cases'] or 'no'} held-out cases" if probe else NOT_STATED,
+        "held-out cases of the probe set": str(probe["held_out_cases"] or "none") if probe else NOT_STATED,
         "skill over a constant": ", ".join(f"{k} {v}" for k, v in probe.get("skill", {}).items())
         or "reconstructs nothing",
         "effective rank (untrained) of channels": ", ".join(f"{a} ({b}) of {c}" for a, b, c in ranks) or NOT_STATED,
