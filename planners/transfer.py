@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emim_nnunet.checkpoints.locate import find_checkpoint
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.datasets.dataset import PreprocessedDataset, configuration_manager
 from emim_nnunet.networks.backbones import for_patch
@@ -39,7 +40,8 @@ def read_like(text: str, plans_name: str, configuration: str) -> Like:
     """The source of a plan.
 
     Args:
-        text: Id of a preprocessed data set, or path of a checkpoint of ours, of nnU-Net or of nnssl.
+        text: Id of a preprocessed data set, or a checkpoint of ours, of nnU-Net or of nnssl, as
+            :func:`.locate.find_checkpoint` takes it.
         plans_name: Name of the plans of the data set; not used for a checkpoint.
         configuration: Configuration of the data set to take over; for a checkpoint, the configuration to plan.
 
@@ -50,7 +52,7 @@ def read_like(text: str, plans_name: str, configuration: str) -> Like:
         data = PreprocessedDataset.find(text, plans_name, configuration)
         return _of_plans(data.plans, configuration, data.name.split("_")[0].lower())
     path = Path(text)
-    source = read_source(path)
+    source = read_source(find_checkpoint(path))
     if source.configuration is not None and "plans" in source.checkpoint.get("init_args", source.checkpoint):
         about = source.checkpoint.get("init_args", source.checkpoint)
         return _of_plans(about["plans"], source.configuration, path.stem, configuration)

@@ -25,6 +25,15 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path(HEAD, "nnunetv2").is_dir(), reason="NNUNET_HEAD names no checkout of nnU-Net"),
 ]
+# what HEAD downloads from the Hub is copied from a folder
+FROM_FOLDER = """
+import os, shutil
+import nnunetv2.experiment_planning.like_nnssl as like_nnssl
+def downloaded(repo_id, filename, local_dir):
+    assert repo_id == "lab/encoder"
+    return shutil.copy(os.path.join(os.environ["HUB"], filename), local_dir)
+like_nnssl.hf_hub_download = downloaded
+"""
 COMMANDS = {
     "nnUNetv2_plan_experiment": "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_experiment_entry",
     "nnUNetv2_plan_like_dynamic": "nnunetv2.experiment_planning.like_nnssl:plan_like_dynamic_entrypoint",
@@ -46,7 +55,8 @@ nnUNetTrainer.on_train_start = shortened
 
 def call(command: str, *arguments: str, **environment: str) -> str:
     module, function = COMMANDS[command].split(":")
-    code = f"{SHORT}\nimport sys\nfrom {module} import {function} as command\nsys.argv[0] = {command!r}\ncommand()"
+    before = SHORT + (FROM_FOLDER if "HUB" in environment else "")
+    code = f"{before}\nimport sys\nfrom {module} import {function} as command\nsys.argv[0] = {command!r}\ncommand()"
     workers = "0" if "train" in command else "1"  # of augmentation; planning counts threads by them
     paths = {"PYTHONPATH": HEAD, "nnUNet_n_proc_DA": workers, "nnUNet_compile": "0"}
     done = subprocess.run(
@@ -74,10 +84,36 @@ def test_it_adapts_its_network_to_the_export(
     configuration: str, trainer: str, patch: int, nnunet: Path, tmp_path: Path
 ) -> None:
     file = export_of(configuration, tmp_path)
+    adapts(configuration, trainer, patch, nnunet, tmp_path, file, str(file))
+
+
+def test_it_downloads_a_folder_for_the_hub(nnunet: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    assert run(export_command.main, [str(trained(PRETRAIN)), "--hub", str(hub)]) == 0
+    file, address = hub / "checkpoint_final.pth", "https://huggingface.co/lab/encoder"
+    folders = {"HUB": str(hub), "nnssl_pretrained_models": str(tmp_path)}
+    adapts("toy", "PretrainedTrainer", 16, nnunet, tmp_path, file, address, **folders)
+    downloaded = sorted(path.name for path in (tmp_path / "lab_encoder").iterdir())
+    assert downloaded == ["adaptation_plan.json", "checkpoint_final.pth", "config.json"]
+    keeps("toy", nnunet, tmp_path, file)
+
+
+def adapts(
+    configuration: str,
+    trainer: str,
+    patch: int,
+    nnunet: Path,
+    tmp_path: Path,
+    file: Path,
+    address: str,
+    **environment: str,
+) -> None:
+    """HEAD plans and preprocesses like a checkpoint, and begins with its encoder."""
+    name = f"{configuration}{patch}{'_hub' if environment else ''}"
     call("nnUNetv2_plan_experiment", "-d", "1")
-    options = ["-d", "1", "-n", f"{configuration}{patch}", "-pc", str(file), "-am", "like_pretrained", "-np", "1"]
-    call("nnUNetv2_preprocess_like_nnssl", *options)
-    (plans,) = (nnunet / "nnUNet_preprocessed" / DATASET).glob(f"ptPlans__{configuration}{patch}_*.json")
+    options = ["-d", "1", "-n", name, "-pc", address, "-am", "like_pretrained", "-np", "1"]
+    call("nnUNetv2_preprocess_like_nnssl", *options, **environment)
+    (plans,) = (nnunet / "nnUNet_preprocessed" / DATASET).glob(f"ptPlans__{name}____*.json")
     content = read_json(plans)
     content["configurations"]["3d_fullres"]["patch_size"] = [patch] * 3
     write_json(plans, content)
@@ -95,12 +131,16 @@ def test_it_adapts_its_network_to_the_export(
 
 
 def test_it_keeps_its_own_network_and_takes_what_fits(nnunet: Path, tmp_path: Path) -> None:
-    file = export_of("toy_plain", tmp_path)
-    options = ["-d", "1", "-n", "ours", "-pc", str(file), "-pl", "nnUNetEMIMPlans"]
+    keeps("toy_plain", nnunet, tmp_path, export_of("toy_plain", tmp_path))
+
+
+def keeps(configuration: str, nnunet: Path, tmp_path: Path, file: Path) -> None:
+    """HEAD begins with the encoder of a checkpoint in the network of our plans."""
+    options = ["-d", "1", "-n", configuration, "-pc", str(file), "-pl", "nnUNetEMIMPlans"]
     call("nnUNetv2_plan_like_dynamic", *options)
-    plans = nnunet / "nnUNet_preprocessed" / DATASET / "ptPlans_dynamic__ours.json"
+    plans = nnunet / "nnUNet_preprocessed" / DATASET / f"ptPlans_dynamic__{configuration}.json"
     content = read_json(plans)
-    toy = read_json(plans.with_name("nnUNetEMIMPlans.json"))["configurations"]["toy_plain"]
+    toy = read_json(plans.with_name("nnUNetEMIMPlans.json"))["configurations"][configuration]
     content["configurations"]["3d_fullres"] |= {key: toy[key] for key in ("architecture", "patch_size", "batch_size")}
     write_json(plans, content)
     begins_with = tmp_path / "begins_with.pth"

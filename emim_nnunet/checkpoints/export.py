@@ -108,7 +108,18 @@ def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -
     Raises:
         UserError: The file is no SSL checkpoint; nothing is written then.
     """
-    source = read_source(checkpoint_path)
+    content, summary = encoder_content(read_source(checkpoint_path), half=half)
+    save_checkpoint(content, output)
+    return summary
+
+
+def encoder_content(source: EncoderSource, *, half: bool) -> tuple[dict[str, Any], ExportSummary]:
+    """What :func:`export_encoder` writes of an SSL checkpoint, and its summary.
+
+    Raises:
+        UserError: The source is no SSL checkpoint.
+    """
+    checkpoint_path = source.path
     if source.checkpoint.get("format") != SSL_FORMAT:
         raise UserError(f"{checkpoint_path} is no checkpoint of an SSL stage: its encoder cannot be exported alone")
     network = source.fresh_network(source.num_channels, DECODER_SEED)
@@ -126,8 +137,7 @@ def export_encoder(checkpoint_path: Path, output: Path, *, half: bool = False) -
     )
     provenance = _provenance(source) | {"adapted": []}
     weights = without_decoder(network.state_dict())
-    save_checkpoint(_content(weights, plan, provenance), output)
-    return _summary(provenance, encoder, [])
+    return _content(weights, plan, provenance), _summary(provenance, encoder, [])
 
 
 def _content(weights: dict[str, Tensor], plan: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +184,8 @@ def _provenance(source: EncoderSource) -> dict[str, Any]:
         }
     kept = ("method", "configuration", "fold", "channel_names", "emim", "seed", "versions", "current_epoch", "finished")
     return {key: checkpoint[key] for key in kept} | {
+        # what names a path has no place in a file that is shared
+        "emim": {key: value for key, value in checkpoint["emim"].items() if key != "collapse_reference"},
         "dataset_name": checkpoint["plans"]["dataset_name"],
         "plans_name": checkpoint["plans"]["plans_name"],
         "num_training_cases": len(checkpoint["training_cases"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunetv2.training.logging.nnunet_logger import get_cluster_job_id
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -18,5 +19,6 @@ __all__ = [
     "PolyLRScheduler",
     "empty_cache",
     "get_allowed_n_proc_DA",
+    "get_cluster_job_id",
     "nnUNetTrainer",
 ]

@@ -33,6 +33,7 @@ class TrainingConfig:
             folder or its ``ssl_log.csv``, relative to ``nnUNet_results`` or absolute; None = none.
         max_skipped_steps: Number of steps of an epoch whose loss or gradient may be not finite; such steps change nothing. One
             more stops the stage; 0 = stop at the first.
+        tracker_pictures: Whether trackers (W&B, TensorBoard) get the pictures too, which show patients.
     """
 
     batch_size: int
@@ -53,6 +54,7 @@ class TrainingConfig:
     collapse_patience: int | None = None
     collapse_reference: str | None = None
     max_skipped_steps: int = 5
+    tracker_pictures: bool = True
 
     def __post_init__(self) -> None:
         for name in (

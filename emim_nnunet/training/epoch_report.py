@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from emim_nnunet.diagnostics.rules import LEVELS
 from emim_nnunet.methods.base import Reconstruction
 from emim_nnunet.storage.figures import rounded
 from emim_nnunet.training.plots import plot_reconstruction
@@ -85,6 +86,26 @@ def log_lines(row: dict[str, float]) -> list[str]:
         *([skill_line] if skill else []),
         f"Epoch time: {row['seconds']:.2f} s ({row['patches_per_second']:.2f} patches/s in training)",
     ]
+
+
+def tracked_numbers(row: Mapping[str, float], history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What trackers get of an epoch: its row of the log, and what the collapse monitor measured after it.
+
+    Args:
+        row: The row, with ``epoch`` from 0.
+        history: The measurements, whose ``epoch`` is the number of epochs done.
+
+    Returns:
+        ``ssl/KEY`` of the row, ``ssl/effective_rank/stage_N`` of each stage of the encoder, and ``ssl/verdict``: the place of
+        the level in :data:`.rules.LEVELS` (0 = ok), -1 where there was too little data for one.
+    """
+    numbers = {f"ssl/{key}": value for key, value in row.items() if key != "epoch"}
+    for measured in (m for m in history if m["epoch"] == row["epoch"] + 1):
+        for number, stage in enumerate(measured["stages"]):
+            numbers[f"ssl/effective_rank/stage_{number}"] = float(stage["effective_rank"])
+        level = measured["level"]
+        numbers["ssl/verdict"] = float(LEVELS.index(level)) if level in LEVELS else -1.0
+    return numbers
 
 
 def _terms(row: dict[str, float], prefix: str) -> str:

@@ -171,6 +171,7 @@ class FinetuneTrainer(ModalityDropoutTrainer):
         with causes_logged(self._log_quietly), explained(), self._folder:
             if not self.was_initialized:
                 self.initialize()
+            self.trackers.begin(new=not (self._resumed or self._asked_to_continue))
             self._prepare_encoder()
             self._seed()
             with self._interruption:
@@ -189,9 +190,10 @@ class FinetuneTrainer(ModalityDropoutTrainer):
         """
         if self._trained and not self.config.finetune_final_validation:
             self.print_to_log_file("finetune_final_validation is false: --val predicts whole cases")
-            return
-        with self._folder:
-            super().perform_actual_validation(save_probabilities)
+        else:
+            with self._folder:
+                super().perform_actual_validation(save_probabilities)
+        self.trackers.finish()
 
     def on_epoch_end(self) -> None:
         """End an epoch as nnU-Net does; after SIGTERM or SIGINT, write a checkpoint and exit.
@@ -293,6 +295,7 @@ class FinetuneTrainer(ModalityDropoutTrainer):
             dataset_json=self.dataset_json,
             device=self.device,
         )
+        trainer.trackers = self.trackers  # one run for both stages
         if unfinished is not None:
             trainer.load_checkpoint(str(unfinished))
         trainer.run_training()

@@ -25,6 +25,7 @@ LOOP_ONLY = (
     "collapse_patience",
     "collapse_reference",
     "max_skipped_steps",
+    "tracker_pictures",
 )
 CONFIGURATION = (  # the other keys of a configuration concern the segmentation alone
     "data_identifier",

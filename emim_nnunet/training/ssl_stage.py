@@ -333,3 +333,4 @@ class SSLStage(StageTrainer):
             "An SSL stage has no segmentation to validate. Next: -tr nnUNetTrainerEMIMFinetune, or emim_export and "
             "-pretrained_weights with any trainer."
         )
+        self.trackers.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -12,18 +13,26 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from emim_nnunet.diagnosis.collapse_report import PICTURE_NAME
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged, describe_os_error
 from emim_nnunet.nnunet.training import empty_cache
 from emim_nnunet.storage.files import remove_leftovers, write_json
 from emim_nnunet.training.checkpoint import FINAL, LATEST, LOG, PREVIOUS, check_beginning, unfinished_checkpoint
 from emim_nnunet.training.description import describe_cases, describe_cost, describe_unused
-from emim_nnunet.training.epoch_report import log_lines, mean_terms, save_reconstructions, step_record
+from emim_nnunet.training.epoch_report import (
+    log_lines,
+    mean_terms,
+    save_reconstructions,
+    step_record,
+    tracked_numbers,
+)
 from emim_nnunet.training.faults import explained
 from emim_nnunet.training.plots import plot_progress
 from emim_nnunet.training.same_stage import NO_CHECKSUMS
 from emim_nnunet.training.schedule import warmup_cosine_lr, warmup_length
 from emim_nnunet.training.ssl_stage import SSLStage
 from emim_nnunet.training.stage import settings_without_effect
+from emim_nnunet.training.trackers import SSL_EPOCH
 
 
 class SSLTrainer(SSLStage):
@@ -116,10 +125,33 @@ class SSLTrainer(SSLStage):
             write_json(Path(self.output_folder_base) / "dataset.json", self.dataset_json, indent=4)
             for name in (FINAL, LATEST):
                 remove_leftovers(Path(self.output_folder) / name)
+        self._begin_tracking()
         if self.is_ddp:
             dist.barrier()
         if self._resumed:
             self._last_checkpoint = monotonic()
+
+    def _begin_tracking(self) -> None:
+        """Tell the trackers what is trained, and what they lack of the epochs that are done."""
+        self.trackers.begin(new=not self._resumed)
+        settings = asdict(self.config) | asdict(self.method_config)
+        self.trackers.update_config({"ssl": {"fold": self.fold, "method": self.method_class.__name__} | settings})
+        for row in self.ssl_log.state():
+            self.trackers.log_epoch(SSL_EPOCH, int(row["epoch"]), tracked_numbers(row, self.monitor.history))
+
+    def _track(self, epoch: int, *, pictures: bool) -> None:
+        """Give the trackers an epoch that is done, and its pictures."""
+        folder, row = Path(self.output_folder), self.ssl_log.state()[-1]
+        files = sorted((folder / "reconstructions").glob(f"epoch_{epoch:04d}_*.png"))
+        shown = {f"ssl/reconstruction_{number}": file for number, file in enumerate(files)}
+        shown |= {f"ssl/{Path(name).stem}": folder / name for name in ("progress.png", PICTURE_NAME)}
+        self.trackers.log_epoch(
+            SSL_EPOCH,
+            epoch,
+            tracked_numbers(row, self.monitor.history),
+            texts={"ssl/verdict_line": self.monitor.verdict.line},
+            pictures=shown if pictures and self.config.tracker_pictures else {},
+        )
 
     def _measure_untrained(self) -> None:
         """Measure the untrained network, the reference of the monitor.
@@ -271,6 +303,7 @@ class SSLTrainer(SSLStage):
             self._write(lambda: self.save_checkpoint(str(Path(self.output_folder) / LATEST)))
             self._last_checkpoint = monotonic()
         self._write(lambda: self._write_progress(picture))
+        self._track(self.current_epoch - 1, pictures=picture)
         if stop and self.current_epoch < self.num_epochs:
             raise UserError(
                 f"the SSL stage was stopped after {self.current_epoch} epochs (collapse_patience {patience}): "

@@ -11,12 +11,13 @@ from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.stage_cases import prepare_splits
 from emim_nnunet.devices import check_device
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
-from emim_nnunet.nnunet.training import nnUNetTrainer
+from emim_nnunet.nnunet.training import get_cluster_job_id, nnUNetTrainer
 from emim_nnunet.settings.plans import check_tokens, planned
 from emim_nnunet.training.interruption import Interruption
 from emim_nnunet.training.log import without_paths
 from emim_nnunet.training.output_folder import OutputFolder
 from emim_nnunet.training.stage import read_block
+from emim_nnunet.training.trackers import Trackers, switched_on, without_nnunets_own
 
 
 class StageTrainer(nnUNetTrainer):
@@ -53,13 +54,21 @@ class StageTrainer(nnUNetTrainer):
         self.block = read_block(plans, configuration)
         self.dataset_json = dataset_json
         self._read_settings()
+        kinds = switched_on()
         with planned(f"configuration '{configuration}' of the plans cannot be used"):
             manager = PlansManager(plans).get_configuration(configuration)
             check_tokens(manager.configuration["architecture"], manager.patch_size)
             self._check_configuration(configuration, manager)
-            super().__init__(plans, configuration, fold, dataset_json, device)
+            with without_nnunets_own():
+                super().__init__(plans, configuration, fold, dataset_json, device)
         self._interruption = Interruption()
         self._folder = OutputFolder(self.output_folder, self.local_rank)
+        self.trackers = Trackers(
+            Path(self.output_folder), kinds if self.local_rank == 0 else [], self.print_to_log_file
+        )
+        self.trackers.update_config({"JobID": get_cluster_job_id(), "plans": plans, "configuration": configuration})
+        self.trackers.update_config({"fold": fold, "dataset": dataset_json, "trainer": type(self).__name__})
+        self.logger.loggers.append(self.trackers)
         self._set_up()
 
     def _read_settings(self) -> None:

@@ -41,6 +41,39 @@ def export_of_nothing(world: Path) -> list[str]:
     return exporting(world / "nothing.pth", world)
 
 
+@bad("export", r"is no checkpoint of an SSL stage: its encoder cannot be exported alone")
+def sharing_what_is_no_stage(world: Path) -> list[str]:
+    keys, about = (
+        ("network_weights", "current_epoch", "trainer_name"),
+        ("plans", "configuration", "fold", "dataset_json"),
+    )
+    as_nnunet = lambda c: {k: c[k] for k in keys} | {"init_args": {k: c[k] for k in about}}  # noqa: E731
+    file = edit_checkpoint(final(world), as_nnunet)
+    return [str(file), "--hub", str(world / "hub")]
+
+
+@bad("export", r"damaged or no checkpoint")
+def sharing_a_truncated_checkpoint(world: Path) -> list[str]:
+    return [str(damaged_checkpoint(world)), "--hub", str(world / "hub")]
+
+
+@bad("export", r"hub is not an empty folder: choose another name")
+def sharing_into_a_folder_that_is_not_empty(world: Path) -> list[str]:
+    (world / "hub").mkdir()
+    (world / "hub" / "notes.txt").write_text("mine")
+    return [str(final(world)), "--hub", str(world / "hub")]
+
+
+@bad("export", r"hub: its folder does not exist")
+def sharing_into_nowhere(world: Path) -> list[str]:
+    return [str(final(world)), "--hub", str(world / "nowhere" / "hub")]
+
+
+@bad("export", r"hf://nobody/nothing: checkpoint_final.pth cannot be downloaded", HF_HUB_OFFLINE="1")
+def export_of_a_repository_without_network(world: Path) -> list[str]:
+    return exporting(Path("hf://nobody/nothing"), world)
+
+
 @bad("export", r"damaged or no checkpoint")
 def export_of_a_truncated_checkpoint(world: Path) -> list[str]:
     return exporting(damaged_checkpoint(world), world)
