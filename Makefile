@@ -6,7 +6,10 @@ STAMP = $(VENV)/.emim_nnunet_installed
 # processes of the tests; auto = cores, as far as the memory goes
 WORKERS ?= auto
 
-.PHONY: test demo lint clean
+# image: cpu or cuda
+VARIANT ?= cpu
+
+.PHONY: test demo lint docs clean
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -20,6 +23,12 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# into site/; `make docs MKDOCS=serve` shows the pages while they are written
+MKDOCS ?= build
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(MKDOCS)
+
 # the whole installation, nnU-Net and torch with CUDA included, is about 6 GB; a venv without pip is one that failed half-way
 $(STAMP): setup.py pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -28,4 +37,4 @@ $(STAMP): setup.py pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf build *.egg-info demo
+	rm -rf build dist site *.egg-info demo
