@@ -6,10 +6,11 @@ STAMP = $(VENV)/.emim_nnunet_installed
 # processes of the tests; auto = cores, as far as the memory goes
 WORKERS ?= auto
 
-# image: cpu or cuda
+# of the image: cpu, cuda, or a CUDA of https://download.pytorch.org/whl such as cu126
 VARIANT ?= cpu
+DOCKER ?= docker
 
-.PHONY: test demo lint docs clean
+.PHONY: test demo lint docs image clean
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -28,6 +29,9 @@ MKDOCS ?= build
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(MKDOCS)
+
+image:
+	$(DOCKER) build --build-arg VARIANT=$(VARIANT) --tag emim_nnunet:$(VARIANT) .
 
 # the whole installation, nnU-Net and torch with CUDA included, is about 6 GB; a venv without pip is one that failed half-way
 $(STAMP): setup.py pyproject.toml
