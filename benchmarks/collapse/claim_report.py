@@ -17,6 +17,7 @@ NETWORKS = ("zero", "learned", "sin-cos", "convolution")  # where positions come
 MASKS = ("position", "hybrid")
 SCALES = ("z-score, body", "max, all voxels")  # of the images, and what the loss counts
 COLLAPSED, ALIVE = 0.02, 0.05  # of the criterion
+HIGHEST = 1.5  # of the picture: nobody needs the first steps
 
 
 def report(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
@@ -89,6 +90,7 @@ def write_picture(results: Sequence[dict[str, Any]], file: Path) -> None:
                     label = name.replace("_", " ")
                     axes.axhline(baselines[name] / baselines["constant"], color="grey", linestyle=style, label=label)
         axes.axhline(1, color="black", linewidth=0.8, label="constant: collapsed")
+        axes.set_ylim(top=min(axes.get_ylim()[1], HIGHEST))
         axes.set_title(f"positions: {network}" if row == 0 else "", loc="left", fontsize=10)
         if column == 0:
             axes.set_ylabel(f"loss over the constant's\n({scale})", fontsize=9)
