@@ -17,6 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score,
 from emim_nnunet.bootstrap import bootstrap_interval
 from emim_nnunet.classification.table import CASE, LabelTable
 from emim_nnunet.errors import UserError
+from emim_nnunet.report import leave_report
 from emim_nnunet.storage.figures import TITLE, save_figure
 from emim_nnunet.storage.files import plain_json, write_text
 from emim_nnunet.storage.tables import markdown_table, write_csv
@@ -203,6 +204,7 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
     for target, result in results.items():
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in target)
         _plot_confusion(result, target, output / f"confusion_{safe}.png")
+    leave_report(output)
     return lines
 
 
