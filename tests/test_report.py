@@ -107,7 +107,7 @@ def test_a_stage_is_told_in_numbers_and_sentences(stage: Path, tmp_path: Path) -
     facts = dict(re.findall(r"<div><dt>([^<]+)</dt><dd>([^<]+)</dd></div>", text))
     assert facts["learnt from"] == "6 cases, 2 of them without label"
     assert facts["data set"] == "5 labelled, 2 unlabelled"
-    assert facts["measured on"] == "1 held-out cases"
+    assert facts["measured on"] == "1 held-out case"
     assert facts["channels"] == "T1, T1ce, T2, Flair"
     assert facts["lacking a channel"] == "none"
     assert facts["body mask"] == "where the images are not 0"

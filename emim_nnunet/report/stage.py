@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emim_nnunet.report import figures
 from emim_nnunet.report.content import Page, Section, Table
-from emim_nnunet.report.files import Names, number, part_of, problems_in, shown
+from emim_nnunet.report.files import Names, counted, number, part_of, problems_in, shown
 from emim_nnunet.report.group import add_cases
 from emim_nnunet.report.pictures import flickers_of, reconstruction_files
 from emim_nnunet.report.stage_files import StageFiles, read_stage
@@ -60,10 +60,11 @@ def _facts(stage: StageFiles) -> list[tuple[str, str]]:
     facts = []
     if learnt:
         unlabelled = max(0, learnt + held_out - int(stage.dataset_json.get("numTraining", learnt + held_out)))
-        facts.append(("learnt from", f"{learnt} cases, {unlabelled} of them without label"))
+        facts.append(("learnt from", f"{counted(learnt, 'case')}, {unlabelled} of them without label"))
     probe = held_out or len(stage.about.get("probe_cases", []))
     if probe:
-        facts.append(("measured on", f"{probe} {'held-out cases' if held_out else 'cases that are learnt from too'}"))
+        which = counted(probe, "held-out case") if held_out else f"{counted(probe, 'case')} learnt from too"
+        facts.append(("measured on", which))
     facts.append(("channels", ", ".join(stage.channels)))
     if stage.log:
         planned = (stage.checkpoint.get("emim") or {}).get("num_epochs")

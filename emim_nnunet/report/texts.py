@@ -10,7 +10,7 @@ from typing import Any
 from emim_nnunet.errors import UserError
 from emim_nnunet.report.citations import cited_for
 from emim_nnunet.report.content import Section, Table
-from emim_nnunet.report.files import Names, number, shown
+from emim_nnunet.report.files import Names, counted, number, shown
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.plans import inheritance
 from emim_nnunet.settings.stages import TrainingConfig
@@ -117,7 +117,7 @@ def _paragraph(
     held_out = len(checkpoint.get("validation_cases", []))
     said = [
         f"The encoder of a {architecture} was pretrained with {checkpoint['method']}{papers} on "
-        f"{len(checkpoint['training_cases'])} cases of {plans['dataset_name']} with {len(channels)} channels "
+        f"{counted(len(checkpoint['training_cases']), 'case')} of {plans['dataset_name']} with {len(channels)} channels "
         f"({', '.join(channels)}), inside nnU-Net{nnunet} (nnunetv2 {versions.get('nnunetv2', 'of unknown version')}, PyTorch "
         f"{versions.get('torch', 'of unknown version')}) with emim_nnunet{software} {versions.get('emim_nnunet', '')}."
     ]
@@ -136,7 +136,7 @@ def _paragraph(
         )
     pooled = ((report.get("now") or {}).get("reconstruction") or {}).get("all") or {}
     if isfinite(number(pooled.get("foreground_skill"))):
-        on = f"crops of {held_out} held-out cases" if held_out else "crops of the training cases"
+        on = f"crops of {counted(held_out, 'held-out case')}" if held_out else "crops of the training cases"
         said.append(
             f"On {on}, the mean squared error of masked voxels was {shown(pooled.get('loss'))} (best constant per modality: "
             f"{shown(pooled.get('collapsed_loss'))}); skill in the body was {shown(pooled.get('foreground_skill'))}."
