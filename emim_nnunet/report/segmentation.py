@@ -15,7 +15,17 @@ from emim_nnunet.datasets.splits import read_splits
 from emim_nnunet.report import figures
 from emim_nnunet.report.cases import cards_of, choose, find_data, look_at
 from emim_nnunet.report.content import Page, Section, Table
-from emim_nnunet.report.files import Names, lines_with, log_lines, number, part_of, problems_in, read_log_of, shown
+from emim_nnunet.report.files import (
+    Names,
+    counted,
+    lines_with,
+    log_lines,
+    number,
+    part_of,
+    problems_in,
+    read_log_of,
+    shown,
+)
 from emim_nnunet.report.find import SUMMARY
 from emim_nnunet.report.texts import describe_settings, hours
 from emim_nnunet.storage.files import read_json
@@ -55,7 +65,7 @@ def segmentation_page(folder: Path, names: Names) -> Page:
     with part_of(page, "Dice per case"):
         file = folder / "validation" / SUMMARY
         if file.is_file():
-            page.add(dice_section(read_json(file), dataset_json, names, "validation cases", page))
+            page.add(dice_section(read_json(file), dataset_json, names, "validation case", page))
         else:
             page.absent.append(
                 "Dice per case: the validation cases were not predicted (nnUNetv2_train ... --val does it)"
@@ -125,8 +135,8 @@ def _cases(
     split = (
         splits[int(fold)] if fold.isdecimal() and int(fold) < len(splits) else {"train": data.labelled_ids, "val": []}
     )
-    page.facts.insert(0, ("learnt from", f"{len(split['train'])} labelled cases"))
-    page.facts.insert(1, ("validated on", f"{len(split['val'])} held-out cases"))
+    page.facts.insert(0, ("learnt from", counted(len(split["train"]), "labelled case")))
+    page.facts.insert(1, ("validated on", counted(len(split["val"]), "held-out case")))
     looks, _ = look_at(data, choose(data, split["val"], split["train"]))
     roles = dict.fromkeys(split["val"], "held out") | dict.fromkeys(split["train"], "learnt from")
     section = Section("Cases", [f"{len(looks)} of {len(data.cases)} cases, those that stand out first."])
@@ -143,7 +153,7 @@ def dice_section(
         summary: What nnU-Net's evaluation wrote.
         dataset_json: Of the data set, which names the labels.
         names: How cases are called.
-        which: What the cases are.
+        which: What each of them is.
         page: Its facts get the mean.
     """
     labels = _label_names(dataset_json, list(summary["metric_per_case"][0]["metrics"]))
@@ -161,14 +171,17 @@ def dice_section(
         means = np.array([np.nanmean(row) if np.isfinite(row).any() else nan for row in values])
     rows.append(["mean of the labels", *_mean_cells(means)])
     page.facts.append(
-        ("mean Dice", f"{shown(np.nanmean(means) if np.isfinite(means).any() else nan)} on {len(cases)} cases")
+        (
+            "mean Dice",
+            f"{shown(np.nanmean(means) if np.isfinite(means).any() else nan)} on {counted(len(cases), 'case')}",
+        )
     )
     order = sorted(range(len(cases)), key=lambda place: means[place] if isfinite(means[place]) else 2.0)
     ids = list(cases)
     per_case = [[names.case(ids[p]), *(shown(v) for v in values[p]), shown(means[p])] for p in order]
     section = Section(
         "Dice per case",
-        [f"{len(cases)} {which}, lowest first. n/a: neither the reference nor the prediction has the label."],
+        [f"{counted(len(cases), which)}, lowest first. n/a: neither the reference nor the prediction has the label."],
     )
     groups = {name: values[:, place].tolist() for place, name in enumerate(labels.values())}
     section.figures.append(figures.dots(groups, "Dice", "A dot per case; line: median."))
@@ -213,5 +226,5 @@ def scores_page(file: Path, names: Names) -> Page:
     with part_of(page, "scores"):
         described = [file.with_name("dataset.json"), file.parent.parent / "dataset.json"]
         dataset_json: dict[str, Any] = next((read_json(path) for path in described if path.is_file()), {})
-        page.add(dice_section(read_json(file), dataset_json, names, "cases", page))
+        page.add(dice_section(read_json(file), dataset_json, names, "case", page))
     return page
