@@ -54,6 +54,20 @@ def count_memory_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_reports() -> Iterator[None]:
+    """Runs that end in this process leave no ``report.html``, which takes seconds; ``test_report.py`` asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "training.ssl_trainer",
+            "training.finetune_trainer",
+            "compare.comparison",
+            "classification.evaluate",
+        ):
+            patch.setattr(f"emim_nnunet.{name}.leave_report", lambda *of_the_run: None)
+        yield
+
+
 def _once_per_arguments(count: Callable[..., float]) -> Callable[..., float]:
     known: dict[str, float] = {}
 

@@ -42,6 +42,7 @@ TIERS = {
     "emim_nnunet.dataset_conversion": 3,
     "emim_nnunet.planners": 4,
     "emim_nnunet.diagnosis": 5,
+    "emim_nnunet.report": 5,
     "emim_nnunet.training": 6,
     "emim_nnunet.classification": 7,
     "emim_nnunet.compare": 7,

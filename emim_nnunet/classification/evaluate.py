@@ -24,6 +24,7 @@ from emim_nnunet.classification.regression import (
 )
 from emim_nnunet.classification.table import CASE, LabelTable
 from emim_nnunet.errors import UserError
+from emim_nnunet.report import leave_report
 from emim_nnunet.storage.figures import TITLE, save_figure
 from emim_nnunet.storage.files import plain_json, write_text
 from emim_nnunet.storage.tables import markdown_table, write_csv
@@ -208,6 +209,7 @@ def evaluate(table: LabelTable, predictions: Sequence[Path], output: Path) -> li
             _plot_confusion(result, target, output / f"confusion_{safe}.png")
         else:
             plot_calibration(target, *pairs[target], result, output / f"calibration_{safe}.png")
+    leave_report(output)
     return lines
 
 

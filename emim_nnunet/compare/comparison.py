@@ -15,6 +15,7 @@ from emim_nnunet.compare.scores import collect_spectra, read_scores
 from emim_nnunet.compare.sequential import Decision, decide
 from emim_nnunet.compare.speed import read_curves
 from emim_nnunet.compare.workspace import Workspace
+from emim_nnunet.report import leave_report
 from emim_nnunet.storage.locks import acquire
 
 
@@ -37,7 +38,9 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
         commands = Commands(protocol, prepared.workspace)
         commands.run_all(weights_jobs(protocol), "SSL stages")
         draws, decision = _run_draws(protocol, commands)
-        return write_results(_results(protocol, prepared, commands, draws, decision), output, json_path)
+        page = write_results(_results(protocol, prepared, commands, draws, decision), output, json_path)
+        leave_report(output)
+        return page
 
 
 def run_job(protocol: Protocol, output: Path, which: str) -> Job:

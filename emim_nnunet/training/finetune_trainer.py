@@ -24,6 +24,7 @@ from emim_nnunet.networks import encoder_of, is_primus
 from emim_nnunet.networks.backbones import primus_trainer
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.nnunet.training import nnUNetTrainer
+from emim_nnunet.report import leave_report
 from emim_nnunet.settings.block import config_from_block, require
 from emim_nnunet.settings.plans import planned
 from emim_nnunet.settings.stages import SCRATCH, FinetuneConfig
@@ -194,6 +195,8 @@ class FinetuneTrainer(ModalityDropoutTrainer):
             with self._folder:
                 super().perform_actual_validation(save_probabilities)
         self.trackers.finish()
+        if self.local_rank == 0:
+            leave_report(Path(self.output_folder), self.print_to_log_file)
 
     def on_epoch_end(self) -> None:
         """End an epoch as nnU-Net does; after SIGTERM or SIGINT, write a checkpoint and exit.

@@ -23,6 +23,7 @@ from emim_nnunet.datasets.checksums import case_digests
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.diagnosis.reference import read_reference
+from emim_nnunet.diagnostics.case_scores import CaseScores
 from emim_nnunet.distributed import world_size
 from emim_nnunet.errors import UserError
 from emim_nnunet.masking import grid_size
@@ -85,6 +86,8 @@ class SSLStage(StageTrainer):
         self._last_checkpoint = float("-inf")  # the first epoch writes one
         self._bar: tqdm | None = None
         self._picture_due = False
+        self._case_scores: CaseScores | None = None
+        self._case_rows: list[dict[str, Any]] = []
         self.skipped = SkippedSteps(
             Path(self.output_folder) / "non_finite", self.config.max_skipped_steps, self._draw_again
         )

@@ -13,10 +13,14 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from emim_nnunet.diagnosis.air import without_air
 from emim_nnunet.diagnosis.collapse_report import PICTURE_NAME
+from emim_nnunet.diagnostics.case_scores import CASE_SCORES, CaseScores
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError, causes_logged, describe_os_error
 from emim_nnunet.nnunet.training import empty_cache
+from emim_nnunet.report import leave_report
 from emim_nnunet.storage.files import remove_leftovers, write_json
+from emim_nnunet.storage.tables import write_csv
 from emim_nnunet.training.checkpoint import FINAL, LATEST, LOG, PREVIOUS, check_beginning, unfinished_checkpoint
 from emim_nnunet.training.description import describe_cases, describe_cost, describe_unused
 from emim_nnunet.training.epoch_report import (
@@ -265,6 +269,7 @@ class SSLTrainer(SSLStage):
             self._measure_untrained()
         self.monitor.start()
         self._picture_due = self.local_rank == 0 and self._is_picture_epoch()
+        self._case_scores = CaseScores(self.channel_names) if self._is_picture_epoch() else None
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Measure one batch of the probe set: its crops and masks are the same in every epoch."""
@@ -275,6 +280,10 @@ class SSLTrainer(SSLStage):
             about = self.channel_names, self.configuration_manager.spacing, self._orientations()
             self._write(lambda: save_reconstructions(folder, self.current_epoch, batch["case"], reconstruction, *about))
         self._picture_due = False
+        if self._case_scores is not None and reconstruction is not None:
+            body = without_air(reconstruction.image, reconstruction.foreground)
+            parts = reconstruction.prediction, reconstruction.target, reconstruction.counted
+            self._case_scores.add(batch["case"], *parts, body)
         return step_record(output)
 
     def _is_picture_epoch(self) -> bool:
@@ -285,6 +294,7 @@ class SSLTrainer(SSLStage):
         done = self.current_epoch + 1
         self.monitor.finish(done, done * self.num_iterations_per_epoch)
         self._epoch.row |= mean_terms(val_outputs, "val") | self.monitor.skills()
+        self._case_rows = [] if self._case_scores is None else self._case_scores.rows()
 
     def on_epoch_end(self) -> None:
         """Write log lines, a checkpoint if one is due, CSV files and pictures."""
@@ -315,6 +325,8 @@ class SSLTrainer(SSLStage):
         folder = Path(self.output_folder)
         self.ssl_log.write(folder / LOG)
         plot_progress(self.ssl_log.state(), folder / "progress.png")
+        if self._case_rows:
+            write_csv(folder / CASE_SCORES, self._case_rows)
         self.monitor.write(folder, self._about(), picture=picture)
 
     def on_train_end(self) -> None:
@@ -328,4 +340,6 @@ class SSLTrainer(SSLStage):
         if self.is_ddp:
             dist.barrier()  # a segmentation stage on other ranks reads the checkpoint next
         empty_cache(self.device)
+        if self.local_rank == 0 and self._finished:
+            leave_report(folder, self.print_to_log_file)
         self.print_to_log_file("SSL stage done.")
