@@ -63,7 +63,7 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
             failed = _finish(dataset_id, raw_folder, preprocessed, options, patients, lock)
         else:
             failed = _do_all(dataset_id, raw_folder, preprocessed, options, patients, lock)
-        if options.preprocess:
+        if options.preprocess or failed:
             _note_failures(preprocessed / FAILED, failed)
     _tell(failed)
     return plans
@@ -101,7 +101,7 @@ def _do_all(
             lock,
             find_body=wrong if options.body else (),
             verbose=options.verbose,
-            part=Part(keep_going=options.keep_going),
+            part=Part(keep_going=options.keep_going, body=options.body),
             failed=failed,
         )
     _make_folds(preprocessed, [case for case in raw.labelled if case not in failed])
@@ -134,7 +134,7 @@ def _do_shard(raw_folder: Path, preprocessed: Path, options: Options, shard: Sha
         lock,
         find_body=wrong if options.body else (),
         verbose=options.verbose,
-        part=Part(shard=shard, finish=False, keep_going=options.keep_going),
+        part=Part(shard=shard, finish=False, keep_going=options.keep_going, body=options.body),
         failed=raw.failed,
     )
 

@@ -67,12 +67,14 @@ class Part:
         finish: Whether the folders are finished then, which must be complete.
         preprocess: Whether cases are preprocessed.
         keep_going: Whether a case that fails is left out instead of ending the command.
+        body: Whether the body is looked for at all; shards must agree about it.
     """
 
     shard: Shard = WHOLE
     preprocess: bool = True
     finish: bool = True
     keep_going: bool = False
+    body: bool = True
 
 
 ALL = Part()
@@ -227,6 +229,7 @@ def _prepare(
     waiting = {case for cases in todo.values() for case in cases} - set(bad)
     if waiting or bad.keys() & {job.case for job in mine}:
         run.work.begin()
+        run.work.agree({"--no_body": not part.body}, first=part.finish)
     for job in mine:
         if job.case in bad:
             run.work.forget(job.case)

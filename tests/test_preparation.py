@@ -317,6 +317,23 @@ def test_the_fingerprint_of_shards_is_nnunets(
         assert json.loads(file.read_text()) == json.loads(sharded)
 
 
+def test_shards_of_different_options_do_not_become_one_folder(
+    preprocessed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = work_place(labelled_folder(preprocessed))
+    assert prepare("--shard", "1/2", "--no_body") == 0
+    assert prepare("--shard", "2/2") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{labelled_folder(preprocessed).name}: other shards were given --no_body, and all must be given" in line
+    assert line.endswith(f"To begin anew with other options, remove {place}")
+    assert prepare("--shard", "2/2", "--no_body") == 0
+    shutil.rmtree(place)
+    assert prepare("--shard", "1/2") == 0
+    assert prepare("--shard", "2/2", "--no_body") == 2
+    assert "other shards were given no --no_body" in capsys.readouterr().err
+    assert prepare("--add", "--no_body") == 0  # one process decides alone
+
+
 def test_a_shard_is_every_nth_case() -> None:
     cases = [f"case{number}" for number in range(10)]
     parts = [Shard(number, 4).part(cases) for number in (1, 2, 3, 4)]
