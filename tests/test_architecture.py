@@ -32,6 +32,7 @@ TIERS = {
     "emim_nnunet.losses": 1,
     "emim_nnunet.networks": 1,
     "emim_nnunet.settings": 1,
+    "emim_nnunet.slurm": 1,
     "emim_nnunet.storage": 1,
     "emim_nnunet.trainer_search": 1,
     "emim_nnunet.views": 1,

@@ -12,6 +12,7 @@ from emim_nnunet.cli._run import CommandParser, add_take_over, dataset_id, run
 from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
+    from emim_nnunet.planners.options import Options
     from emim_nnunet.planners.shards import Shard
 
 EPILOG = """
@@ -29,18 +30,44 @@ Cases that are prepared already are not done again: a run that was interrupted g
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments, then plan and preprocess one data set after the other."""
-    arguments = _parser().parse_args(argv)
+    arguments = read_arguments(argv)
 
     from emim_nnunet.datasets.splits import read_patients_csv
-    from emim_nnunet.planners.options import Options
     from emim_nnunet.planners.plan_and_preprocess import CasesFailed, plan_and_preprocess
-    from emim_nnunet.planners.transfer import read_like
 
     if arguments.patients and len(arguments.d) > 1:
         raise UserError("--patients goes with one data set: the same ids in another one are other patients")
     patients = read_patients_csv(arguments.patients) if arguments.patients else None
+    options = options_of(arguments)
+    failures = []
+    for number in arguments.d:
+        try:
+            plan_and_preprocess(number, options, patients)
+        except CasesFailed as error:  # the other data sets come all the same
+            failures.append(f"data set {number}: {error}")
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; a mistake ends the process as argparse does."""
+    return _parser().parse_args(argv)
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What arguments ask for.
+
+    Args:
+        arguments: Of :func:`read_arguments`.
+
+    Raises:
+        UserError: A value is out of range, two of them contradict each other, or ``--like`` names nothing to plan like.
+    """
+    from emim_nnunet.planners.options import Options
+    from emim_nnunet.planners.transfer import read_like
+
     like = read_like(arguments.like, arguments.like_plans, arguments.like_configuration) if arguments.like else None
-    options = Options(
+    return Options(
         configurations=arguments.c,
         gpu_memory_target=arguments.gpu_memory_target,
         num_processes_fingerprint=arguments.npfp,
@@ -60,14 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         shard=arguments.shard,
         finish=arguments.finish,
     )
-    failures = []
-    for number in arguments.d:
-        try:
-            plan_and_preprocess(number, options, patients)
-        except CasesFailed as error:  # the other data sets come all the same
-            failures.append(f"data set {number}: {error}")
-    if failures:
-        raise UserError("; ".join(failures))
 
 
 def _parser() -> argparse.ArgumentParser:
