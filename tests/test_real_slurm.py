@@ -110,6 +110,10 @@ def stop_shards(cluster: Cluster, folders: Path, tasks: dict[int, str]) -> dict[
     return owners
 
 
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
 def output_of(folders: Path, name: str) -> str:
     return "\n".join(file.read_text() for file in sorted((folders / "logs").glob(f"{name}_*.txt")))
 
@@ -201,6 +205,9 @@ def test_tasks_of_a_node_that_goes_down_start_again_and_a_drained_node_takes_no_
         end = time.monotonic() + 5
         while time.monotonic() < end:
             assert {state for state, _ in slurm.tasks().values()} == {"PENDING"}
+            time.sleep(0.2)
+        for number, node in nodes.items():
+            assert node == drained or not alive(processes[number])
     finally:
         slurm.set_node(down, "resume")
     slurm.until(lambda: jobs["finish"] not in slurm.tasks() or not waiting & set(slurm.tasks()))
