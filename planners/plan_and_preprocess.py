@@ -16,7 +16,7 @@ from emim_nnunet.planners.fingerprint import extract_fingerprint
 from emim_nnunet.planners.fingerprint_parts import gather_fingerprint, look_at_shard
 from emim_nnunet.planners.nnUNetPlannerEMIM import DEFAULT_PLANS, nnUNetPlannerEMIM
 from emim_nnunet.planners.options import Options
-from emim_nnunet.planners.preprocess import Part, preprocess_cases
+from emim_nnunet.planners.preprocess import LABELS, Part, preprocess_cases
 from emim_nnunet.planners.raw_data import (
     check_files,
     check_whose,
@@ -25,7 +25,7 @@ from emim_nnunet.planners.raw_data import (
     look_at_raw_dataset,
 )
 from emim_nnunet.planners.shards import Shard, lock_data_set
-from emim_nnunet.storage.files import write_json
+from emim_nnunet.storage.files import remove_all_leftovers, write_json
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.tables import markdown_table
 
@@ -59,6 +59,8 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
         if options.shard is not None:
             _tell(_do_shard(raw_folder, preprocessed, options, options.shard, lock))
             return plans
+        for folder in (preprocessed, preprocessed / LABELS):
+            remove_all_leftovers(folder)
         if options.finish:
             failed = _finish(dataset_id, raw_folder, preprocessed, options, patients, lock)
         else:

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 CASE_ERRORS = (RuntimeError, AssertionError, ValueError)  # what nnU-Net raises where a case is not as it should be
 WITHOUT_FINGERPRINT = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+LABELS = "gt_segmentations"
 MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
 
 
@@ -138,7 +139,7 @@ def preprocess_cases(
             bad |= _finish(run, jobs, lock) if part.finish else {}
     if part.finish:
         labels = {case: Path(label) for case, (*_, label) in labelled.items() if case not in bad}
-        _copy_labels(folder / "gt_segmentations", labels, dataset_json)
+        _copy_labels(folder / LABELS, labels, dataset_json)
     return bad
 
 

@@ -274,6 +274,15 @@ def test_a_shard_that_is_killed_and_repeated_is_as_undisturbed(points: int, prep
         assert not list(preprocessed.glob(".*"))
 
 
+def test_what_a_killed_finish_was_writing_is_removed(preprocessed: Path) -> None:
+    assert prepare("--add") == 0
+    before = content(preprocessed)
+    for name in (f".{PLANS}_3d_fullres.records.abc.tmp", "gt_segmentations/.case.nii.gz.abc.tmp"):
+        (preprocessed / name).write_text("half")
+    assert prepare("--finish") == 0
+    assert content(preprocessed) == before
+
+
 def kill_after(seconds: float, option: str = "--shard=1/1") -> None:
     """Start the command in a fork of this process, and kill it."""
     pid = os.fork()
