@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emim_nnunet.datasets.raw import dataset_name
+from emim_nnunet.datasets.shards import Shard, lock_data_set
 from emim_nnunet.datasets.splits import PATIENTS, ensure_splits, in_no_fold, take_over_splits
 from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
@@ -24,7 +25,6 @@ from emim_nnunet.planners.raw_data import (
     look_at_backgrounds,
     look_at_raw_dataset,
 )
-from emim_nnunet.planners.shards import Shard, lock_data_set
 from emim_nnunet.storage.files import remove_all_leftovers, write_json
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.tables import markdown_table
@@ -55,7 +55,7 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
     name = dataset_name(dataset_id)
     raw_folder, preprocessed = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
     plans = options.plans_name_or_default or DEFAULT_PLANS
-    with lock_data_set(preprocessed, options.shard) as lock:
+    with lock_data_set(preprocessed, options.shard, f"{name} in nnUNet_preprocessed") as lock:
         if options.shard is not None:
             _tell(_do_shard(raw_folder, preprocessed, options, options.shard, lock))
             return plans

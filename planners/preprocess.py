@@ -24,13 +24,13 @@ from emim_nnunet.datasets.body import body_remarks
 from emim_nnunet.datasets.folders import read_dataset_json
 from emim_nnunet.datasets.preprocessed import unlabelled_folder
 from emim_nnunet.datasets.raw import cases_without_orientation
+from emim_nnunet.datasets.shards import WHOLE, Shard
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.images import SimpleITKIO
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.nnunet.planning import DefaultPreprocessor
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.planners.raw_data import labelled_files
-from emim_nnunet.planners.shards import WHOLE, Shard
 from emim_nnunet.planners.work_folder import NEW, Job, WorkFolder, said
 from emim_nnunet.storage.files import copy_file
 from emim_nnunet.storage.locks import Lock

@@ -29,9 +29,9 @@ from emim_nnunet.datasets.checksums import record_file
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.datasets.records import records_file, work_place
+from emim_nnunet.datasets.shards import Shard
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners import fingerprint
-from emim_nnunet.planners.shards import Shard
 from tests.pipeline import DATASET, PLANS
 
 TIMED = (".checksums", ".records")  # hold sizes and times
@@ -371,10 +371,10 @@ def hold(target: Path) -> subprocess.Popen:
     ("held", "option", "message"),
     [
         ("shard_1_of_2", "--shard=1/2", "shard 1/2 of Dataset001_Toy in nnUNet_preprocessed is being written by"),
-        ("shard_1_of_2", "--finish", r"is being prepared in parts \(shard 1 of 2\) by .* wait until it has ended"),
-        ("shard_1_of_2", "--add", r"is being prepared in parts \(shard 1 of 2\) by"),
-        ("shard_1_of_2", "--shard=2/4", r"is being prepared in parts \(shard 1 of 2\) by"),
-        ("", "--shard=1/2", "is being prepared as a whole by"),
+        ("shard_1_of_2", "--finish", r"is being written in parts \(shard 1 of 2\) by .* wait until it has ended"),
+        ("shard_1_of_2", "--add", r"is being written in parts \(shard 1 of 2\) by"),
+        ("shard_1_of_2", "--shard=2/4", r"is being written in parts \(shard 1 of 2\) by"),
+        ("", "--shard=1/2", "is being written as a whole by"),
         ("shard_1_of_2", "--shard=2/2", ""),
     ],
 )

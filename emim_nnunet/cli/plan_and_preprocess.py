@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emim_nnunet.cli._run import CommandParser, add_take_over, dataset_id, run
+from emim_nnunet.cli._run import CommandParser, add_shards, add_take_over, dataset_id, run
 from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     from emim_nnunet.planners.options import Options
-    from emim_nnunet.planners.shards import Shard
 
 EPILOG = """
 Example:
@@ -135,23 +134,10 @@ def _parser() -> argparse.ArgumentParser:
         "--keep_going", action="store_true", help="leave out cases that cannot be used, and exit with 2 at the end"
     )
     parser.add_argument("--add", action="store_true", help="take in new cases of the raw data set, keep the plans")
-    parser.add_argument(
-        "--shard", type=_shard, metavar="i/N", help="do only every N-th case, with --no_pp only of the fingerprint"
-    )
-    parser.add_argument("--finish", action="store_true", help="put together what all shards have done, and check it")
+    add_shards(parser, "do only every N-th case, with --no_pp only of the fingerprint")
     parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
     add_take_over(parser)
     return parser
-
-
-def _shard(text: str) -> Shard:
-    """For argparse, as :func:`read_shard`."""
-    from emim_nnunet.planners.shards import read_shard
-
-    try:
-        return read_shard(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def entry() -> None:
