@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from emim_nnunet.datasets.shards import Shard, lock_data_set
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.paths import nnUNet_raw
-from emim_nnunet.storage.locks import Lock, acquire
+from emim_nnunet.storage.locks import Lock
 
 
 def target_folder(dataset_id: int, name: str) -> Path:
@@ -38,16 +39,16 @@ def target_folder(dataset_id: int, name: str) -> Path:
     return raw / f"Dataset{dataset_id:03d}_{name}"
 
 
-def dataset_lock(dataset_id: int, name: str) -> Lock:
+def dataset_lock(dataset_id: int, name: str, shard: Shard | None = None) -> Lock:
     """The lock of a new raw data set, whatever its name: an id may be used once.
 
     Args:
         dataset_id: 1 to 999, not used yet in nnUNet_raw.
         name: NAME in DatasetXXX_NAME, as for :func:`target_folder`.
+        shard: The part of it that is written; None = the whole.
 
     Raises:
         UserError: As :func:`target_folder`; or another process writes this id.
     """
-    return acquire(
-        target_folder(dataset_id, name).with_name(f"Dataset{dataset_id:03d}"), f"data set {dataset_id} in nnUNet_raw"
-    )
+    place = target_folder(dataset_id, name).with_name(f"Dataset{dataset_id:03d}")
+    return lock_data_set(place, shard, f"data set {dataset_id} in nnUNet_raw")

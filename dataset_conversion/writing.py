@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from emim_nnunet.dataset_conversion.case import LABEL, MASK, TARGET_ENDING, SourceCase, SourceFile
 from emim_nnunet.dataset_conversion.family import DatasetFamily
@@ -28,34 +26,20 @@ from emim_nnunet.storage.files import copy_file, write_json
 from emim_nnunet.storage.versions import versions
 
 
-def write_data_set(
-    family: DatasetFamily,
-    all_cases: Sequence[SourceCase],
-    folder: Path,
-    name: str,
-    options: Options,
-    num_processes: int,
-) -> None:
-    """Write images, labels and descriptions; files of cases that are there already stay.
+def describe(family: DatasetFamily, all_cases: Sequence[SourceCase], folder: Path, name: str, options: Options) -> None:
+    """Write the files that describe a data set whose images and labels are there.
 
     Args:
         family: The table that describes the data set.
         all_cases: All cases of the source, without problems where they are taken.
-        folder: Work folder, which exists and may hold what an interrupted run has written.
+        folder: Holds the images and labels.
         name: Name of the data set, ``DatasetXXX_NAME``.
-        options: How the cases are converted, and which are taken.
-        num_processes: Number of cases that are written at a time.
+        options: How the cases were converted, and which are taken.
 
     Raises:
         OSError: A file could not be written.
     """
-    cases = options.taken(all_cases)
-    for sub in FOLDERS:
-        (folder / sub).mkdir(exist_ok=True)
-    with ThreadPoolExecutor(num_processes) as pool:
-        jobs = pool.map(lambda case: _write_case(family, case, folder, options), cases)
-        list(tqdm(jobs, total=len(cases), desc="Writing", disable=None))
-    _describe(family, cases, folder, name)
+    _describe(family, options.taken(all_cases), folder, name)
     write_json(folder / PROVENANCE, _provenance(family, all_cases, options))
 
 
@@ -87,8 +71,18 @@ def _describe(family: DatasetFamily, cases: Sequence[SourceCase], folder: Path, 
         write_json(folder / MISSING, missing)
 
 
-def _write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: Options) -> None:
-    """Write the images of a case, and its label where it has one."""
+def write_case(family: DatasetFamily, case: SourceCase, folder: Path, options: Options) -> None:
+    """Write the images of a case, and its label where it has one.
+
+    Args:
+        family: The table that describes the data set.
+        case: The case, checked and without problems.
+        folder: Has the folders of a raw data set.
+        options: How the case is converted.
+
+    Raises:
+        OSError: A file could not be written.
+    """
     reference = write_images(family, case, folder / ("imagesTr" if case.labelled else UNLABELLED), options)
     target = folder / "labelsTr" / f"{case.identifier}{TARGET_ENDING}"
     if case.labelled and not target.exists():
@@ -199,24 +193,25 @@ def _provenance(family: DatasetFamily, all_cases: Sequence[SourceCase], options:
     }
 
 
+def files_of(family: DatasetFamily, case: SourceCase) -> list[str]:
+    """Names of the files of a case that is converted, below the folder of the data set."""
+    images = "imagesTr" if case.labelled else UNLABELLED
+    names = [f"{images}/{case.identifier}_{c:04d}{TARGET_ENDING}" for c in range(len(family.channels))]
+    return [*names, *([f"labelsTr/{case.identifier}{TARGET_ENDING}"] if case.labelled else [])]
+
+
 def keep_only_what_was_planned(folder: Path, family: DatasetFamily, cases: Sequence[SourceCase]) -> None:
     """Compare images and labels with what should be there; remove what a killed run left beside them.
 
     Args:
-        folder: Work folder that :func:`write_data_set` has filled.
+        folder: Work folder that is filled.
         family: The table that describes the data set.
         cases: The cases that are taken; others have no files.
 
     Raises:
         UserError: Something that was written is gone.
     """
-    channels = range(len(family.channels))
-    planned = {
-        f"{'imagesTr' if case.labelled else UNLABELLED}/{case.identifier}_{c:04d}{TARGET_ENDING}"
-        for case in cases
-        for c in channels
-    }
-    planned |= {f"labelsTr/{case.identifier}{TARGET_ENDING}" for case in cases if case.labelled}
+    planned = {name for case in cases for name in files_of(family, case)}
     found = {f"{sub}/{name}" for sub in FOLDERS for name in os.listdir(folder / sub)}
     if planned - found:
         raise UserError(f"{folder / min(planned - found)} was written and is gone again: repeat the command")

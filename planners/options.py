@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emim_nnunet.datasets.shards import Shard
 from emim_nnunet.errors import UserError
-from emim_nnunet.planners.shards import Shard
 from emim_nnunet.planners.transfer import Like
 from emim_nnunet.settings.plans import is_folder_name
 

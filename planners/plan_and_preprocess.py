@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emim_nnunet.datasets.raw import dataset_name
+from emim_nnunet.datasets.shards import Shard, lock_data_set
 from emim_nnunet.datasets.splits import PATIENTS, ensure_splits, in_no_fold, take_over_splits
 from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
@@ -16,7 +17,7 @@ from emim_nnunet.planners.fingerprint import extract_fingerprint
 from emim_nnunet.planners.fingerprint_parts import gather_fingerprint, look_at_shard
 from emim_nnunet.planners.nnUNetPlannerEMIM import DEFAULT_PLANS, nnUNetPlannerEMIM
 from emim_nnunet.planners.options import Options
-from emim_nnunet.planners.preprocess import Part, preprocess_cases
+from emim_nnunet.planners.preprocess import LABELS, Part, preprocess_cases
 from emim_nnunet.planners.raw_data import (
     check_files,
     check_whose,
@@ -24,8 +25,7 @@ from emim_nnunet.planners.raw_data import (
     look_at_backgrounds,
     look_at_raw_dataset,
 )
-from emim_nnunet.planners.shards import Shard, lock_data_set
-from emim_nnunet.storage.files import write_json
+from emim_nnunet.storage.files import remove_all_leftovers, write_json
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.tables import markdown_table
 
@@ -55,15 +55,17 @@ def plan_and_preprocess(dataset_id: int, options: Options, patients: dict[str, s
     name = dataset_name(dataset_id)
     raw_folder, preprocessed = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
     plans = options.plans_name_or_default or DEFAULT_PLANS
-    with lock_data_set(preprocessed, options.shard) as lock:
+    with lock_data_set(preprocessed, options.shard, f"{name} in nnUNet_preprocessed") as lock:
         if options.shard is not None:
             _tell(_do_shard(raw_folder, preprocessed, options, options.shard, lock))
             return plans
+        for folder in (preprocessed, preprocessed / LABELS):
+            remove_all_leftovers(folder)
         if options.finish:
             failed = _finish(dataset_id, raw_folder, preprocessed, options, patients, lock)
         else:
             failed = _do_all(dataset_id, raw_folder, preprocessed, options, patients, lock)
-        if options.preprocess:
+        if options.preprocess or failed:
             _note_failures(preprocessed / FAILED, failed)
     _tell(failed)
     return plans
@@ -101,7 +103,7 @@ def _do_all(
             lock,
             find_body=wrong if options.body else (),
             verbose=options.verbose,
-            part=Part(keep_going=options.keep_going),
+            part=Part(keep_going=options.keep_going, body=options.body),
             failed=failed,
         )
     _make_folds(preprocessed, [case for case in raw.labelled if case not in failed])
@@ -134,7 +136,7 @@ def _do_shard(raw_folder: Path, preprocessed: Path, options: Options, shard: Sha
         lock,
         find_body=wrong if options.body else (),
         verbose=options.verbose,
-        part=Part(shard=shard, finish=False, keep_going=options.keep_going),
+        part=Part(shard=shard, finish=False, keep_going=options.keep_going, body=options.body),
         failed=raw.failed,
     )
 

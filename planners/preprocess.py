@@ -24,13 +24,13 @@ from emim_nnunet.datasets.body import body_remarks
 from emim_nnunet.datasets.folders import read_dataset_json
 from emim_nnunet.datasets.preprocessed import unlabelled_folder
 from emim_nnunet.datasets.raw import cases_without_orientation
+from emim_nnunet.datasets.shards import WHOLE, Shard
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.images import SimpleITKIO
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.nnunet.planning import DefaultPreprocessor
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.planners.raw_data import labelled_files
-from emim_nnunet.planners.shards import WHOLE, Shard
 from emim_nnunet.planners.work_folder import NEW, Job, WorkFolder, said
 from emim_nnunet.storage.files import copy_file
 from emim_nnunet.storage.locks import Lock
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 CASE_ERRORS = (RuntimeError, AssertionError, ValueError)  # what nnU-Net raises where a case is not as it should be
 WITHOUT_FINGERPRINT = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+LABELS = "gt_segmentations"
 MIN_COSINE = 0.9  # of the angle between an axis of the image and one of the patient
 
 
@@ -67,12 +68,14 @@ class Part:
         finish: Whether the folders are finished then, which must be complete.
         preprocess: Whether cases are preprocessed.
         keep_going: Whether a case that fails is left out instead of ending the command.
+        body: Whether the body is looked for at all; shards must agree about it.
     """
 
     shard: Shard = WHOLE
     preprocess: bool = True
     finish: bool = True
     keep_going: bool = False
+    body: bool = True
 
 
 ALL = Part()
@@ -136,7 +139,7 @@ def preprocess_cases(
             bad |= _finish(run, jobs, lock) if part.finish else {}
     if part.finish:
         labels = {case: Path(label) for case, (*_, label) in labelled.items() if case not in bad}
-        _copy_labels(folder / "gt_segmentations", labels, dataset_json)
+        _copy_labels(folder / LABELS, labels, dataset_json)
     return bad
 
 
@@ -227,6 +230,7 @@ def _prepare(
     waiting = {case for cases in todo.values() for case in cases} - set(bad)
     if waiting or bad.keys() & {job.case for job in mine}:
         run.work.begin()
+        run.work.agree({"--no_body": not part.body}, first=part.finish)
     for job in mine:
         if job.case in bad:
             run.work.forget(job.case)

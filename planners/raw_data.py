@@ -15,6 +15,7 @@ from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.folders import read_dataset_json
 from emim_nnunet.datasets.images import damaged_files
 from emim_nnunet.datasets.raw import check_channels, images_of_cases, unlabelled_images
+from emim_nnunet.datasets.shards import Shard
 from emim_nnunet.datasets.splits import (
     MAX_LISTED,
     PATIENTS,
@@ -29,7 +30,6 @@ from emim_nnunet.datasets.splits import (
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
-from emim_nnunet.planners.shards import Shard
 from emim_nnunet.storage.progress import Progress
 
 logger = logging.getLogger(__name__)

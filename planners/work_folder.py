@@ -35,10 +35,11 @@ from emim_nnunet.datasets.records import (
 from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.planning import DefaultPreprocessor
 from emim_nnunet.storage.files import left_work_folders, read_json, write_json
-from emim_nnunet.storage.locks import Lock
+from emim_nnunet.storage.locks import Lock, acquire
 
 NEW, CHANGED, LOST = "new", "their images or labels have changed", "their prepared files are missing or others"
 UNKNOWN = "they have no record (of an older version, or of nnU-Net), so it cannot be known what they were made of"
+OPTIONS_PATIENCE = 60.0  # seconds that a shard waits for others that start with it
 BODY_CHANGED = "whether their body is looked for has changed"
 
 
@@ -143,6 +144,28 @@ class WorkFolder:
         for folder in ("cases", "records", "failed", "settings"):
             (self.place / folder).mkdir(parents=True, exist_ok=True)
         write_json(self.place / "settings" / f"{self.digest}.json", self.settings)
+
+    def agree(self, options: Mapping[str, bool], *, first: bool) -> None:
+        """Check that all processes that work on the folder were given the same options.
+
+        Args:
+            options: Name of an option -> whether it was given.
+            first: Whether this process does all cases, so that what others were given before does not count.
+
+        Raises:
+            UserError: An earlier shard was given others.
+        """
+        file = self.place / "options.json"
+        with acquire(file, f"{self.place.name} in nnUNet_preprocessed", OPTIONS_PATIENCE):
+            known = {} if first else _read_json(file)
+            other = [name for name, given in options.items() if known.get(name, given) != given]
+            if other:
+                begun = " ".join(name for name in other if known[name]) or f"no {' '.join(other)}"
+                raise UserError(
+                    f"{self.target.name}: other shards were given {begun}, and all must be given the same. To begin anew with "
+                    f"other options, remove {self.place}"
+                )
+            write_json(file, dict(options))
 
     def do(self, preprocessor: DefaultPreprocessor, job: Job, plans: tuple[Any, ...], orientation: str) -> None:
         """Preprocess a case, then write its record.

@@ -32,6 +32,7 @@ TIERS = {
     "emim_nnunet.losses": 1,
     "emim_nnunet.networks": 1,
     "emim_nnunet.settings": 1,
+    "emim_nnunet.slurm": 1,
     "emim_nnunet.storage": 1,
     "emim_nnunet.trainer_search": 1,
     "emim_nnunet.views": 1,
@@ -259,3 +260,17 @@ def test_a_list_and_a_mistake_of_emim_convert_need_no_package_that_takes_seconds
         "assert not {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'nibabel'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, *arguments.split()], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_a_typing_mistake_in_any_command_needs_no_package_that_takes_seconds_to_import() -> None:
+    commands = sorted(path.stem for path in (ROOT / "emim_nnunet" / "cli").glob("[a-z]*.py"))
+    code = (
+        "import importlib, sys\n"
+        f"for name in {commands!r}:\n"
+        "    command = importlib.import_module(f'emim_nnunet.cli.{name}')\n"
+        "    try: command.main(['--x'])\n"
+        "    except SystemExit as end: assert end.code == 2, name\n"
+        "    else: raise AssertionError(name)\n"
+        "    assert not {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'nibabel'} & set(sys.modules), name"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

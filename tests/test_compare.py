@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import sys
+import threading
+import time
 from contextlib import redirect_stdout
 from importlib import import_module
 from itertools import product
@@ -19,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
+from emim_nnunet.compare.commands import call
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.power import power_rows
 from emim_nnunet.compare.preparation import _configuration, _test_cases
@@ -255,7 +261,7 @@ def a_further_draw_and_a_checkpoint_are_added(
     """Job by job. Exports run in this process; of a training the command is kept, and results of the first draw stand in."""
     trainings = []
 
-    def call(line: list[str], env: dict[str, str], stdout: Any, **_: Any) -> int:
+    def instead(line: list[str], env: dict[str, str], stdout: Any) -> int:
         if line[2].endswith(".train"):
             trainings.append(line[4:6] + line[12:])
             first = next(out.glob(f"nnUNet_results/*/*__{line[4].removesuffix('_draw1')}/fold_1"))
@@ -266,7 +272,7 @@ def a_further_draw_and_a_checkpoint_are_added(
                 patch.setenv(name, env[name])
             return run(import_module(line[2]).main, line[3:])
 
-    monkeypatch.setattr("emim_nnunet.compare.commands.subprocess.call", call)
+    monkeypatch.setattr("emim_nnunet.compare.commands.call", instead)
     checkpoint = next(out.rglob("*MIMPretrain*/fold_0/checkpoint_final.pth"))
     more = [*options, "--evaluate", "finetune", "--draws", "2"]
     given = [*more, *arms, f"given=file:{checkpoint}"]
@@ -339,3 +345,24 @@ def test_impossible_comparisons_are_refused_at_once(
     )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "nnUNet_results").exists()
+
+
+def test_a_job_that_is_asked_to_stop_passes_that_on_and_waits_for_the_checkpoint(tmp_path: Path) -> None:
+    child = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    file = tmp_path / "log.txt"
+
+    def stop() -> None:
+        while not file.exists() or "ready" not in file.read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with file.open("w") as stream:
+        assert call([sys.executable, "-c", child], os.environ, stream) == 75
+    stopper.join()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 from emim_nnunet.cli import convert as command
 from emim_nnunet.cli._run import run
-from emim_nnunet.dataset_conversion import writing
+from emim_nnunet.dataset_conversion import converter, writing
 from emim_nnunet.datasets.splits import ensure_splits, read_splits
 from emim_nnunet.phantom import write_brats2023
 from tests.conftest import shared_data
@@ -286,8 +290,16 @@ def test_dry_run_lists_all_problems_and_writes_nothing(
     assert list((nnunet_dirs / "nnUNet_raw").iterdir()) == []
 
 
+def work_of(raw: Path) -> Path:
+    return raw / f".{NAME}.converting"
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for sub in ("imagesTr", "imagesUnlabelled") for p in (folder / sub).iterdir()}
+
+
 def test_an_interrupted_conversion_is_taken_up_again(
-    source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = nnunet_dirs / "nnUNet_raw"
     with monkeypatch.context() as patch:
@@ -301,28 +313,156 @@ def test_an_interrupted_conversion_is_taken_up_again(
 
         patch.setattr(writing, "_write_label", interrupted)
         assert convert(source, "-np", "1") == 130
-    (partial,) = raw.iterdir()
-    assert partial.match(f".{NAME}.*.partial")  # nnU-Net does not see it
-    written = {p: p.stat().st_mtime_ns for p in (partial / "imagesTr").iterdir()}
-    assert len(written) >= 4
-    (partial / "imagesTr" / f".partial.{CASE}_0003.nii.gz").touch()  # of a process that was killed
-    assert convert(source) == 0
+    assert list(raw.iterdir()) == [work_of(raw)]  # nnU-Net does not see it
+    written = {name: stamp for name, stamp in stamps(work_of(raw)).items() if name.startswith(CASE)}
+    assert len(written) == 4
+    (work_of(raw) / "imagesTr" / f".partial.{CASE}_0003.nii.gz").touch()  # of a process that was killed
+    (work_of(raw) / ".dataset.json.x.tmp").touch()
+    with monkeypatch.context() as patch, caplog.at_level("INFO", "emim_nnunet"):
+        patch.setattr(
+            converter, "check_case", read_only(converter.check_case, {"BraTS-GLI-00002-000", "BraTS-GLI-00003-000"})
+        )
+        assert convert(source) == 0
+    assert (
+        "1 of 3 cases are converted already" in caplog.text or "2 of 3 cases" in caplog.text
+    )  # what comes after may be done
     assert [p.name for p in raw.iterdir()] == [NAME]
     verify_dataset_integrity(str(raw / NAME), 1)
-    for path, stamp in written.items():
-        assert (raw / NAME / "imagesTr" / path.name).stat().st_mtime_ns == stamp  # not written again
+    assert written.items() <= stamps(raw / NAME).items()  # not written again
     assert len(list((raw / NAME / "imagesTr").iterdir())) == 8
-    assert not (raw / NAME / "state.json").exists()
+    assert sorted(p.name for p in (raw / NAME).iterdir() if p.is_file()) == ["dataset.json", "provenance.json"]
 
 
-def test_a_partial_conversion_of_other_files_is_thrown_away(source: Path, nnunet_dirs: Path) -> None:
+def read_only(check: Callable[..., Any], allowed: set[str]) -> Callable[..., Any]:
+    """``check_case`` for some cases; others must not be read."""
+
+    def checked(family: Any, case: Any, options: Any) -> Any:
+        assert case.identifier in allowed
+        return check(family, case, options)
+
+    return checked
+
+
+def test_what_an_older_version_left_is_thrown_away(source: Path, nnunet_dirs: Path) -> None:
     partial = nnunet_dirs / "nnUNet_raw" / f".{NAME}.partial" / "imagesTr"
     partial.mkdir(parents=True)
     (partial / f"{CASE}_0000.nii.gz").write_bytes(b"of something else")
     (partial.parent / "state.json").write_text("{}")
     assert convert(source) == 0
+    assert [p.name for p in (nnunet_dirs / "nnUNet_raw").iterdir()] == [NAME]
     copy = nnunet_dirs / "nnUNet_raw" / NAME / "imagesTr" / f"{CASE}_0000.nii.gz"
     assert copy.read_bytes() == file_of(source, "t1n").read_bytes()
+
+
+def test_shards_are_one_process_byte_for_byte(
+    source: Path, nnunet_dirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = nnunet_dirs / "nnUNet_raw"
+    assert convert(source) == 0
+    alone = checksums(raw / NAME)
+    shutil.rmtree(raw / NAME)
+    assert convert(source, "--shard", "2/4") == 0
+    assert convert(source, "--finish") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the conversion is not complete, 1 of 3 cases are converted: 2 to do" in line
+    assert "BraTS-GLI-00003-000): not converted yet" in line
+    assert not (raw / NAME).exists()
+    for number in (1, 3, 4):  # more shards than cases
+        assert convert(source, "--shard", f"{number}/4") == 0
+    assert convert(source, "--finish") == 0
+    assert {name.replace(str(raw / NAME), ""): sha for name, sha in checksums(raw / NAME).items()} == {
+        name.replace(str(raw / NAME), ""): sha for name, sha in alone.items()
+    }
+    assert [p.name for p in raw.iterdir()] == [NAME]
+
+
+def test_a_case_is_converted_again_where_its_record_does_not_match(
+    source: Path, nnunet_dirs: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = nnunet_dirs / "nnUNet_raw"
+
+    def to_do(*options: str) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO", "emim_nnunet"):
+            assert convert(source, "--shard", "1/1", *options) == 0
+        return [record.getMessage() for record in caplog.records if " to do (" in record.getMessage()]
+
+    assert to_do() == []
+    before = stamps(work_of(raw))
+    for file in source.rglob("*.nii.gz"):
+        os.utime(file)  # another time, the same content
+    assert to_do() == []
+    assert stamps(work_of(raw)) == before
+    with_voxels(file_of(source, "t1n"), lambda voxels: voxels * 2)
+    (work_of(raw) / "imagesUnlabelled" / "BraTS-GLI-00003-000_0001.nii.gz").unlink()
+    assert sorted(line.partition(": ")[2] for line in to_do()) == [
+        "their files have changed",
+        "what was written of them is missing or others",
+    ]
+    kept = [name for name in before if name.startswith("BraTS-GLI-00002")]
+    assert all(stamps(work_of(raw))[name] == before[name] for name in kept)
+    assert [line.partition(": ")[2] for line in to_do("--strip_header")] == ["other options or versions"]
+    assert convert(source, "--finish") == 2  # shards had another option
+    assert "3 to do" in capsys.readouterr().err
+    assert convert(source, "--finish", "--strip_header") == 0
+
+
+@pytest.mark.parametrize("shards", [0, 3])
+def test_a_damaged_case_costs_nothing_but_itself(
+    shards: int, source: Path, nnunet_dirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = nnunet_dirs / "nnUNet_raw"
+    file = file_of(source, "t2w")
+    file.write_bytes(file.read_bytes()[:-50])
+    parts = [["--shard", f"{number}/{shards}"] for number in range(1, shards + 1)] if shards else [[]]
+    codes = [convert(source, *part, "--keep_going") for part in parts]
+    assert codes == ([2, 0, 0] if shards else [2])
+    if shards:
+        assert convert(source, "--finish") == 2
+        assert "is truncated or damaged" in capsys.readouterr().err.splitlines()[-1]
+        assert convert(source, "--finish", "--keep_going") == 2
+    printed = capsys.readouterr()
+    assert f"1 cases are left out ({CASE}), see the table above; everything else is done" in printed.err
+    assert f"| {CASE} |" in printed.out
+    target = raw / NAME
+    assert list(json.loads((target / "failed.json").read_text())) == [CASE]
+    assert not list(target.rglob(f"{CASE}*"))
+    assert json.loads((target / "dataset.json").read_text())["numTraining"] == 1
+    assert list(json.loads((target / "provenance.json").read_text())["cases"]) == [
+        "BraTS-GLI-00002-000",
+        "BraTS-GLI-00003-000",
+    ]
+    verify_dataset_integrity(str(target), 1)
+
+
+def test_shards_and_the_whole_do_not_collide(
+    source: Path, nnunet_dirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = nnunet_dirs / "nnUNet_raw"
+    with acquire_elsewhere(raw / "Dataset137.shard_1_of_2"):
+        for options in (["--shard", "1/2"], ["--finish"], [], ["--shard", "1/3"]):
+            assert convert(source, *options) == 2
+            assert "data set 137 in nnUNet_raw is being written" in capsys.readouterr().err
+        assert convert(source, "--shard", "2/2") == 0
+    assert convert(source, "--shard", "1/2") == 0
+    assert convert(source, "--finish") == 0
+
+
+@contextmanager
+def acquire_elsewhere(target: Path) -> Iterator[None]:
+    """Another process that holds a lock meanwhile."""
+    code = (
+        "import sys, pathlib; from emim_nnunet.storage.locks import acquire\n"
+        "lock = acquire(pathlib.Path(sys.argv[1]), 'it'); print(flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_time_points_of_a_patient_stay_in_one_fold(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,29 @@ def test_emim_train_takes_the_option_from_nnunets_parser(capsys: Any, monkeypatc
     assert sys.argv[:4] == ["emim_train", "1", "toy", "0"]
     assert "--traceback" not in sys.argv
     assert "KeyError: 'patch_size'" in capsys.readouterr().err
+
+
+def test_emim_train_understands_what_nnunets_command_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from emim_nnunet.cli.train import TAKE_OVER, nnunets_parser
+    from emim_nnunet.nnunet.commands import run_training_entry
+
+    def options(parser: argparse.ArgumentParser) -> dict[str, Any]:
+        return {
+            action.dest: (action.option_strings, action.nargs, action.required, type(action))
+            for action in parser._actions
+            if not {"--help", TAKE_OVER, _run.TRACEBACK} & set(action.option_strings)
+        }
+
+    theirs: list[dict[str, Any]] = []
+
+    def end(parser: argparse.ArgumentParser) -> None:
+        theirs.append(options(parser))
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", end)
+    with pytest.raises(SystemExit):
+        run_training_entry()
+    assert theirs == [options(nnunets_parser())]
 
 
 def test_every_command_has_the_option() -> None:

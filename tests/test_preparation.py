@@ -29,9 +29,9 @@ from emim_nnunet.datasets.checksums import record_file
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
 from emim_nnunet.datasets.records import records_file, work_place
+from emim_nnunet.datasets.shards import Shard
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners import fingerprint
-from emim_nnunet.planners.shards import Shard
 from tests.pipeline import DATASET, PLANS
 
 TIMED = (".checksums", ".records")  # hold sizes and times
@@ -274,6 +274,15 @@ def test_a_shard_that_is_killed_and_repeated_is_as_undisturbed(points: int, prep
         assert not list(preprocessed.glob(".*"))
 
 
+def test_what_a_killed_finish_was_writing_is_removed(preprocessed: Path) -> None:
+    assert prepare("--add") == 0
+    before = content(preprocessed)
+    for name in (f".{PLANS}_3d_fullres.records.abc.tmp", "gt_segmentations/.case.nii.gz.abc.tmp"):
+        (preprocessed / name).write_text("half")
+    assert prepare("--finish") == 0
+    assert content(preprocessed) == before
+
+
 def kill_after(seconds: float, option: str = "--shard=1/1") -> None:
     """Start the command in a fork of this process, and kill it."""
     pid = os.fork()
@@ -317,6 +326,23 @@ def test_the_fingerprint_of_shards_is_nnunets(
         assert json.loads(file.read_text()) == json.loads(sharded)
 
 
+def test_shards_of_different_options_do_not_become_one_folder(
+    preprocessed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = work_place(labelled_folder(preprocessed))
+    assert prepare("--shard", "1/2", "--no_body") == 0
+    assert prepare("--shard", "2/2") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{labelled_folder(preprocessed).name}: other shards were given --no_body, and all must be given" in line
+    assert line.endswith(f"To begin anew with other options, remove {place}")
+    assert prepare("--shard", "2/2", "--no_body") == 0
+    shutil.rmtree(place)
+    assert prepare("--shard", "1/2") == 0
+    assert prepare("--shard", "2/2", "--no_body") == 2
+    assert "other shards were given no --no_body" in capsys.readouterr().err
+    assert prepare("--add", "--no_body") == 0  # one process decides alone
+
+
 def test_a_shard_is_every_nth_case() -> None:
     cases = [f"case{number}" for number in range(10)]
     parts = [Shard(number, 4).part(cases) for number in (1, 2, 3, 4)]
@@ -345,10 +371,10 @@ def hold(target: Path) -> subprocess.Popen:
     ("held", "option", "message"),
     [
         ("shard_1_of_2", "--shard=1/2", "shard 1/2 of Dataset001_Toy in nnUNet_preprocessed is being written by"),
-        ("shard_1_of_2", "--finish", r"is being prepared in parts \(shard 1 of 2\) by .* wait until it has ended"),
-        ("shard_1_of_2", "--add", r"is being prepared in parts \(shard 1 of 2\) by"),
-        ("shard_1_of_2", "--shard=2/4", r"is being prepared in parts \(shard 1 of 2\) by"),
-        ("", "--shard=1/2", "is being prepared as a whole by"),
+        ("shard_1_of_2", "--finish", r"is being written in parts \(shard 1 of 2\) by .* wait until it has ended"),
+        ("shard_1_of_2", "--add", r"is being written in parts \(shard 1 of 2\) by"),
+        ("shard_1_of_2", "--shard=2/4", r"is being written in parts \(shard 1 of 2\) by"),
+        ("", "--shard=1/2", "is being written as a whole by"),
         ("shard_1_of_2", "--shard=2/2", ""),
     ],
 )

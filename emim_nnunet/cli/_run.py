@@ -10,10 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emim_nnunet.errors import EXIT_USER_ERROR, UserError, describe_memory_error, describe_os_error
 from emim_nnunet.storage.locks import take_over_locks
+
+if TYPE_CHECKING:
+    from emim_nnunet.datasets.shards import Shard
 
 EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells have it
 PLANS_NAME = "nnUNetEMIMPlans"
@@ -123,6 +126,27 @@ def add_take_over(parser: argparse.ArgumentParser) -> None:
         nargs=0,
         help="go on where a process of another machine wrote that is gone for certain (otherwise after minutes)",
     )
+
+
+def add_shards(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--shard`` and ``--finish``.
+
+    Args:
+        parser: The one that gets them.
+        what: What a shard does, for the help.
+    """
+    parser.add_argument("--shard", type=_shard, metavar="i/N", help=what)
+    parser.add_argument("--finish", action="store_true", help="put together what all shards have done, and check it")
+
+
+def _shard(text: str) -> Shard:
+    """For argparse, as :func:`read_shard`, whose package takes a while to import."""
+    from emim_nnunet.datasets.shards import read_shard
+
+    try:
+        return read_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, trainer: str) -> None:

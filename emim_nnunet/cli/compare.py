@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emim_nnunet.cli._run import (
     CommandParser,
@@ -15,6 +16,9 @@ from emim_nnunet.cli._run import (
     dataset_id,
     run,
 )
+
+if TYPE_CHECKING:
+    from emim_nnunet.compare import Protocol
 
 EPILOG = """
 Example:
@@ -38,6 +42,25 @@ EVALUATE = ("finetune", "linear", "linear_first")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and run the comparison."""
+    arguments = read_arguments(argv)
+
+    from emim_nnunet.compare import compare, list_jobs, run_job
+    from emim_nnunet.devices import choose_device
+
+    protocol = protocol_of(arguments, choose_device(arguments.device))
+    if arguments.list_jobs:
+        for number, (job, finished) in enumerate(list_jobs(protocol, arguments.output)):
+            print(number, job.name, "finished" if finished else "open")
+    elif arguments.only is not None:
+        print(f"Finished: {run_job(protocol, arguments.output, arguments.only).name}")
+    else:
+        page = compare(protocol, arguments.output, arguments.json)
+        print(page.read_text())
+        print(f"Written to {arguments.output}")
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the arguments; a mistake ends the process as argparse does."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     for name in ("labelled", "seeds"):
@@ -48,11 +71,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--jobs must be at least 1")
     _check_draws(parser, arguments)
 
-    from emim_nnunet.compare import Protocol, compare, list_jobs, run_job
-    from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
-    from emim_nnunet.devices import choose_device
+    return arguments
 
-    protocol = Protocol(
+
+def protocol_of(arguments: argparse.Namespace, device: str) -> Protocol:
+    """The protocol that arguments ask for.
+
+    Args:
+        arguments: Of :func:`read_arguments`.
+        device: The device to train on.
+
+    Raises:
+        UserError: An arm is not as it must be.
+    """
+    from emim_nnunet.compare import Protocol
+    from emim_nnunet.compare.arms import DEFAULT_ARMS, parse_arms
+
+    return Protocol(
         dataset_id=arguments.dataset,
         configuration=arguments.configuration,
         plans_name=arguments.p,
@@ -64,18 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_test=arguments.num_test,
         reference=arguments.reference,
         until=arguments.until,
-        device=choose_device(arguments.device),
+        device=device,
         jobs=arguments.jobs,
     )
-    if arguments.list_jobs:
-        for number, (job, finished) in enumerate(list_jobs(protocol, arguments.output)):
-            print(number, job.name, "finished" if finished else "open")
-    elif arguments.only is not None:
-        print(f"Finished: {run_job(protocol, arguments.output, arguments.only).name}")
-    else:
-        page = compare(protocol, arguments.output, arguments.json)
-        print(page.read_text())
-        print(f"Written to {arguments.output}")
 
 
 def _check_draws(parser: CommandParser, arguments: argparse.Namespace) -> None:

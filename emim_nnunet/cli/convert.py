@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emim_nnunet.cli._run import CommandParser, add_take_over, run
-from emim_nnunet.errors import UserError
+from emim_nnunet.cli._run import CommandParser, add_shards, add_take_over, run
+from emim_nnunet.errors import UserError, listed
 
 if TYPE_CHECKING:
     from emim_nnunet.dataset_conversion.case import SourceCase
@@ -30,7 +30,7 @@ Example:
   emim_convert --list
 
 Cases are found by the names of their files, in all folders below SOURCE. Everything is checked before anything is written. A
-conversion that was interrupted goes on when the command is repeated.
+conversion that was interrupted goes on when the command is repeated. On several machines: --shard 1/8 to 8/8, then --finish.
 """
 OWN = {  # data sets of one's own, whose table is made of options
     "bids": "any BIDS data set (--channel NAME=SUFFIX ..., --label SUFFIX, --classes NAME=VALUE ...)",
@@ -55,14 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unknown data set {arguments.family!r}: choose from {', '.join(known)}")
     if arguments.source is None or arguments.dataset_id is None:
         parser.error("SOURCE and -d are needed")
+    if arguments.dry_run and (arguments.shard or arguments.finish or arguments.keep_going):
+        parser.error("--dry_run writes nothing: it goes with neither --shard, --finish nor --keep_going")
     family = _chosen_family(arguments, FAMILIES)
     if family.name == "dicom" and not arguments.series_table.exists():
         _propose_series(arguments)
         return
-    from emim_nnunet.dataset_conversion.converter import (
-        convert,  # takes seconds, so mistakes in the options are told before
-    )
+    # takes seconds, so mistakes in the options are told before
+    from emim_nnunet.dataset_conversion.converter import Part, convert
 
+    part = Part(shard=arguments.shard, finish=arguments.finish, keep_going=arguments.keep_going)
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     target, cases = convert(
         family,
@@ -72,9 +74,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         options=options,
         num_processes=max(1, arguments.num_processes),
         dry_run=arguments.dry_run,
+        part=part,
     )
-    problems = _print_summary(target, cases, options)
-    _print_remarks(family, cases, options)
+    failed = {} if arguments.dry_run else {c.identifier: c.problems[0] for c in options.taken(cases) if c.problems}
+    good = [case for case in cases if case.identifier not in failed]
+    problems = 0
+    if arguments.shard is None:
+        problems = _print_summary(target, good, options)
+    else:
+        print(f"shard {arguments.shard.number}/{arguments.shard.of}: {len(options.taken(good))} cases; next, --finish")
+    _print_remarks(family, good, options)
+    if failed:
+        _print_failed(failed)
+        raise UserError(
+            f"{len(failed)} cases are left out ({listed(sorted(failed))}), see the table above; everything else is done"
+        )
     if problems:
         raise UserError(f"{problems} problems, listed above; nothing was written (--dry_run)")
 
@@ -128,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME=VALUE", help="bids, folders: their values")
     _add_dicom(parser)
+    parser.add_argument(
+        "--keep_going", action="store_true", help="leave out cases with problems, and exit with 2 at the end"
+    )
+    add_shards(parser, "convert every N-th case only; --finish makes the data set of all shards")
     parser.add_argument("--dry_run", action="store_true", help="only check, and list cases and problems")
     parser.add_argument("--list", action="store_true", help="list the known data sets")
     add_take_over(parser)
@@ -235,6 +253,13 @@ def _print_summary(target: Path | None, cases: Sequence[SourceCase], options: Op
         "nothing was written (--dry_run)"
     )
     return problems
+
+
+def _print_failed(failed: Mapping[str, str]) -> None:
+    """A table of the cases that are left out."""
+    from emim_nnunet.storage.tables import markdown_table
+
+    print("\n".join(markdown_table(["case", "why it is left out"], sorted(failed.items()))))
 
 
 def _print_case(case: SourceCase) -> None:

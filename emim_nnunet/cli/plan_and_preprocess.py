@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emim_nnunet.cli._run import CommandParser, add_take_over, dataset_id, run
+from emim_nnunet.cli._run import CommandParser, add_shards, add_take_over, dataset_id, run
 from emim_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from emim_nnunet.planners.shards import Shard
+    from emim_nnunet.planners.options import Options
 
 EPILOG = """
 Example:
@@ -29,18 +29,44 @@ Cases that are prepared already are not done again: a run that was interrupted g
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments, then plan and preprocess one data set after the other."""
-    arguments = _parser().parse_args(argv)
+    arguments = read_arguments(argv)
 
     from emim_nnunet.datasets.splits import read_patients_csv
-    from emim_nnunet.planners.options import Options
     from emim_nnunet.planners.plan_and_preprocess import CasesFailed, plan_and_preprocess
-    from emim_nnunet.planners.transfer import read_like
 
     if arguments.patients and len(arguments.d) > 1:
         raise UserError("--patients goes with one data set: the same ids in another one are other patients")
     patients = read_patients_csv(arguments.patients) if arguments.patients else None
+    options = options_of(arguments)
+    failures = []
+    for number in arguments.d:
+        try:
+            plan_and_preprocess(number, options, patients)
+        except CasesFailed as error:  # the other data sets come all the same
+            failures.append(f"data set {number}: {error}")
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; a mistake ends the process as argparse does."""
+    return _parser().parse_args(argv)
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What arguments ask for.
+
+    Args:
+        arguments: Of :func:`read_arguments`.
+
+    Raises:
+        UserError: A value is out of range, two of them contradict each other, or ``--like`` names nothing to plan like.
+    """
+    from emim_nnunet.planners.options import Options
+    from emim_nnunet.planners.transfer import read_like
+
     like = read_like(arguments.like, arguments.like_plans, arguments.like_configuration) if arguments.like else None
-    options = Options(
+    return Options(
         configurations=arguments.c,
         gpu_memory_target=arguments.gpu_memory_target,
         num_processes_fingerprint=arguments.npfp,
@@ -60,14 +86,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         shard=arguments.shard,
         finish=arguments.finish,
     )
-    failures = []
-    for number in arguments.d:
-        try:
-            plan_and_preprocess(number, options, patients)
-        except CasesFailed as error:  # the other data sets come all the same
-            failures.append(f"data set {number}: {error}")
-    if failures:
-        raise UserError("; ".join(failures))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,23 +134,10 @@ def _parser() -> argparse.ArgumentParser:
         "--keep_going", action="store_true", help="leave out cases that cannot be used, and exit with 2 at the end"
     )
     parser.add_argument("--add", action="store_true", help="take in new cases of the raw data set, keep the plans")
-    parser.add_argument(
-        "--shard", type=_shard, metavar="i/N", help="do only every N-th case, with --no_pp only of the fingerprint"
-    )
-    parser.add_argument("--finish", action="store_true", help="put together what all shards have done, and check it")
+    add_shards(parser, "do only every N-th case, with --no_pp only of the fingerprint")
     parser.add_argument("--verbose", action="store_true", help="nnU-Net's verbose output")
     add_take_over(parser)
     return parser
-
-
-def _shard(text: str) -> Shard:
-    """For argparse, as :func:`read_shard`."""
-    from emim_nnunet.planners.shards import read_shard
-
-    try:
-        return read_shard(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def entry() -> None:

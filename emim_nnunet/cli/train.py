@@ -26,17 +26,20 @@ TAKE_OVER = "--take_over"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand all arguments to nnU-Net."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    understood = None if {"-h", "--help"} & set(given) else nnunets_parser().parse_args(given)
+
     from emim_nnunet.nnunet.commands import check_before_training, run_training_entry, search_trainers_with
     from emim_nnunet.training.request import check_command
 
-    given = list(sys.argv[1:] if argv is None else argv)
     enable_search()
     search_trainers_with(own_trainers_first)
     check_before_training(check_command)
     take_over_locks(TAKE_OVER in given)
     show_tracebacks(TRACEBACK in given)
     given = [argument for argument in given if argument not in (TAKE_OVER, TRACEBACK)]
-    sys.argv = [sys.argv[0], *given, *_device_arguments(given)]
+    device = [] if understood is None else ["-device", _device(understood)]
+    sys.argv = [sys.argv[0], *given, *device]
     try:
         run_training_entry()
     except SystemExit as end:
@@ -47,17 +50,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
 
 
-def _device_arguments(given: Sequence[str]) -> list[str]:
-    """What says to nnU-Net, whose default is cuda, which device the user's arguments mean by the rule of all our commands."""
+def nnunets_parser() -> argparse.ArgumentParser:
+    """A parser that understands what ``nnUNetv2_train`` does, and our two options.
+
+    It tells a mistake at once: nnU-Net's own takes seconds to import before it looks at an argument.
+    """
+    parser = argparse.ArgumentParser(prog="emim_train", add_help=False)
+    for name in ("dataset_name_or_id", "configuration", "fold"):
+        parser.add_argument(name)
+    for name in ("-tr", "-p", "-pretrained_weights"):
+        parser.add_argument(name)
+    parser.add_argument("-num_gpus", type=int, default=1)
+    for name in ("--npz", "--c", "--val", "--val_best", "--disable_checkpointing", TAKE_OVER, TRACEBACK):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"))
+    return parser
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    """What says to nnU-Net, whose default is cuda, which device is meant by the rule of all our commands."""
     from emim_nnunet.devices import choose_device
 
-    if {"-h", "--help"} & set(given):
-        return []
-    parser = argparse.ArgumentParser(add_help=False)  # takes -dev and -device=cpu too, as nnU-Net's does
-    parser.add_argument("-device")
-    parser.add_argument("-num_gpus", default="1")
-    known, _ = parser.parse_known_args(given)
-    return ["-device", choose_device(known.device or (None if known.num_gpus == "1" else "cuda"))]
+    return choose_device(arguments.device or (None if arguments.num_gpus == 1 else "cuda"))
 
 
 def entry() -> None:

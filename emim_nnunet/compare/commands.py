@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import IO, Any
 
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.compare.jobs import Job, weights_job
 from emim_nnunet.compare.protocol import EVALUATIONS, Protocol
 from emim_nnunet.compare.workspace import LOGS, Workspace, configuration_name
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
 from emim_nnunet.storage.locks import acquire
 from emim_nnunet.storage.progress import Progress
 from emim_nnunet.training.checkpoint import FINAL, LATEST
@@ -63,6 +65,7 @@ class Commands:
 
         Raises:
             UserError: A command failed, another process runs the job, or the weights that it needs are not finished.
+            SystemExit: A command was asked to stop and wrote a checkpoint; the code is :data:`EXIT_INTERRUPTED`.
         """
         if self.finished(job):
             return
@@ -165,7 +168,30 @@ class Commands:
             stream.write(f"$ emim_{command} {' '.join(arguments)}\n")
             stream.flush()
             line = [sys.executable, "-m", f"emim_nnunet.cli.{command}", *arguments]
-            code = subprocess.call(line, env=self.workspace.environment(), stdout=stream, stderr=subprocess.STDOUT)
+            code = call(line, self.workspace.environment(), stream)
+        if code == EXIT_INTERRUPTED:
+            raise SystemExit(EXIT_INTERRUPTED)
         if code != 0:
             last = file.read_text(errors="replace").strip().splitlines()[-1]
             raise UserError(f"emim_{command} failed with exit code {code}, see {file}: {last}")
+
+
+def call(line: Sequence[str], env: Mapping[str, str], stdout: IO[str]) -> int:
+    """Run a command. It gets SIGTERM that this process gets, so that a cluster that wants the machine has its checkpoint.
+
+    Args:
+        line: The command.
+        env: Its environment.
+        stdout: Where its output goes, errors included.
+
+    Returns:
+        Its exit code.
+    """
+    process = subprocess.Popen(line, env=env, stdout=stdout, stderr=subprocess.STDOUT)
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        return process.wait()
+    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -137,6 +137,13 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
+def remove_all_leftovers(folder: Path) -> None:
+    """As :func:`remove_leftovers` for all files of a folder, which need not exist; only where one process at a time writes."""
+    for leftover in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
 def new_work_folder(target: Path) -> Path:
     """Path, not made yet, of a hidden folder beside ``target`` that no other run uses, to be filled and then renamed."""
     return target.with_name(f".{target.name}.{uuid4().hex[:8]}{PARTIAL}")

@@ -1,4 +1,4 @@
-"""Shards: several processes, on one machine or many, that prepare different cases of one data set."""
+"""Shards: several processes, on one machine or many, that convert or prepare different cases of one data set."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def read_shard(text: str) -> Shard:
     return Shard(int(number), int(of))
 
 
-def lock_data_set(folder: Path, shard: Shard | None) -> Lock:
-    """Take the lock of a preprocessed data set, or of a shard of it.
+def lock_data_set(folder: Path, shard: Shard | None, what: str) -> Lock:
+    """Take the lock of a data set that is converted or preprocessed, or of a shard of it.
 
     Shards of one number run side by side, each once. The whole data set is for one process without any shard.
 
     Args:
-        folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+        folder: ``nnUNet_preprocessed/DatasetXXX_NAME``, or what stands for it.
         shard: The shard; None = the whole data set.
+        what: Name of the data set, for messages.
 
     Raises:
         UserError: Another process, which the message names, is in the way.
     """
-    what = f"{folder.name} in nnUNet_preprocessed"
     if shard is None:
         lock, others = acquire(folder, what), _shards_of(folder)
     else:
@@ -70,7 +70,7 @@ def lock_data_set(folder: Path, shard: Shard | None) -> Lock:
         if owner:
             lock.release()
             which = "as a whole" if other == folder else f"in parts ({other.suffix[1:].replace('_', ' ')})"
-            raise UserError(f"{what} is being prepared {which} by {owner}: wait until it has ended, or end it")
+            raise UserError(f"{what} is being written {which} by {owner}: wait until it has ended, or end it")
         if shard is None:
             acquire(other, str(other)).release()  # of a shard that was killed
     return lock
