@@ -103,7 +103,9 @@ def _run_demo(output: Path, device: str, seed: int, overwrite: bool) -> Path:
         images = raw / TEST_NAME / "imagesTr"
         call("nnUNetv2_predict", "-i", images, "-o", prediction, *model, "--disable_tta", "-npp", 1, "-nps", 1)
     report = write_report(output)
-    print(f"\nDone in {(monotonic() - start) / 60:.1f} minutes. Look at {report}", flush=True)
+    results = output / "nnUNet_results" / TRAIN_NAME
+    call("emim_report", results, *(report / f"metrics_{name}.json" for name in RUNS), "-o", report / "report.html")
+    print(f"\nDone in {(monotonic() - start) / 60:.1f} minutes. Look at {report / 'report.html'}", flush=True)
     return report
 
 
@@ -238,6 +240,7 @@ REPORT = """# Demo report
 
 {table}
 
+- `report.html`: all of it on one page
 - `progress.png`, `ssl_log.csv`: the SSL stage, epoch by epoch
 - `collapse_spectrum.png`, `collapse_report.json`: whether it has collapsed
 - `reconstructions/`: input, masked input, output and error of fixed cases
