@@ -179,7 +179,7 @@ def test_a_pooled_stage_is_exported_into_plans_for_each_data_set(
     assert like["configurations"]["3d_fullres"]["spacing"] == plans["configurations"]["3d_fullres"]["spacing"]
     for options, message in (
         (["--like", "9"], "-d 9: expected one folder"),
-        (["--like", str(tmp_path / "none.pth")], "does not exist"),
+        (["--like", str(tmp_path / "none.pth")], "neither a file nor a folder"),
         (["--like", "5", "--like_configuration", "3d_cascade"], "have no configuration '3d_cascade'"),
     ):
         assert run(plan_and_preprocess.main, ["-d", "4", *options]) == 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from emim_nnunet import __version__
 from emim_nnunet.checkpoints.export import NNUNET_PAPER
@@ -54,21 +54,22 @@ def test_every_paper_that_an_export_cites_can_be_cited_with_the_software() -> No
     assert {entry["identifier"].removeprefix("arXiv:") for entry in related} == listed
 
 
-def setup_arguments(monkeypatch: pytest.MonkeyPatch, address: str) -> dict[str, Any]:
-    """What setup.py says where the repository has that address."""
-    said: dict[str, Any] = {}
-    monkeypatch.setenv("REPOSITORY_URL", address)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("setuptools.setup", said.update)
-    runpy.run_path(str(ROOT / "setup.py"))
-    return said
+def setup_arguments(address: str) -> dict[str, Any]:
+    """What setup.py says where the repository has that address, in a process of its own: setuptools replaces distutils."""
+    program = (
+        "import json, runpy, setuptools; said = {}; setuptools.setup = said.update; "
+        "runpy.run_path('setup.py'); print(json.dumps({key: said[key] for key in ('long_description', 'project_urls')}))"
+    )
+    environment = os.environ | {"REPOSITORY_URL": address}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=True)
+    return json.loads(done.stdout)
 
 
-def test_the_readme_of_a_release_has_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_of_a_release_has_addresses() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    said = setup_arguments(monkeypatch, "")
+    said = setup_arguments("")
     assert (said["long_description"], said["project_urls"]) == (text, {})
-    said = setup_arguments(monkeypatch, "https://example.org/us/it")
+    said = setup_arguments("https://example.org/us/it")
     assert said["project_urls"] == {"Repository": "https://example.org/us/it"}
     shown = said["long_description"]
     assert "](https://example.org/us/it/raw/HEAD/documentation/pictures/reconstruction.png)" in shown

@@ -9,7 +9,7 @@ from pathlib import Path
 from emim_nnunet.cli._run import CommandParser, run
 
 EPILOG = """
-Examples:
+Example:
   emim_report RESULTS/Dataset137_X/nnUNetTrainerEMIMPretrain__nnUNetEMIMPlans__3d_fullres/fold_0 -o report.html
   emim_report RESULTS/Dataset137_X comparison classifier/fold_0 -o report.html --anonymous
 

@@ -10,13 +10,23 @@ from typing import Any
 
 ENDS = {".png": b"IEND\xaeB`\x82", ".csv": b"\n"}
 TIMING = ("seconds", "patches_per_second", "logging")  # nnU-Net's log holds the times of day
-IGNORED = (".png", ".txt", ".tmp", ".damaged", "checkpoint_previous.pth", "checkpoint_latest.pth", "debug.json")
+IGNORED = (
+    ".png",
+    ".txt",
+    ".tmp",
+    ".damaged",
+    "checkpoint_previous.pth",
+    "checkpoint_latest.pth",
+    "debug.json",
+    "report.html",
+)
 
 
 def content(folder: Path) -> dict[str, str]:
     """Digests of the results below a folder: weights and numbers of checkpoints, other files byte for byte.
 
-    Logs and pictures are not compared, nor are times (of a change, or that something took) and the place of the folder.
+    Logs, pictures and reports are not compared, nor are times (of a change, or that something took) and the place of the
+    folder.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
