@@ -128,6 +128,21 @@ def add_take_over(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_and_data(parser: argparse.ArgumentParser) -> None:
+    """Add a checkpoint and the preprocessed data that it is shown: ``checkpoint``, -d, -p, -c, -f.
+
+    Args:
+        parser: The one that gets them.
+    """
+    parser.add_argument("checkpoint", type=Path, help="checkpoint, folder of a fold, or nnU-Net's folder of a model")
+    parser.add_argument(
+        "-d", dest="dataset_id", type=dataset_id, required=True, help="id or name of a preprocessed data set"
+    )
+    parser.add_argument("-p", dest="plans", help="plans of the data (default: those of the checkpoint)")
+    parser.add_argument("-c", dest="configuration", help="configuration (default: that of the checkpoint)")
+    parser.add_argument("-f", dest="fold", help="fold of a model (default: the only one)")
+
+
 def add_shards(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--shard`` and ``--finish``.
 

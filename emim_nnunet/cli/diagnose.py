@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import CommandParser, add_device_argument, add_take_over, dataset_id, run
+from emim_nnunet.cli._run import (
+    CommandParser,
+    add_checkpoint_and_data,
+    add_device_argument,
+    add_take_over,
+    run,
+)
 from emim_nnunet.settings.plans import limit_of
 
 EXIT_WARNING = 1
@@ -39,13 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure whether the encoder of a checkpoint has collapsed.",
         epilog=EPILOG,
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint, folder of a fold, or nnU-Net's folder of a model")
-    parser.add_argument(
-        "-d", dest="dataset_id", type=dataset_id, required=True, help="id or name of a preprocessed data set"
-    )
-    parser.add_argument("-p", dest="plans", help="plans of the data (default: those of the checkpoint)")
-    parser.add_argument("-c", dest="configuration", help="configuration (default: that of the checkpoint)")
-    parser.add_argument("-f", dest="fold", help="fold of a model (default: the only one)")
+    add_checkpoint_and_data(parser)
     parser.add_argument("--patches", type=int, default=32, help="patches to look at (default: 32)")
     parser.add_argument("--compare", type=Path, metavar="CHECKPOINT2", help="measure a second network too")
     parser.add_argument("--probe", action="store_true", help="read the labels off the features with ridge regression")

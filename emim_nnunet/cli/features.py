@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emim_nnunet.cli._run import CommandParser, add_device_argument, dataset_id, run
+from emim_nnunet.cli._run import CommandParser, add_checkpoint_and_data, add_device_argument, run
 from emim_nnunet.errors import UserError
 
 STATISTICS = ("mean", "std", "before")
@@ -37,13 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write what an encoder sees in each case, and in regions of it, as a table of numbers.",
         epilog=EPILOG,
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint, folder of a fold, or nnU-Net's folder of a model")
-    parser.add_argument(
-        "-d", dest="dataset_id", type=dataset_id, required=True, help="id or name of a preprocessed data set"
-    )
-    parser.add_argument("-p", dest="plans", help="plans of the data (default: those of the checkpoint)")
-    parser.add_argument("-c", dest="configuration", help="configuration (default: that of the checkpoint)")
-    parser.add_argument("-f", dest="fold", help="fold of a model (default: the only one)")
+    add_checkpoint_and_data(parser)
     parser.add_argument(
         "-o",
         dest="output",
