@@ -253,9 +253,11 @@ def _draw_dice(by_arm: dict[str, list[dict[str, Any]]], path: Path) -> None:
             if summary["low"] is not None:
                 ax.plot([summary["low"], summary["high"]], [row, row], color="C0", lw=2)
             ax.plot(summary["mean"], row, "D", color="C0", ms=6)
-        ax.axvline(0, color="crimson", ls=":", lw=1.2)
         ax.set_yticks(range(len(by_arm)), list(by_arm))
-        ax.set_title(f"Dice, {labelled} labelled: difference to scratch, paired by seed", **TITLE)
+        if scratch:
+            ax.axvline(0, color="crimson", ls=":", lw=1.2)
+        what = "difference to scratch, paired by seed" if scratch else "of each seed; scratch was not run"
+        ax.set_title(f"Dice, {labelled} labelled: {what}", **TITLE)
         ax.grid(alpha=0.25, axis="x")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
