@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from emim_nnunet.dataset_conversion.case import SourceCase, SourceFile
 from emim_nnunet.dataset_conversion.family import DatasetFamily
@@ -20,8 +19,7 @@ from emim_nnunet.dataset_conversion.options import Options
 from emim_nnunet.dataset_conversion.writing import files_of, write_case
 from emim_nnunet.datasets.background import Background
 from emim_nnunet.datasets.raw import FOLDERS
-from emim_nnunet.errors import UserError
-from emim_nnunet.storage.files import read_json, sha256_of, write_json
+from emim_nnunet.storage.files import read_json_object, sha256_of, write_json
 from emim_nnunet.storage.versions import versions
 
 FACTS = (  # of a checked case
@@ -75,7 +73,7 @@ class WorkFolder:
         Returns:
             Why it must be converted; empty where it is.
         """
-        record = _read(self._record(case.identifier))
+        record = read_json_object(self._record(case.identifier))
         if not record:
             return NEVER
         if record.get("settings") != self.digest:
@@ -124,7 +122,7 @@ class WorkFolder:
 
     def failure(self, case: SourceCase) -> str:
         """Why a case could not be converted when that was last tried; empty where it could, or was not tried."""
-        return str(_read(self._failure(case.identifier)).get("reason", ""))
+        return str(read_json_object(self._failure(case.identifier)).get("reason", ""))
 
     def _record(self, case: str) -> Path:
         return self.place / "records" / f"{case}.json"
@@ -151,12 +149,3 @@ def _same(
         return False
     others: Iterable[str] = (what for what in now if now[what] != recorded[what])
     return all(sha256s[what] == sha256_of(files[what].path) for what in others)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
-    try:
-        content = read_json(file)
-    except UserError:
-        return {}
-    return content if isinstance(content, dict) else {}

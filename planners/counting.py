@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emim_nnunet.errors import UserError
 from emim_nnunet.planners.work_folder import digest_of
-from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.storage.files import read_json_object, write_json
 from emim_nnunet.storage.progress import Progress
 from emim_nnunet.storage.versions import versions
 
@@ -23,11 +22,7 @@ class MemoryCounts:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        try:
-            content = read_json(file)
-        except UserError:
-            content = {}
-        self._known = dict(content) if isinstance(content, dict) else {}
+        self._known = read_json_object(file)
         self._new = False
         self._bar: Progress | None = None
 

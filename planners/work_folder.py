@@ -34,7 +34,7 @@ from emim_nnunet.datasets.records import (
 )
 from emim_nnunet.errors import UserError, listed
 from emim_nnunet.nnunet.planning import DefaultPreprocessor
-from emim_nnunet.storage.files import left_work_folders, read_json, write_json
+from emim_nnunet.storage.files import left_work_folders, read_json_object, write_json
 from emim_nnunet.storage.locks import Lock, acquire
 
 NEW, CHANGED, LOST = "new", "their images or labels have changed", "their prepared files are missing or others"
@@ -128,7 +128,9 @@ class WorkFolder:
         """Why a record is not that of a case as it is wanted now; empty where it is."""
         if record.settings != self.digest:
             old = (
-                old_settings if digest_of(old_settings) == record.settings else _read_json(self._settings_file(record))
+                old_settings
+                if digest_of(old_settings) == record.settings
+                else read_json_object(self._settings_file(record))
             )
             keys = sorted(key for key in {*old, *self.settings} if old.get(key) != self.settings.get(key))
             return f"other settings ({', '.join(keys)})" if old else "other settings"
@@ -157,7 +159,7 @@ class WorkFolder:
         """
         file = self.place / "options.json"
         with acquire(file, f"{self.place.name} in nnUNet_preprocessed", OPTIONS_PATIENCE):
-            known = {} if first else _read_json(file)
+            known = {} if first else read_json_object(file)
             other = [name for name, given in options.items() if known.get(name, given) != given]
             if other:
                 begun = " ".join(name for name in other if known[name]) or f"no {' '.join(other)}"
@@ -209,7 +211,7 @@ class WorkFolder:
 
     def failures(self, cases: Iterable[str]) -> dict[str, str]:
         """Why some cases could not be preprocessed when they were last tried."""
-        found = {case: _read_json(self._failure_file(case)).get("reason") for case in cases}
+        found = {case: read_json_object(self._failure_file(case)).get("reason") for case in cases}
         return {case: str(reason) for case, reason in found.items() if reason}
 
     def finish(self, done: Mapping[str, Done], lock: Lock) -> None:
@@ -297,13 +299,4 @@ def _find(record: Record, places: Sequence[Path], case: str) -> Done | None:
 
 
 def _read_record(file: Path) -> Record | None:
-    return Record.of_json(_read_json(file))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
-    try:
-        content = read_json(file)
-    except UserError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    return Record.of_json(read_json_object(file))

@@ -25,8 +25,8 @@ NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.BatchNorm2d, nn.BatchNorm3d)
 class StageMoments:
     """Runs an encoder and gives what its stages hold: their outputs, and what entered their last normalisation.
 
-    Instance normalisation fixes mean and variance of every channel over a patch, so averages of what comes behind it hardly
-    differ between cases; what entered it has not lost them yet.
+    Instance normalisation fixes mean and variance of every channel over a patch, so averages of what comes behind it differ
+    less between cases than those of what entered it.
 
     Args:
         encoder: An encoder of nnU-Net that returns the outputs of all stages, in evaluation mode.

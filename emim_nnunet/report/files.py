@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from emim_nnunet.checkpoints.io import read_checkpoint
+from emim_nnunet.checkpoints.locate import CHECKPOINT_NAMES
 from emim_nnunet.errors import UserError
 from emim_nnunet.report.content import Page
-from emim_nnunet.report.find import CHECKPOINTS
 
 PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:,;'\"()]+[/\\])+([^\s/\\:,;'\"()]*)")
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
@@ -105,7 +105,7 @@ def read_log_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read.
     """
-    file = next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
+    file = next((folder / name for name in CHECKPOINT_NAMES if (folder / name).is_file()), None)
     return {} if file is None else without_weights(file)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from emim_nnunet.checkpoints.locate import CHECKPOINT_NAMES
 from emim_nnunet.errors import UserError
 from emim_nnunet.storage.files import read_json
 
@@ -15,7 +16,6 @@ SSL_LOG, COLLAPSE_CSV, COLLAPSE_REPORT = "ssl_log.csv", "collapse.csv", "collaps
 COMPARISON, COMPARISON_PAGE = "results.json", "results.md"
 CLASS_SCORES, CLASSIFIER = "metrics.json", "classifier.pth"
 SUMMARY = "summary.json"  # nnU-Net's scores of predictions
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth")
 NOT_SEARCHED = ("nnUNet_raw", "nnUNet_preprocessed", "reconstructions", "non_finite", "validation")
 DEEPEST = 6
 
@@ -101,7 +101,7 @@ def kind_of(folder: Path) -> Kind | None:
         return Kind.DIAGNOSIS
     if holds(CLASSIFIER, CLASS_SCORES):
         return Kind.CLASSIFICATION
-    if folder.name.startswith("fold_") and (holds(*CHECKPOINTS) or (folder / "validation" / SUMMARY).is_file()):
+    if folder.name.startswith("fold_") and (holds(*CHECKPOINT_NAMES) or (folder / "validation" / SUMMARY).is_file()):
         return Kind.SEGMENTATION
     if holds(SUMMARY) and _is_scores(folder / SUMMARY):
         return Kind.SCORES

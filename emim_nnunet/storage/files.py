@@ -98,6 +98,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of ours, for what can be made again; empty where there is none that can be read."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_json(path: Path, content: object, indent: int = 2) -> None:
     """Write JSON with :func:`atomic_write`.
 
