@@ -251,10 +251,12 @@ def test_coarser_voxels_and_the_skull_are_drawn_too() -> None:
 
 def test_a_drawn_subject_is_written_like_a_patient_in_thick_slices(tmp_path: Path) -> None:
     write_subject(head(), 0, "drawn_01_0", tmp_path)
-    files = {file.name: sitk.ReadImage(file) for file in (tmp_path / "drawn_01_0").iterdir()}
+    files = {file.name: sitk.ReadImage(file) for file in (tmp_path / "drawn_01_0").glob("*.nii.gz")}
     assert {f"drawn_01_0_{name}.nii.gz" for name in (*CHANNELS, "mask")} <= files.keys()
     assert all(image.GetSize() == (24, 24, 8) and image.GetSpacing() == SPACING for image in files.values())
     assert set(np.unique(sitk.GetArrayFromImage(files["drawn_01_0_mask.nii.gz"]))) <= {0, 1}
+    about = read_json(tmp_path / "drawn_01_0" / "about.json")
+    assert about["ventricles_ml"] == pytest.approx((head() == 4).sum() / 1000, rel=0.3)  # moved by the deformation
     assert [path.name for path in tmp_path.iterdir()] == ["drawn_01_0"]
 
 

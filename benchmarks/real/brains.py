@@ -19,6 +19,8 @@ import SimpleITK as sitk
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, map_coordinates, zoom
 from tqdm import tqdm
 
+from emim_nnunet.storage.files import write_json
+
 MAPS = Path(__file__).resolve().parents[3] / "shared" / "data" / "synthseg_maps"
 CONTRASTS = ("T1", "T1ce", "T2", "FLAIR")
 LESION = "lesion"
@@ -48,6 +50,7 @@ IDS = {
 }
 NAMES = list(TISSUES)
 CEREBRAL_WHITE_MATTER = (2, 41)
+VENTRICLES = (4, 5, 43, 44)
 OF_A_SUBJECT = 0.06  # standard deviation of a tissue's brightness between subjects, as a share of it
 TEXTURE, SHARED = 0.05, 0.7  # within a tissue, and the part of its variance that all contrasts have in common
 BIAS, NOISE = 0.15, 0.03  # of the logarithm; of the brightness of white matter in T1
@@ -80,14 +83,16 @@ def write_subject(labels: np.ndarray, seed: int, name: str, folder: Path) -> Non
         labels: See :func:`make_brain`.
         seed: Likewise.
         name: The name of the subject, ``drawn_<anatomy>_<number>``.
-        folder: Gets a folder of that name with the files ``<name>_<contrast>.nii.gz`` and ``<name>_mask.nii.gz``.
+        folder: Gets a folder of that name with the files ``<name>_<contrast>.nii.gz`` and ``<name>_mask.nii.gz``, and the
+            volume of the ventricles in ``about.json``.
     """
     target = folder / name
     if target.is_dir():
         return
     partial = target.with_name(f"{name}.part")
     partial.mkdir(parents=True, exist_ok=True)
-    image, lesion = make_brain(_around_brain(labels), seed, spacing=IN_PLANE)
+    labels = _around_brain(labels)
+    image, lesion = make_brain(labels, seed, spacing=IN_PLANE)
     voxels = dict(zip(CONTRASTS, image, strict=True)) | {"mask": lesion.astype(np.float32)}
     for kind, volume in voxels.items():
         whole = volume[: len(volume) // PER_SLICE * PER_SLICE]
@@ -95,6 +100,8 @@ def write_subject(labels: np.ndarray, seed: int, name: str, folder: Path) -> Non
         written = sitk.GetImageFromArray((slices > 0.5).astype(np.uint8) if kind == "mask" else slices)
         written.SetSpacing((IN_PLANE, IN_PLANE, IN_PLANE * PER_SLICE))
         sitk.WriteImage(written, partial / f"{name}_{kind}.nii.gz")
+    ventricles = np.isin(anatomy(labels, seed)[0], VENTRICLES).sum() / 1000  # voxels are 1 mm
+    write_json(partial / "about.json", {"ventricles_ml": float(ventricles)})
     partial.rename(target)
 
 
@@ -118,8 +125,7 @@ def make_brain(
     Returns:
         Image (4, *shape) float32 >= 0, in the order of :data:`CONTRASTS`, and lesions (*shape) uint8, 0 or 1.
     """
-    rng = np.random.default_rng(seed)
-    labels = _deformed(labels[:, :, ::-1] if rng.random() < 0.5 else labels, displacement, rng)
+    labels, rng = anatomy(labels, seed, displacement)
     tissue = _tissues(labels)
     _add_lesions(tissue, labels, rng)
     brain = (tissue >= 0) & (tissue != NAMES.index("head"))
@@ -140,6 +146,14 @@ def make_brain(
         channels.append(image if skull else image * body)
     lesions = _resampled((tissue == NAMES.index(LESION)).astype(np.float32), shape) > 0.5
     return np.stack(channels).astype(np.float32), (lesions & body).astype(np.uint8)
+
+
+def anatomy(
+    labels: np.ndarray, seed: int, displacement: float = DISPLACEMENT
+) -> tuple[np.ndarray, np.random.Generator]:
+    """The label map that :func:`make_brain` draws a subject on, and the generator that draws the rest; arguments are its."""
+    rng = np.random.default_rng(seed)
+    return _deformed(labels[:, :, ::-1] if rng.random() < 0.5 else labels, displacement, rng), rng
 
 
 def _around_brain(labels: np.ndarray) -> np.ndarray:
