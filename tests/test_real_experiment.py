@@ -187,6 +187,7 @@ def test_the_second_hypothesis_is_read_over_its_folds(tmp_path: Path) -> None:
     assert found["difference"] == pytest.approx(0.025)  # 0.02 and 0.03
     assert 0.0199 < found["low"] < 0.025 < found["high"] < 0.0301
     assert (found["draws"], found["patients"], found["encoders"]) == (8, 4, 2)
+    assert found["steps_ratio"] == 1.0  # at half of the steps it is 0.05 below
     assert primary(rows) is None
 
 
