@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -84,7 +85,7 @@ def _entries(file: Path) -> dict[str, Entry]:
 def _digest(files: Sequence[str]) -> str:
     """Of names, sizes and times of change; empty where a file is missing."""
     try:
-        states = [(path.name, path.stat()) for path in map(Path, files)]
+        states = [(os.path.basename(file), os.stat(file)) for file in files]
     except OSError:
         return ""
     text = " ".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)

@@ -132,8 +132,8 @@ def subfolder(identifier: str) -> str:
 
 def case_path(folder: Path, identifier: str) -> Path:
     """Path of the files of a case without ending: in its subfolder or, where that has none, in the folder itself."""
-    divided = folder / subfolder(identifier) / identifier
-    return divided if os.path.isfile(f"{divided}.pkl") else folder / identifier
+    divided = os.path.join(folder, subfolder(identifier), identifier)  # a text: this is called for each of many cases
+    return Path(divided) if os.path.isfile(f"{divided}.pkl") else folder / identifier
 
 
 def unlabelled_folder(data_folder: Path) -> Path:
