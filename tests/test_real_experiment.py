@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from real.arms import arm_of
-from real.brains import make_brain
-from real.data import BLOCK, COHORT, FEATURES, FINAL, PATCH, SEARCH, folds
+from real.brains import make_brain, write_subject
+from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
 from real.missing import subset_table
@@ -55,6 +56,16 @@ def test_no_patient_is_learnt_from_and_tested_on_and_the_search_never_sees_the_l
     held_out = [name for fold in COHORT for name in split[fold]["val"]]
     assert sorted(held_out) == sorted(set(PATIENTS) - set(split[SEARCH]["val"]))  # each once
     assert all({name.split("_")[1] for name in split[fold]["val"]} >= {"CS", "DU", "HT"} for fold in COHORT)
+
+
+def test_an_anatomy_that_brains_were_drawn_on_is_learnt_from_or_tested_on() -> None:
+    subjects = [f"drawn_{anatomy:02d}_{number}" for anatomy in range(1, 21) for number in range(4)]
+    split = folds(subjects)
+    for fold in split:
+        anatomies = [{name.split("_")[1] for name in fold[part]} for part in ("train", "val")]
+        assert not anatomies[0] & anatomies[1]
+    assert sorted(name for fold in split for name in fold["val"]) == subjects  # each once
+    assert len(split[SEARCH]["val"]) == 16
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -176,6 +187,7 @@ def test_the_second_hypothesis_is_read_over_its_folds(tmp_path: Path) -> None:
     assert found["difference"] == pytest.approx(0.025)  # 0.02 and 0.03
     assert 0.0199 < found["low"] < 0.025 < found["high"] < 0.0301
     assert (found["draws"], found["patients"], found["encoders"]) == (8, 4, 2)
+    assert found["steps_ratio"] == 1.0  # at half of the steps it is 0.05 below
     assert primary(rows) is None
 
 
@@ -236,6 +248,17 @@ def test_coarser_voxels_and_the_skull_are_drawn_too() -> None:
     with_skull, _ = make_brain(labels, 0, skull=True, displacement=0.3)
     assert with_skull[0][labels == 502].mean() > 400
     assert 0 < with_skull[0][labels == 0].mean() < 120  # noise, a little skin that was moved there
+
+
+def test_a_drawn_subject_is_written_like_a_patient_in_thick_slices(tmp_path: Path) -> None:
+    write_subject(head(), 0, "drawn_01_0", tmp_path)
+    files = {file.name: sitk.ReadImage(file) for file in (tmp_path / "drawn_01_0").glob("*.nii.gz")}
+    assert {f"drawn_01_0_{name}.nii.gz" for name in (*CHANNELS, "mask")} <= files.keys()
+    assert all(image.GetSize() == (24, 24, 8) and image.GetSpacing() == SPACING for image in files.values())
+    assert set(np.unique(sitk.GetArrayFromImage(files["drawn_01_0_mask.nii.gz"]))) <= {0, 1}
+    about = read_json(tmp_path / "drawn_01_0" / "about.json")
+    assert about["ventricles_ml"] == pytest.approx((head() == 4).sum() / 1000, rel=0.3)  # moved by the deformation
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn_01_0"]
 
 
 @pytest.mark.slow

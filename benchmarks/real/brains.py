@@ -1,5 +1,7 @@
 """MRI of brains with known truth, as many as wanted: four contrasts drawn on real anatomies (maps of SynthSeg, Apache-2.0).
 
+    python benchmarks/real/brains.py FOLDER      80 subjects in the files that run.py takes with --data FOLDER
+
 The shapes are those of 20 adults, so that a network has to learn anatomy; what is drawn on them is random: tissue brightness
 around real relations, texture that all contrasts share in part, partial volume, bias field, noise, deformation, sides. White
 matter lesions are those of the maps, and more are added where such lesions lie. Cite Billot et al., Medical Image Analysis
@@ -8,13 +10,18 @@ matter lesions are those of the maps, and more are added where such lesions lie.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, map_coordinates, zoom
+from tqdm import tqdm
 
+from emim_nnunet.storage.files import write_json
+
+MAPS = Path(__file__).resolve().parents[3] / "shared" / "data" / "synthseg_maps"
 CONTRASTS = ("T1", "T1ce", "T2", "FLAIR")
 LESION = "lesion"
 # brightness of T1, T1ce, T2, FLAIR; their order within a contrast is that of textbooks (lesions: bright in T2 and FLAIR)
@@ -43,12 +50,59 @@ IDS = {
 }
 NAMES = list(TISSUES)
 CEREBRAL_WHITE_MATTER = (2, 41)
+VENTRICLES = (4, 5, 43, 44)
 OF_A_SUBJECT = 0.06  # standard deviation of a tissue's brightness between subjects, as a share of it
 TEXTURE, SHARED = 0.05, 0.7  # within a tissue, and the part of its variance that all contrasts have in common
 BIAS, NOISE = 0.15, 0.03  # of the logarithm; of the brightness of white matter in T1
 DISPLACEMENT, SMOOTHNESS = 3.0, 14.0  # of the elastic deformation, mm
 NEAR_VENTRICLES = 14.0  # voxels, where lesions are added
 ADDED_LESIONS = 6  # at most
+PER_ANATOMY = 4
+IN_PLANE, PER_SLICE = 2.0, 3  # mm; voxels of that size that a slice is thick
+
+
+def main() -> None:
+    """Draw subjects on every label map."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to write; subjects that are there stay")
+    parser.add_argument("--maps", type=Path, default=MAPS, help="label maps (default: ../shared/data/synthseg_maps)")
+    arguments = parser.parse_args()
+    files = sorted(arguments.maps.glob("*.nii.gz"))
+    if not files:
+        parser.error(f"no label maps in {arguments.maps}: give the folder with --maps")
+    for anatomy, file in enumerate(tqdm(files, mininterval=5), start=1):
+        labels = read_map(file)
+        for number in range(PER_ANATOMY):
+            write_subject(labels, PER_ANATOMY * anatomy + number, f"drawn_{anatomy:02d}_{number}", arguments.folder)
+
+
+def write_subject(labels: np.ndarray, seed: int, name: str, folder: Path) -> None:
+    """Draw a subject in thick slices and write it in the layout of the LGG patients, see :func:`data.prepare`.
+
+    Args:
+        labels: See :func:`make_brain`.
+        seed: Likewise.
+        name: The name of the subject, ``drawn_<anatomy>_<number>``.
+        folder: Gets a folder of that name with the files ``<name>_<contrast>.nii.gz`` and ``<name>_mask.nii.gz``, and the
+            volume of the ventricles in ``about.json``.
+    """
+    target = folder / name
+    if target.is_dir():
+        return
+    partial = target.with_name(f"{name}.part")
+    partial.mkdir(parents=True, exist_ok=True)
+    labels = _around_brain(labels)
+    image, lesion = make_brain(labels, seed, spacing=IN_PLANE)
+    voxels = dict(zip(CONTRASTS, image, strict=True)) | {"mask": lesion.astype(np.float32)}
+    for kind, volume in voxels.items():
+        whole = volume[: len(volume) // PER_SLICE * PER_SLICE]
+        slices = whole.reshape(-1, PER_SLICE, *volume.shape[1:]).mean(1)
+        written = sitk.GetImageFromArray((slices > 0.5).astype(np.uint8) if kind == "mask" else slices)
+        written.SetSpacing((IN_PLANE, IN_PLANE, IN_PLANE * PER_SLICE))
+        sitk.WriteImage(written, partial / f"{name}_{kind}.nii.gz")
+    ventricles = np.isin(anatomy(labels, seed)[0], VENTRICLES).sum() / 1000  # voxels are 1 mm
+    write_json(partial / "about.json", {"ventricles_ml": float(ventricles)})
+    partial.rename(target)
 
 
 def read_map(file: Path) -> np.ndarray:
@@ -71,8 +125,7 @@ def make_brain(
     Returns:
         Image (4, *shape) float32 >= 0, in the order of :data:`CONTRASTS`, and lesions (*shape) uint8, 0 or 1.
     """
-    rng = np.random.default_rng(seed)
-    labels = _deformed(labels[:, :, ::-1] if rng.random() < 0.5 else labels, displacement, rng)
+    labels, rng = anatomy(labels, seed, displacement)
     tissue = _tissues(labels)
     _add_lesions(tissue, labels, rng)
     brain = (tissue >= 0) & (tissue != NAMES.index("head"))
@@ -93,6 +146,23 @@ def make_brain(
         channels.append(image if skull else image * body)
     lesions = _resampled((tissue == NAMES.index(LESION)).astype(np.float32), shape) > 0.5
     return np.stack(channels).astype(np.float32), (lesions & body).astype(np.uint8)
+
+
+def anatomy(
+    labels: np.ndarray, seed: int, displacement: float = DISPLACEMENT
+) -> tuple[np.ndarray, np.random.Generator]:
+    """The label map that :func:`make_brain` draws a subject on, and the generator that draws the rest; arguments are its."""
+    rng = np.random.default_rng(seed)
+    return _deformed(labels[:, :, ::-1] if rng.random() < 0.5 else labels, displacement, rng), rng
+
+
+def _around_brain(labels: np.ndarray) -> np.ndarray:
+    """The part of a map that holds the brain wherever the deformation moves it; heads have much around it."""
+    tissue = _tissues(labels)
+    places = np.argwhere((tissue >= 0) & (tissue != NAMES.index("head")))
+    low, high = places.min(0), places.max(0) + 1
+    margin = round(4 * DISPLACEMENT)
+    return labels[tuple(slice(max(0, a - margin), b + margin) for a, b in zip(low, high, strict=True))]
 
 
 def _tissues(labels: np.ndarray) -> np.ndarray:
@@ -149,3 +219,7 @@ def _resampled(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return image
     blurred = gaussian_filter(image, [0.4 * factor if factor > 1 else 0 for factor in factors])
     return zoom(blurred, [1 / factor for factor in factors], order=1, grid_mode=True, mode="nearest")
+
+
+if __name__ == "__main__":
+    main()

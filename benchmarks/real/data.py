@@ -1,4 +1,7 @@
-"""The LGG patients (see SOURCES.md beside them) as a preprocessed nnU-Net data set, with folds by patient and site."""
+"""The LGG patients (see SOURCES.md beside them) as a preprocessed nnU-Net data set, with folds by patient and site.
+
+Drawn brains (see brains.py) can take their place, with folds by anatomy.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 FINAL, SEARCH = 0, 1
 TEST_SITE, SEARCH_SITE = "HT", "DU"
 COHORT = (2, 3, 4)  # folds of the second hypothesis: patients of all sites learn, other patients of all sites test
+DRAWN = "drawn"  # the site of brains that were drawn; every fold holds out a fifth of the anatomies
 
 # what all arms have in common; the rest are the planner's rules and the methods' defaults
 BLOCK: dict[str, Any] = {
@@ -57,7 +61,7 @@ def prepare(source: Path, work: Path) -> None:
     """Convert, plan and preprocess the patients that have all three sequences; nothing where that is done.
 
     Args:
-        source: The folder ``lgg`` of the shared data.
+        source: The folder ``lgg`` of the shared data, or one of drawn brains.
         work: The folder of data and weights; :func:`enter` was called with it.
 
     Raises:
@@ -67,9 +71,9 @@ def prepare(source: Path, work: Path) -> None:
     if file.is_file() and CONFIGURATION in read_json(file)["configurations"]:
         _write_plans(file, work)
         return
-    patients = [folder for folder in sorted(source.glob("TCGA_*")) if _is_complete(folder)]
+    patients = [folder for folder in sorted(source.glob("*_*")) if _is_complete(folder)]
     if not patients:
-        raise SystemExit(f"no LGG patients in {source}: give the folder of the data with --data")
+        raise SystemExit(f"no patients in {source}: give the folder of the data with --data")
     for folder in patients:
         _copy(folder, work / "source" / folder.name)
     files = {name: f"{{case}}/{{case}}_{name}.nii.gz" for name in (*CHANNELS, "mask")}
@@ -88,7 +92,7 @@ def prepare(source: Path, work: Path) -> None:
 
 def _write_plans(file: Path, work: Path) -> None:
     """Folds and the configuration of the experiment, which may be newer than the preprocessed data."""
-    write_json(file.parent / SPLITS, folds(sorted(path.name for path in (work / "source").glob("TCGA_*"))))
+    write_json(file.parent / SPLITS, folds(patients_of(work)))
     write_json(file, _with_configuration(read_json(file)), indent=4)
 
 
@@ -97,16 +101,25 @@ def preprocessed(work: Path) -> Path:
     return work / "nnUNet_preprocessed" / f"Dataset{DATASET_ID}_{NAME}"
 
 
+def patients_of(work: Path) -> list[str]:
+    """The names of the patients that :func:`prepare` took."""
+    return sorted(path.name for path in (work / "source").iterdir() if path.suffix != ".part")
+
+
 def folds(patients: list[str]) -> list[dict[str, list[str]]]:
     """The final fold, which tests on a site of its own; that of the search, within the largest other site; and three that
     each hold out a third of the patients, site by site, whom the search did not test on.
 
     Args:
-        patients: Names ``TCGA_<site>_<id>_<date>``.
+        patients: Names ``TCGA_<site>_<id>_<date>``, or ``drawn_<anatomy>_<number>``.
 
     Returns:
         Folds as in ``splits_final.json``, by :data:`FINAL`, :data:`SEARCH` and :data:`COHORT`.
     """
+    if all(name.startswith(DRAWN) for name in patients):
+        anatomies = sorted({name.split("_")[1] for name in patients})
+        held_out = [anatomies[number :: len(COHORT) + 2] for number in range(len(COHORT) + 2)]
+        return [_by_anatomy(patients, fifth) for fifth in held_out]
     seen = [name for name in patients if _site(name) != TEST_SITE]
     within = [name for name in seen if _site(name) == SEARCH_SITE][::2]
     fresh = sorted(set(patients) - set(within))  # by site, because names begin with it
@@ -132,6 +145,11 @@ def load(names: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def _site(name: str) -> str:
     return name.split("_")[1]
+
+
+def _by_anatomy(subjects: list[str], held_out: list[str]) -> dict[str, list[str]]:
+    tests = [name for name in subjects if name.split("_")[1] in held_out]
+    return {"train": [name for name in subjects if name not in tests], "val": tests}
 
 
 def _is_complete(folder: Path) -> bool:

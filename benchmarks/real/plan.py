@@ -218,37 +218,40 @@ PARTS = {
         )
         for fold in COHORT
     },
-    # and nnU-Net's own decoder from scratch, which costs three times as much
-    "decoder": Part(FINAL, (), label_fold=FINAL, labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]),
-    # training from scratch with as much computing as pretraining and fine-tuning take together
-    "equal_compute": Part(
-        FINAL,
-        (),
-        label_fold=FINAL,
-        labelled=(PRIMARY_LABELLED,),
-        draws=4,
-        scratch=tuple(replace(tuning, steps=10_000) for tuning in BEST_SCRATCH),
+    # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
+    "decoder": Part(
+        COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]
     ),
     # with how many labels it pays
     "curve": Part(
-        FINAL,
+        COHORT[0],
         (PRIMARY_ARM,),
-        seeds=3,
-        label_fold=FINAL,
-        labelled=(1, 4, 8, 16),
+        epochs=8,
+        label_fold=COHORT[0],
+        labelled=(1, 2, 4, 8, 16),
         draws=8,
         tunings=(PRIMARY,),
         scratch=BEST_SCRATCH,
         linear=True,
     ),
     "others": Part(
-        FINAL,
+        COHORT[0],
         tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY) and name != PRIMARY_ARM),
-        label_fold=FINAL,
+        epochs=8,
+        label_fold=COHORT[0],
         labelled=(2, 8),
         draws=8,
         tunings=(PRIMARY,),
         scratch=BEST_SCRATCH,
         linear=True,
+    ),
+    # training from scratch with as much computing as pretraining and fine-tuning take together: a step of MoCo costs two
+    "equal_compute": Part(
+        COHORT[0],
+        (),
+        label_fold=COHORT[0],
+        labelled=(PRIMARY_LABELLED,),
+        draws=4,
+        scratch=tuple(replace(tuning, steps=4_000) for tuning in BEST_SCRATCH),
     ),
 }

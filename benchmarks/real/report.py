@@ -185,7 +185,7 @@ def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any
         return None
     steps = [int(step) for step in group[0]["dice"]]
     course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
-    wanted = end_dice(scratch).mean()
+    wanted = np.mean([np.mean(list(row["dice"].values())[-1]) for row in scratch])
     reached = [step / scratch[0]["steps"] for step, dice in zip(steps, course, strict=True) if dice >= wanted]
     return min(reached, default=None)
 
@@ -238,20 +238,21 @@ def cohort(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     wanted = {"arm": PRIMARY_ARM, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(PRIMARY)
     pairs = []
     for here in _alike((row for row in rows if row["tests"].startswith("all sites")), "tests"):
-        ours = {row["draw"]: row for row in here if wanted.items() <= row.items()}
+        arms = {row["draw"]: row for row in here if wanted.items() <= row.items()}
         scratch = {row["draw"]: row for row in reference(_alike(here, *TUNING))}
-        pairs += [(ours[draw], scratch[draw]) for draw in sorted(ours.keys() & scratch.keys())]
+        pairs += [(arms[draw], scratch[draw]) for draw in sorted(arms.keys() & scratch.keys())]
     if not pairs:
         return None
-    patients = sorted({patient for ours, _ in pairs for patient in ours["patients"]})
+    patients = sorted({patient for arm, _ in pairs for patient in arm["patients"]})
     difference = np.full((len(pairs), len(patients)), np.nan)
-    for line, (ours, scratch) in zip(difference, pairs, strict=True):
-        line[[patients.index(name) for name in ours["patients"]]] = (end_dice([ours]) - end_dice([scratch]))[0]
+    for line, (arm, scratch) in zip(difference, pairs, strict=True):
+        line[[patients.index(name) for name in arm["patients"]]] = (end_dice([arm]) - end_dice([scratch]))[0]
     mean, low, high = interval(difference)
     p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
+    ours, theirs = zip(*pairs, strict=True)
     about = {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED, "difference": mean, "low": low, "high": high}
-    seeds = len({ours["stage"] for ours, _ in pairs})
-    return about | {"draws": len(pairs), "patients": len(patients), "encoders": seeds, "p": p}
+    about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in ours}), "p": p}
+    return about | {"steps_ratio": steps_ratio(ours, theirs)}
 
 
 def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:

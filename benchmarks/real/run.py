@@ -3,6 +3,7 @@
     python benchmarks/real/run.py --json OUT              all parts, days of a core
     python benchmarks/real/run.py --quick --json OUT      minutes on 2 cores: shows that it runs, decides nothing
     python benchmarks/real/run.py --part methods --json OUT
+    python benchmarks/real/run.py --part missing --data BRAINS --json OUT     drawn brains, see brains.py; their own --work
 
 Data and weights lie in the folder --work, outside the checkout; results are small files in the folder beside OUT that is named
 like it. Finished jobs are not run again, and a job that was killed goes on where it was.
@@ -36,7 +37,7 @@ from tqdm import tqdm
 from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import arm_of
-from real.data import enter, folds, load, prepare
+from real.data import enter, folds, load, patients_of, prepare
 from real.finetune import chosen_patients, finetune, read_out, training_batches
 from real.plan import FIRST_ROWS, PARTS, Part, Tuning
 from real.pretrain import encoder_file, pretrain
@@ -145,7 +146,7 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
     enter(work)
     torch.set_num_threads(1)
     missing = missing_rows(part, draw, labelled, results)
-    split = folds(sorted(path.name for path in (work / "source").glob("TCGA_*")))[part.label_fold]
+    split = folds(patients_of(work))[part.label_fold]
     patients = chosen_patients(split["train"], draw, labelled)
     file = _draw_file(part, draw, labelled, results)
     tests = load(split["val"])
