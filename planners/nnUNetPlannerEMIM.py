@@ -20,11 +20,12 @@ from emim_nnunet.networks.backbones import primus_architecture
 from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed
-from emim_nnunet.nnunet.planning import ResEncUNetPlanner
+from emim_nnunet.nnunet.planning import ResEncUNetPlanner, listed_with
 from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.counting import MemoryCounts
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
+from emim_nnunet.planners.raw_data import labelled_files
 from emim_nnunet.planners.transfer import Like
 from emim_nnunet.settings.block import BLOCK
 from emim_nnunet.storage.files import read_json, write_json
@@ -84,14 +85,15 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ) -> None:
-        super().__init__(
-            dataset_name_or_id,
-            gpu_memory_target_in_gb,
-            preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
-            suppress_transpose,
-        )
+        with listed_with(_labelled_cases):
+            super().__init__(
+                dataset_name_or_id,
+                gpu_memory_target_in_gb,
+                preprocessor_name,
+                plans_name,
+                overwrite_target_spacing,
+                suppress_transpose,
+            )
         self.UNet_reference_val_3d, self.UNet_reference_val_2d = REFERENCE_3D, REFERENCE_2D
         self.UNet_reference_val_corresp_GB = DEFAULT_GPU_MEMORY
         self.max_dataset_covered = 1
@@ -289,3 +291,9 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
     def _is_incomplete(self, plan: dict[str, Any]) -> bool:
         """Whether cases lack modalities, whose zeros the normalisation keeps."""
         return bool(self.incomplete) and set(plan["normalization_schemes"]) <= set(ssl_plan.KEEPS_ZERO)
+
+
+def _labelled_cases(folder: str, description: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The labelled cases of a raw data set, in nnU-Net's form."""
+    files = labelled_files(Path(folder), description)
+    return {case: {"images": images, "label": label} for case, (*images, label) in files.items()}

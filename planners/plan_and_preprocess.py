@@ -25,6 +25,7 @@ from emim_nnunet.planners.raw_data import (
     look_at_backgrounds,
     look_at_raw_dataset,
 )
+from emim_nnunet.planners.seen_files import SeenFiles
 from emim_nnunet.storage.files import remove_all_leftovers, write_json
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.tables import markdown_table
@@ -80,10 +81,9 @@ def _do_all(
     lock: Lock,
 ) -> dict[str, str]:
     """Everything, in one process and its workers; returns which cases are left out, and why."""
-    raw = look_at_raw_dataset(
-        raw_folder, preprocessed, patients, options.num_processes_fingerprint, keep_going=options.keep_going
-    )
-    remark, wrong = look_at_backgrounds(raw, options.num_processes_fingerprint)
+    seen, threads = SeenFiles(preprocessed, anew=options.clean), options.num_processes_fingerprint
+    raw = look_at_raw_dataset(raw_folder, preprocessed, patients, threads, keep_going=options.keep_going, seen=seen)
+    remark, wrong = look_at_backgrounds(raw, threads, seen)
     if remark:
         logger.warning("WARNING: %s", remark)
     if options.add:
@@ -121,12 +121,13 @@ def _do_shard(raw_folder: Path, preprocessed: Path, options: Options, shard: Sha
             f"{preprocessed.name} has no plans {plans}: shards preprocess what is planned. Run emim_plan_and_preprocess with "
             f"--no_pp first, or with --no_pp --shard i/N for all i and then --no_pp --finish"
         )
-    raw = check_files(everything.part(shard), options.num_processes_fingerprint, keep_going=options.keep_going)
-    if not options.preprocess:
-        return look_at_shard(raw, preprocessed / "dataset_fingerprint.json", options)
-    remark, wrong = look_at_backgrounds(raw, options.num_processes_fingerprint)
+    seen, threads = SeenFiles(preprocessed, shard, anew=options.clean), options.num_processes_fingerprint
+    raw = check_files(everything.part(shard), threads, keep_going=options.keep_going, seen=seen)
+    remark, wrong = look_at_backgrounds(raw, threads, seen)
     if remark:
         logger.warning("WARNING: %s", remark)
+    if not options.preprocess:
+        return look_at_shard(raw, preprocessed / "dataset_fingerprint.json", options)
     return preprocess_cases(
         raw_folder.name,
         plans,
@@ -152,6 +153,7 @@ def _finish(
     """Put together what shards have done: the fingerprint, of which plans are made, with ``--no_pp``; otherwise the folders."""
     raw = find_cases(raw_folder)
     check_whose(raw, preprocessed, patients)
+    SeenFiles(preprocessed).save()
     if not options.preprocess:
         failed = gather_fingerprint(raw, preprocessed / "dataset_fingerprint.json", keep_going=options.keep_going)
         _take_over(raw_folder, preprocessed, patients)

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 
 from emim_nnunet.datasets.body import body_remarks
 from emim_nnunet.datasets.folders import read_dataset_json
-from emim_nnunet.datasets.preprocessed import unlabelled_folder
+from emim_nnunet.datasets.preprocessed import are_many, unlabelled_folder
 from emim_nnunet.datasets.raw import cases_without_orientation
 from emim_nnunet.datasets.shards import WHOLE, Shard
 from emim_nnunet.errors import UserError
@@ -132,7 +132,8 @@ def preprocess_cases(
             (UnlabelledPreprocessor, unlabelled_folder(target), _jobs(unlabelled, find_body, labelled=False)),
         ]
         for preprocessor, place, jobs in kinds:
-            work = WorkFolder(place, decisive_settings(plans, settings, dataset_json, labelled=place == target))
+            decisive = decisive_settings(plans, settings, dataset_json, labelled=place == target)
+            work = WorkFolder(place, decisive, divided=place != target and are_many(len(jobs)))
             oriented = {job.case for job in jobs} - unsaid if plans.image_reader_writer_class is SimpleITKIO else set()
             run = _Run(work, preprocessor(verbose), (plans, settings, dataset_json), oriented, part.keep_going)
             bad |= _prepare(run, jobs, bad, part, num_processes, configuration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from emim_nnunet.datasets.splits import (
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
+from emim_nnunet.planners.seen_files import SeenFiles
 from emim_nnunet.storage.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,13 @@ class RawDataset:
 
 
 def look_at_raw_dataset(
-    folder: Path, preprocessed: Path, patients: dict[str, str] | None, num_threads: int, *, keep_going: bool = False
+    folder: Path,
+    preprocessed: Path,
+    patients: dict[str, str] | None,
+    num_threads: int,
+    *,
+    keep_going: bool = False,
+    seen: SeenFiles | None = None,
 ) -> RawDataset:
     """Find the cases of a raw data set, and check all its files.
 
@@ -92,13 +100,14 @@ def look_at_raw_dataset(
         patients: Case -> patient, as the user says; None = the user says nothing.
         num_threads: Number of files that are read at a time.
         keep_going: Whether cases with a damaged file are left out.
+        seen: Cases whose files are not read again.
 
     Raises:
         UserError: There is no case, a file is missing, damaged or not as it should be, or patients and folds contradict.
     """
     raw = find_cases(folder)
     check_whose(raw, preprocessed, patients)
-    raw = check_files(raw, num_threads, keep_going=keep_going)
+    raw = check_files(raw, num_threads, keep_going=keep_going, seen=seen)
     if not raw.labelled and not raw.unlabelled:
         raise UserError(next(iter(raw.failed.values())))
     return raw
@@ -123,13 +132,16 @@ def find_cases(folder: Path) -> RawDataset:
     return raw
 
 
-def check_files(raw: RawDataset, num_threads: int, *, keep_going: bool = False) -> RawDataset:
+def check_files(
+    raw: RawDataset, num_threads: int, *, keep_going: bool = False, seen: SeenFiles | None = None
+) -> RawDataset:
     """Read all files of the cases.
 
     Args:
         raw: The cases.
         num_threads: Number of files that are read at a time.
         keep_going: Whether cases with a damaged file are left out; otherwise one ends the command.
+        seen: Cases whose files are not read again.
 
     Returns:
         The cases that can be used.
@@ -137,24 +149,26 @@ def check_files(raw: RawDataset, num_threads: int, *, keep_going: bool = False) 
     Raises:
         UserError: A file is damaged or not as it should be; the message names the first one.
     """
-    owners = {Path(file): case for case, files in raw.files.items() for file in files}
+    unseen = {case: files for case, files in raw.files.items() if seen is None or seen.backgrounds(case, files) is None}
+    owners = {Path(file): case for case, files in unseen.items() for file in files}
     failed: dict[str, str] = {}
     for file, damage in damaged_files(sorted(owners), num_threads):
         if not keep_going:
             raise UserError(f"{file} {damage}")
         failed.setdefault(owners[file], f"{file.name} {damage}")
     raw = raw.without(failed)
-    if not failed:
+    if unseen and not failed:
         check_channels(raw.folder, raw.description, num_threads)
     return raw
 
 
-def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str]]:
+def look_at_backgrounds(raw: RawDataset, num_threads: int, seen: SeenFiles | None = None) -> tuple[str, set[str]]:
     """Look for images whose background is not 0.
 
     Args:
-        raw: The data set; all its images are read.
+        raw: The data set, of which :func:`check_files` has found all files to be whole.
         num_threads: Number of cases that are read at a time.
+        seen: Cases whose files are not read again; the others are noted there.
 
     Returns:
         A line that says which and what helps, or an empty string; ids of the cases with such an image.
@@ -164,30 +178,48 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int) -> tuple[str, set[str
     """
     if not raw.labelled and not raw.unlabelled:
         return "", set()
-    dataset_json = raw.description
+    files = raw.files
+    known = {case: None if seen is None else seen.backgrounds(case, paths) for case, paths in files.items()}
+    names = channel_names(raw.description)
     labelled = set(raw.labelled)
-    images = {case: files[:-1] if case in labelled else files for case, files in raw.files.items()}
-    reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0], verbose=False)()
-    names = channel_names(dataset_json)
-
-    def look(files: list[str]) -> list[Background | None]:
-        return [wrong_background(channel) for file in files for channel in read_case(reader, [file])[0]]
-
-    found: dict[str, Background] = {}
-    wrong: set[str] = set()
-    with ThreadPoolExecutor(num_threads) as pool:
-        looks = Progress(pool.map(look, images.values()), "Looking at backgrounds", len(images))
-        for case, backgrounds in zip(images, looks, strict=True):
-            named = zip(names, backgrounds, strict=False)
-            found |= {f"case {case}, {name}": background for name, background in named if background}
-            wrong |= {case} if any(backgrounds) else set()
+    unseen = {c: files[c][:-1] if c in labelled else files[c] for c, about in known.items() if about is None}
+    for case, about in _backgrounds(unseen, raw.description, num_threads):
+        known[case] = about
+        if seen is not None:
+            seen.note(case, files[case], about)
+    if seen is not None:
+        seen.save()
+    found = {
+        f"case {case}, {names[channel]}": background
+        for case, about in known.items()
+        for channel, background in (about or {}).items()
+        if channel < len(names)
+    }
+    wrong = {case for case, about in known.items() if about}
     if not found:
         return "", wrong
     remark = (
-        f"{background_remark(found, len(images) * len(names))}: set it to 0; emim_convert does with --background_to_zero or a "
+        f"{background_remark(found, len(files) * len(names))}: set it to 0; emim_convert does with --background_to_zero or a "
         f"--mask"
     )
     return remark, wrong
+
+
+def _backgrounds(
+    images: dict[str, list[str]], dataset_json: dict[str, Any], num_threads: int
+) -> Iterator[tuple[str, dict[int, Background]]]:
+    """Read cases; yields each with its channels whose background is not 0."""
+    if not images:
+        return
+    reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0], verbose=False)()
+
+    def look(files: list[str]) -> dict[int, Background]:
+        found = [wrong_background(channel) for file in files for channel in read_case(reader, [file])[0]]
+        return {number: background for number, background in enumerate(found) if background}
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        looks = Progress(pool.map(look, images.values()), "Looking at backgrounds", len(images))
+        yield from zip(images, looks, strict=True)
 
 
 def check_whose(raw: RawDataset, preprocessed: Path, patients: dict[str, str] | None) -> None:

@@ -15,13 +15,15 @@ from uuid import uuid4
 from emim_nnunet.datasets.body import is_sensible, write_body
 from emim_nnunet.datasets.checksums import checksums_of
 from emim_nnunet.datasets.preprocessed import (
-    body_file,
     body_folder,
     case_identifiers,
+    case_path,
     case_stamp,
     open_case,
     orientations_file,
+    properties_file,
     stamped_file,
+    subfolder,
 )
 from emim_nnunet.datasets.records import (
     Record,
@@ -81,16 +83,23 @@ class WorkFolder:
     Args:
         target: The folder that is prepared.
         settings: What decides the result, plain values.
+        divided: Whether the cases lie in subfolders, which nnU-Net does not look into.
     """
 
-    def __init__(self, target: Path, settings: Mapping[str, Any]) -> None:
-        self.target, self.settings = target, settings
+    def __init__(self, target: Path, settings: Mapping[str, Any], *, divided: bool = False) -> None:
+        self.target, self.settings, self.divided = target, settings, divided
         self.digest = digest_of(settings)
         self.place = work_place(target)
         self.cases = self.place / "cases"
 
-    def _record_file(self, case: str) -> Path:
-        return self.place / "records" / f"{case}.json"
+    def _where(self, case: str) -> Path:
+        """Where the files of a case lie below a folder of cases, without ending."""
+        return Path(subfolder(case), case) if self.divided else Path(case)
+
+    def _record_files(self, case: str) -> list[Path]:
+        """Where the record of a case is, and where it may have been left when there were fewer cases, or more."""
+        places = (self._where(case).parent, Path(), Path(subfolder(case)))
+        return [self.place / "records" / place / f"{case}.json" for place in places]
 
     def _failure_file(self, case: str) -> Path:
         return self.place / "failed" / f"{case}.json"
@@ -111,7 +120,7 @@ class WorkFolder:
         todo: dict[str, list[str]] = {}
         for job in jobs:
             reason = UNKNOWN if job.case in here else NEW
-            own = _read_record(self._record_file(job.case)) if started else None
+            own = next(filter(None, map(_read_record, self._record_files(job.case))), None) if started else None
             for record, places in ((finished.get(job.case), [self.target]), (own, [self.cases, self.target])):
                 if record is None or job.case in done:
                     continue
@@ -183,27 +192,36 @@ class WorkFolder:
         """
         self.forget(job.case)
         sources = sources_of(job.sources)
-        preprocessor.run_case_save(str(self.cases / job.case), job.images, job.label, *plans)
+        case = self.cases / self._where(job.case)
+        record_file = self._record_files(job.case)[0]
+        for file in (case, record_file):
+            file.parent.mkdir(exist_ok=True)
+        preprocessor.run_case_save(str(case), job.images, job.label, *plans)
         body = write_body(self.cases, job.case) if job.find_body else None
         warnings = ["its background is not 0"] if job.find_body else []
         warnings += ["no body was found in it"] if body is not None and not is_sensible(body) else []
         stamp = case_stamp(self.cases, job.case)
-        for file in [*(stamped_file(self.cases, name) for name, *_ in stamp), self.cases / f"{job.case}.pkl"]:
+        voxels = [stamped_file(self.cases, job.case, name) for name, *_ in stamp]
+        for file in [*voxels, properties_file(self.cases, job.case)]:
             with file.open("rb") as written:
                 os.fsync(written.fileno())  # the record must not outlive the files
         shape = list(open_case(self.cases, job.case)[0].shape)
         files = checksums_of(self.cases, job.case)
         record = Record(self.digest, sources, files, shape, body, orientation, warnings)
-        write_json(self._record_file(job.case), record.to_json())
+        write_json(record_file, record.to_json())
 
     def forget(self, case: str) -> None:
         """Remove what there is of a case, its record first."""
-        for file in (self._record_file(case), self._failure_file(case), *self._files(self.cases, case)):
+        old = case_path(self.cases, case).relative_to(self.cases)
+        files = [file for where in (old, self._where(case)) for file in self._files(self.cases, where)]
+        for file in (*self._record_files(case), self._failure_file(case), *files):
             file.unlink(missing_ok=True)
 
     @staticmethod
-    def _files(folder: Path, case: str) -> list[Path]:
-        return [*(folder / f"{case}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")), body_file(folder, case)]
+    def _files(folder: Path, where: Path) -> list[Path]:
+        """The files of a case; ``where`` it lies below ``folder``, without ending."""
+        files = [folder / where.with_name(f"{where.name}{ending}") for ending in (".b2nd", "_seg.b2nd", ".pkl")]
+        return [*files, body_folder(folder) / where.with_name(f"{where.name}.b2nd")]
 
     def note_failure(self, case: str, reason: str) -> None:
         """Remember why a case cannot be preprocessed, until it is tried again."""
@@ -228,11 +246,10 @@ class WorkFolder:
         if not self._is_finished(done) and (done or self.target.is_dir()):
             self.begin()
             for case, about in done.items():
-                if about.place == self.target:
-                    self._take_over(case)
-            wanted = {file for case in done for file in self._files(self.cases, case)}
-            for file in [*self.cases.iterdir(), *body_folder(self.cases).glob("*")]:
-                if file not in wanted:
+                self._take_over(about.place, case)
+            wanted = {file for case in done for file in self._files(self.cases, self._where(case))}
+            for file in [*self.cases.rglob("*"), *body_folder(self.cases).rglob("*")]:
+                if file not in wanted and not file.is_dir():
                     file.unlink()
             if case_identifiers(self.cases) != sorted(done):
                 raise UserError(f"preprocessed cases have vanished from {self.cases}: repeat the command")
@@ -251,9 +268,13 @@ class WorkFolder:
         in_place = all(about.place == self.target for about in done.values())
         return bool(done) and in_place and case_identifiers(self.target) == sorted(done)
 
-    def _take_over(self, case: str) -> None:
-        """Give the files of a case in the target a second name here; without hard links they are copied."""
-        for source, target in zip(self._files(self.target, case), self._files(self.cases, case), strict=True):
+    def _take_over(self, folder: Path, case: str) -> None:
+        """Give the files of a case a second name where they belong here; without hard links they are copied."""
+        old, new = case_path(folder, case), self.cases / self._where(case)
+        if old == new:
+            return
+        sources = self._files(folder, old.relative_to(folder))
+        for source, target in zip(sources, self._files(self.cases, self._where(case)), strict=True):
             target.unlink(missing_ok=True)
             if not source.is_file():  # a body, or nnU-Net's older format
                 continue

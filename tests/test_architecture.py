@@ -262,15 +262,17 @@ def test_a_list_and_a_mistake_of_emim_convert_need_no_package_that_takes_seconds
     subprocess.run([sys.executable, "-c", code, *arguments.split()], check=True, cwd=ROOT, capture_output=True)
 
 
-def test_a_typing_mistake_in_any_command_needs_no_package_that_takes_seconds_to_import() -> None:
+def test_help_and_a_typing_mistake_of_any_command_need_no_package_that_takes_seconds_to_import() -> None:
     commands = sorted(path.stem for path in (ROOT / "emim_nnunet" / "cli").glob("[a-z]*.py"))
     code = (
         "import importlib, sys\n"
         f"for name in {commands!r}:\n"
         "    command = importlib.import_module(f'emim_nnunet.cli.{name}')\n"
-        "    try: command.main(['--x'])\n"
-        "    except SystemExit as end: assert end.code == 2, name\n"
-        "    else: raise AssertionError(name)\n"
-        "    assert not {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'nibabel'} & set(sys.modules), name"
+        "    for option, code in (('--help', 0), ('--x', 2)):\n"
+        "        try: command.main([option])\n"
+        "        except SystemExit as end: assert end.code == code, name\n"
+        "        else: raise AssertionError(name)\n"
+        "    heavy = {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'nibabel', 'numpy', 'matplotlib', 'blosc2'}\n"
+        "    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

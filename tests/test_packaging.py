@@ -40,8 +40,6 @@ from pathlib import Path
 where = Path({where!r})
 for name in {scripts!r}:
     main = importlib.import_module(f"emim_nnunet.cli.{{name}}").main
-    if name == "train":
-        continue  # nnU-Net's own help, which imports it
     try:
         main(["--help"])
     except SystemExit as end:

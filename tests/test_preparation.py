@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -12,28 +13,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 
 from emim_nnunet.cli import plan_and_preprocess as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.dataloading.crops import CropDataset
-from emim_nnunet.datasets.checksums import record_file
+from emim_nnunet.datasets import images
+from emim_nnunet.datasets import preprocessed as layout
+from emim_nnunet.datasets.checksums import case_digests, record_file
 from emim_nnunet.datasets.dataset import PreprocessedDataset
-from emim_nnunet.datasets.preprocessed import case_identifiers, unlabelled_folder
+from emim_nnunet.datasets.preprocessed import case_identifiers, read_properties, unlabelled_folder
 from emim_nnunet.datasets.records import records_file, work_place
 from emim_nnunet.datasets.shards import Shard
 from emim_nnunet.errors import UserError
 from emim_nnunet.planners import fingerprint
+from emim_nnunet.planners.nnUNetPlannerEMIM import nnUNetPlannerEMIM
 from tests.pipeline import DATASET, PLANS
 
+SEEN_FILE = "seen_files.json"
 TIMED = (".checksums", ".records")  # hold sizes and times
 
 
@@ -79,7 +86,7 @@ def content(preprocessed: Path) -> dict[str, Any]:
     for file in preprocessed.rglob("*"):
         if file.is_file():
             found[str(file.relative_to(preprocessed))] = (
-                _without_times(file) if file.suffix in TIMED else file.read_bytes()
+                _without_times(file) if file.suffix in TIMED or file.name == SEEN_FILE else file.read_bytes()
             )
     return found
 
@@ -87,6 +94,8 @@ def content(preprocessed: Path) -> dict[str, Any]:
 def _without_times(file: Path) -> Any:
     if file.suffix == ".checksums":
         return [(name, size, digest) for name, (size, _, digest) in json.loads(file.read_text()).items()]
+    if file.name == SEEN_FILE:  # a digest of times, and what was seen
+        return {case: seen for case, (_, seen) in json.loads(file.read_text()).items()}
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     for line in lines[1:]:
         line["sources"] = [(name, size, digest) for name, size, _, digest in line["sources"]]
@@ -212,6 +221,91 @@ def test_new_cases_are_added_while_a_stage_reads(preprocessed: Path, log: pytest
     for number in range(6):
         crops[number]  # the old cases have not changed
     assert PreprocessedDataset.find(1, PLANS, "3d_fullres").labelled_ids == [*data.labelled_ids, "zz"]
+
+
+def test_many_cases_without_label_lie_in_subfolders(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    raw, folder = raw_of(preprocessed), unlabelled_folder(labelled_folder(preprocessed))
+    (first,) = cases_of(raw / "imagesUnlabelled")
+    file = raw / "imagesUnlabelled" / f"{first}_0000.nii.gz"
+    image = sitk.ReadImage(str(file))
+    voxels = sitk.GetArrayFromImage(image)
+    noise = np.random.default_rng(0).rayleigh(40, voxels.shape)  # a background that is not 0: there will be a body
+    noisy = sitk.GetImageFromArray(np.where(voxels == 0, noise, voxels * 10).astype(np.float32))
+    noisy.CopyInformation(image)
+    sitk.WriteImage(noisy, str(file))
+    assert prepare("--add") == 0
+    flat = content(preprocessed)
+    assert f"{folder.name}/{first}.pkl" in flat
+    assert f"body/{folder.name}/{first}.b2nd" in flat
+    monkeypatch.setattr(layout, "MANY_CASES", 1)
+    assert prepare("--add") == 0
+    assert content(preprocessed) == flat  # not more than the limit
+
+    def copy_cases(names: Iterable[str]) -> None:
+        for name, image in itertools.product(names, sorted((raw / "imagesUnlabelled").glob(f"{first}_*"))):
+            shutil.copy2(image, image.with_name(image.name.replace(first, name)))
+
+    copy_cases(["b", "c"])
+    log.clear()
+    assert prepare("--add") == 0  # the case that is there moves, and is not done again
+    assert [line.partition(": ")[2] for line in to_do(log)] == ["2 to do (b, c): new"]
+    data = PreprocessedDataset.find(1, PLANS, "3d_fullres")
+    assert data.unlabelled_ids == sorted([first, "b", "c"])
+    data.require_cases()
+    (old,) = [flat[name] for name in flat if name == f"{folder.name}/{first}.b2nd"]
+    now = content(preprocessed)
+    for case in (first, "b", "c"):
+        assert now[f"{folder.name}/{layout.subfolder(case)}/{case}.b2nd"] == old
+        assert now[f"body/{folder.name}/{layout.subfolder(case)}/{case}.b2nd"]
+        assert read_properties(folder, case)["class_locations"] == {}
+    assert len(set(case_digests(data.unlabelled).values())) == 1
+    assert not [name for name in now if name.startswith(f"{folder.name}/{first}")]
+    crops = CropDataset(data.unlabelled, (8, 8, 8), seed=0)
+    assert sorted(crops[number]["case"] for number in range(3)) == data.unlabelled_ids
+
+    monkeypatch.setattr(layout, "MANY_CASES", 1000)  # shards begin in the other layout, and go on in this one
+    shutil.rmtree(folder)
+    shutil.rmtree(preprocessed / "body")
+    assert prepare("--shard", "1/2") == 0
+    monkeypatch.setattr(layout, "MANY_CASES", 1)
+    assert prepare("--shard", "2/2") == 0
+    assert prepare("--finish") == 0
+    assert content(preprocessed) == now
+    for image in (raw / "imagesUnlabelled").glob("[bc]_*"):
+        image.unlink()
+    assert prepare("--finish") == 0  # few again
+    assert {**content(preprocessed), SEEN_FILE: b""} == {**flat, SEEN_FILE: b""}  # which remembers who is gone
+    assert not list(preprocessed.glob(".*"))
+
+
+def test_files_that_were_seen_are_not_read_again(
+    preprocessed: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    look = images.stream_damage
+    monkeypatch.setattr(images, "stream_damage", lambda file: read.append(file.name) or look(file))
+    assert prepare("--shard", "1/2") == 0
+    assert prepare("--add") == 0
+    raw = raw_of(preprocessed)
+    everything = sorted(file.name for file in raw.glob("*/*.nii.gz"))
+    assert sorted(read) == everything
+    assert not list(preprocessed.glob("seen_files.shard*"))
+    assert prepare("--add") == 0
+    assert len(read) == len(everything)
+    changed = next((raw / "imagesTr").glob("*_0001.nii.gz"))
+    rewrite(changed)
+    assert prepare("--add") == 0
+    case = changed.name.removesuffix("_0001.nii.gz")
+    assert sorted(read[len(everything) :]) == sorted(name for name in everything if name.startswith(case))
+
+
+def test_the_planner_lists_the_cases_that_nnunet_lists(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = default_experiment_planner.get_filenames_of_train_images_and_targets
+    wanted = stock(str(raw_of(preprocessed)))
+    monkeypatch.setattr(default_experiment_planner, stock.__name__, lambda *_: pytest.fail("its own listing is slow"))
+    assert nnUNetPlannerEMIM(1).dataset == wanted
 
 
 def test_a_folder_that_is_not_complete_is_not_trained_on(preprocessed: Path) -> None:

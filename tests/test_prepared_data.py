@@ -120,7 +120,7 @@ def test_code_beside_a_case_is_not_run(folder: Path, tmp_path: Path) -> None:
 def test_dangerous_builtins_are_not_let_in(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(b"cbuiltins\n" + name.encode() + b"\n.")
     with pytest.raises(UserError, match=f"builtins.{name}"):
-        read_properties(tmp_path / "a")
+        read_properties(tmp_path, "a")
 
 
 def test_a_stored_computation_is_no_array(folder: Path) -> None:

@@ -76,7 +76,7 @@ class Regions:
         labels = self._atlas if self._folder is None else None if file is None else _read(file)
         if labels is None:
             return None
-        properties = read_properties(case.folder / case.identifier)
+        properties = read_properties(case.folder, case.identifier)
         where = f"the label map {'of ' if file else 'for '}case {case.identifier}"
         return _as_preprocessed(labels, properties, shape, self._data.plans["transpose_forward"], where)
 

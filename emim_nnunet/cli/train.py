@@ -5,29 +5,42 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
-from emim_nnunet.cli._run import TRACEBACK, TRACEBACK_HELP, run, show_tracebacks
+from emim_nnunet.cli._run import TRACEBACK, CommandParser, run
 from emim_nnunet.storage.locks import take_over_locks
 from emim_nnunet.trainer_search import enable_search, own_trainers_first
 
-HELP = """
-emim_train takes exactly the arguments of nnUNetv2_train (above); -device is cuda where there is a GPU, otherwise cpu.
-It finds the trainers of emim_nnunet without further ado:
+EPILOG = """
+These are the arguments of nnUNetv2_train; -device is cuda where there is a GPU, otherwise cpu. nnU-Net's own trainers are found
+as well, and without further ado those of emim_nnunet:
 {trainers}.
 
 Example:
   emim_train 137 3d_fullres 0 -tr nnUNetTrainerEMIM -p nnUNetEMIMPlans
-
-Besides, --take_over: go on where a process of another machine trained that is gone for certain (otherwise after minutes);
-and --traceback: {traceback}.
 """
 TAKE_OVER = "--take_over"
+HELPS = {
+    "dataset_name_or_id": "name or id of a preprocessed data set",
+    "configuration": "configuration of its plans",
+    "fold": "number of a fold, or all",
+    "-tr": "trainer (default: nnUNetTrainer)",
+    "-p": "plans (default: nnUNetPlans)",
+    "-pretrained_weights": "checkpoint of nnU-Net that a segmentation starts from",
+    "--npz": "save the probabilities of the final validation, for nnUNetv2_find_best_configuration",
+    "--c": "continue from the newest checkpoint",
+    "--val": "only run the final validation",
+    "--val_best": "validate checkpoint_best instead of checkpoint_final, into the same folder",
+    "--disable_checkpointing": "write no checkpoints",
+    TAKE_OVER: "go on where a process of another machine trained that is gone for certain (otherwise after minutes)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand all arguments to nnU-Net."""
     given = list(sys.argv[1:] if argv is None else argv)
-    understood = None if {"-h", "--help"} & set(given) else nnunets_parser().parse_args(given)
+    understood = nnunets_parser().parse_args(given)
 
     from emim_nnunet.nnunet.commands import check_before_training, run_training_entry, search_trainers_with
     from emim_nnunet.training.request import check_command
@@ -36,35 +49,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     search_trainers_with(own_trainers_first)
     check_before_training(check_command)
     take_over_locks(TAKE_OVER in given)
-    show_tracebacks(TRACEBACK in given)
     given = [argument for argument in given if argument not in (TAKE_OVER, TRACEBACK)]
-    device = [] if understood is None else ["-device", _device(understood)]
-    sys.argv = [sys.argv[0], *given, *device]
-    try:
-        run_training_entry()
-    except SystemExit as end:
-        if end.code == 0:  # nnU-Net printed its help
-            from emim_nnunet.trainers import __all__ as trainers
-
-            print(HELP.format(trainers=", ".join(trainers), traceback=TRACEBACK_HELP))
-        raise
+    sys.argv = [sys.argv[0], *given, "-device", _device(understood)]
+    run_training_entry()
 
 
 def nnunets_parser() -> argparse.ArgumentParser:
     """A parser that understands what ``nnUNetv2_train`` does, and our two options.
 
-    It tells a mistake at once: nnU-Net's own takes seconds to import before it looks at an argument.
+    It tells a mistake, and helps, at once: nnU-Net's own takes seconds to import before it looks at an argument.
     """
-    parser = argparse.ArgumentParser(prog="emim_train", add_help=False)
-    for name in ("dataset_name_or_id", "configuration", "fold"):
-        parser.add_argument(name)
-    for name in ("-tr", "-p", "-pretrained_weights"):
-        parser.add_argument(name)
-    parser.add_argument("-num_gpus", type=int, default=1)
-    for name in ("--npz", "--c", "--val", "--val_best", "--disable_checkpointing", TAKE_OVER, TRACEBACK):
-        parser.add_argument(name, action="store_true")
-    parser.add_argument("-device", choices=("cuda", "cpu", "mps"))
+    epilog = EPILOG.format(trainers=",\n".join(_trainers()))
+    parser = CommandParser(prog="emim_train", description="Train as nnUNetv2_train does.", epilog=epilog)
+    for name in ("dataset_name_or_id", "configuration", "fold", "-tr", "-p", "-pretrained_weights"):
+        parser.add_argument(name, help=HELPS[name])
+    parser.add_argument("-num_gpus", type=int, default=1, help="number of GPUs (default: 1)")
+    for name in ("--npz", "--c", "--val", "--val_best", "--disable_checkpointing", TAKE_OVER):
+        parser.add_argument(name, action="store_true", help=HELPS[name])
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="device (default: cuda where there is one)")
     return parser
+
+
+def _trainers() -> list[str]:
+    """Trainers that are written, by the names of their files; to import them takes seconds."""
+    spec = find_spec("emim_nnunet.trainers")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return sorted(file.stem for place in places for file in Path(place).glob("nnUNetTrainer*.py"))
 
 
 def _device(arguments: argparse.Namespace) -> str:

@@ -41,11 +41,11 @@ def checksums_of(folder: Path, identifier: str) -> Checksums:
     Raises:
         OSError: A file cannot be read.
     """
-    return _read(folder, case_stamp(folder, identifier))
+    return _read(folder, identifier, case_stamp(folder, identifier))
 
 
-def _read(folder: Path, stamp: Stamp) -> Checksums:
-    return {name: (size, changed, sha256_of(stamped_file(folder, name))) for name, size, changed in stamp}
+def _read(folder: Path, identifier: str, stamp: Stamp) -> Checksums:
+    return {name: (size, changed, sha256_of(stamped_file(folder, identifier, name))) for name, size, changed in stamp}
 
 
 def write_record(folder: Path, checksums: Iterable[Checksums]) -> None:
@@ -108,7 +108,7 @@ def _digests(folder: Path, identifiers: Sequence[str], record: Checksums | None)
         )
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            news = list(pool.map(lambda identifier: _read(folder, stamps[identifier]), changed))
+            news = list(pool.map(lambda identifier: _read(folder, identifier, stamps[identifier]), changed))
         except OSError as error:
             raise UserError(f"a preprocessed case in {folder} cannot be read ({error}): preprocess it anew") from error
     known = known | {name: entry for new in news for name, entry in new.items()}

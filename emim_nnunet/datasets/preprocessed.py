@@ -1,4 +1,8 @@
-"""Folders of preprocessed cases: nnU-Net's own, and beside it one of cases without label. Reading them runs no code."""
+"""Folders of preprocessed cases: nnU-Net's own, and beside it one of cases without label. Reading them runs no code.
+
+nnU-Net wants all files of its cases in one folder. It never sees the cases without label, of which there may be many more: from
+:data:`MANY_CASES` on they lie in subfolders, see :func:`subfolder`. Only this module knows where the files of a case are.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -22,6 +27,8 @@ from emim_nnunet.nnunet.cases import infer_dataset_class, nnUNetDatasetBlosc2, n
 
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 BODY = "body"
+MANY_CASES = 1000  # without label: more of them lie in subfolders
+SUBFOLDERS = "[0-9a-f][0-9a-f]"
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
 UNREADABLE = (  # errors of reading files that are missing, damaged or of another kind
@@ -102,7 +109,31 @@ def body_folder(data_folder: Path) -> Path:
 
 def body_file(folder: Path, identifier: str) -> Path:
     """Where the body of a preprocessed case is, if its background is not 0 and preparation has found it."""
-    return body_folder(folder) / f"{identifier}.b2nd"
+    case = case_path(folder, identifier)
+    return body_folder(folder) / case.relative_to(folder).with_name(f"{identifier}.b2nd")
+
+
+def are_many(num_cases: int) -> bool:
+    """Whether so many cases without label lie in subfolders. Readers need not ask: they find the cases in both."""
+    return num_cases > MANY_CASES
+
+
+def subfolder(identifier: str) -> str:
+    """In which of 256 subfolders a case lies, where a folder is divided; it does not depend on the other cases.
+
+    Args:
+        identifier: The case id.
+
+    Returns:
+        Two hexadecimal digits, the first of the SHA-256 of the id.
+    """
+    return sha256(identifier.encode()).hexdigest()[:2]
+
+
+def case_path(folder: Path, identifier: str) -> Path:
+    """Path of the files of a case without ending: in its subfolder or, where that has none, in the folder itself."""
+    divided = os.path.join(folder, subfolder(identifier), identifier)  # a text: this is called for each of many cases
+    return Path(divided) if os.path.isfile(f"{divided}.pkl") else folder / identifier
 
 
 def unlabelled_folder(data_folder: Path) -> Path:
@@ -112,9 +143,13 @@ def unlabelled_folder(data_folder: Path) -> Path:
 
 def case_identifiers(folder: Path) -> list[str]:
     """Sorted ids of the preprocessed cases in a folder; empty where it is missing or empty, which nnU-Net does not accept."""
-    if not any(folder.glob("*.pkl")):
-        return []
-    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    filled = [place for place in (folder, *folder.glob(SUBFOLDERS)) if any(place.glob("*.pkl"))]
+    return sorted(i for place in filled for i in infer_dataset_class(str(place)).get_identifiers(str(place)))
+
+
+def properties_file(folder: Path, identifier: str) -> Path:
+    """Where nnU-Net's preprocessing has pickled the properties of a case."""
+    return case_path(folder, identifier).with_name(f"{identifier}.pkl")
 
 
 def case_stamp(folder: Path, identifier: str) -> Stamp:
@@ -122,24 +157,27 @@ def case_stamp(folder: Path, identifier: str) -> Stamp:
 
     Where they are: :func:`stamped_file`. The last one is the body, where it has a file.
     """
+    case = case_path(folder, identifier)
     for names in ((f"{identifier}.b2nd", f"{identifier}_seg.b2nd"), (f"{identifier}.npz",)):
         try:
-            stamp = [_stamp(folder, name) for name in names]
+            stamp = [_stamp(case.with_name(name), name) for name in names]
         except (FileNotFoundError, NotADirectoryError):
             continue
         with suppress(FileNotFoundError, NotADirectoryError):
-            stamp.append(_stamp(folder, f"{BODY}/{identifier}.b2nd"))
+            stamp.append(_stamp(body_file(folder, identifier), f"{BODY}/{identifier}.b2nd"))
         return tuple(stamp)
     return ()
 
 
-def stamped_file(folder: Path, name: str) -> Path:
-    """The file that a name in :func:`case_stamp` stands for; folders may be renamed, so the name holds none of them."""
-    return body_folder(folder) / name.removeprefix(f"{BODY}/") if name.startswith(f"{BODY}/") else folder / name
+def stamped_file(folder: Path, identifier: str, name: str) -> Path:
+    """The file that a name in :func:`case_stamp` stands for; folders may be renamed or divided, so the name holds none."""
+    if name.startswith(f"{BODY}/"):
+        return body_file(folder, identifier)
+    return case_path(folder, identifier).with_name(name)
 
 
-def _stamp(folder: Path, name: str) -> tuple[str, int, int]:
-    state = os.stat(stamped_file(folder, name))
+def _stamp(file: Path, name: str) -> tuple[str, int, int]:
+    state = os.stat(file)
     return name, state.st_size, state.st_mtime_ns
 
 
@@ -156,7 +194,8 @@ def open_case(folder: Path, identifier: str) -> tuple[Any, Any]:
     Raises:
         Exception: One of :data:`UNREADABLE`, where files are missing, damaged or do not belong together.
     """
-    image, seg = _open(folder / identifier, "", "data"), _open(folder / identifier, "_seg", "seg")
+    case = case_path(folder, identifier)
+    image, seg = _open(case, "", "data"), _open(case, "_seg", "seg")
     if image.ndim != 4 or image.shape[1:] != seg.shape[1:] or 0 in (*image.shape, *seg.shape):
         raise ValueError(f"an image of shape {image.shape} and a segmentation of shape {seg.shape}")
     return image, seg
@@ -176,9 +215,10 @@ def open_body(folder: Path, identifier: str, shape: Sequence[int]) -> Any | None
     Raises:
         Exception: One of :data:`UNREADABLE`: the file is damaged, or belongs to another case.
     """
-    if not body_file(folder, identifier).is_file():
+    file = body_file(folder, identifier)
+    if not file.is_file():
         return None
-    body = _open(body_folder(folder) / identifier, "", BODY)
+    body = _open(file.with_name(identifier), "", BODY)
     if body.shape != (1, *shape) or body.dtype != bool:
         raise ValueError(f"a body of shape {body.shape} and type {body.dtype} of an image of shape {tuple(shape)}")
     return body
@@ -224,23 +264,24 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither of numpy nor a plain value")
 
 
-def read_properties(case: Path) -> dict[str, Any]:
+def read_properties(folder: Path, identifier: str) -> dict[str, Any]:
     """Read what nnU-Net's preprocessing stores about a case: numbers, texts and arrays; anything else is refused.
 
     Args:
-        case: Path of the case without ending: its folder and its id.
+        folder: Folder of preprocessed cases.
+        identifier: The case id.
 
     Raises:
         UserError: The file is missing or damaged, or restoring it would run code.
     """
-    file = case.with_name(f"{case.name}.pkl")
+    file = properties_file(folder, identifier)
     try:
         with file.open("rb") as stream:
             return _PlainUnpickler(stream).load()
     except Exception as error:  # pickle raises what it likes on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{file.name} of the preprocessed case {case.name} cannot be read without running code in it ({reason}): "
+            f"{file.name} of the preprocessed case {identifier} cannot be read without running code in it ({reason}): "
             f"preprocess it anew"
         ) from error
 
@@ -255,7 +296,7 @@ class _WithoutCode:
         """Load image, segmentation, segmentation of the stage before (None where there is none) and properties."""
         folder, previous = Path(self.source_folder), self.folder_with_segs_from_previous_stage
         earlier = None if previous is None else _open(Path(previous) / identifier, "", "seg")
-        return *open_case(folder, identifier), earlier, read_properties(folder / identifier)
+        return *open_case(folder, identifier), earlier, read_properties(folder, identifier)
 
 
 class Blosc2WithoutCode(_WithoutCode, nnUNetDatasetBlosc2):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emim_nnunet.datasets.checksums import Checksums, checksums_of, read_record, write_record
-from emim_nnunet.datasets.preprocessed import case_identifiers, case_stamp
+from emim_nnunet.datasets.preprocessed import case_identifiers, case_stamp, properties_file
 from emim_nnunet.errors import UserError, listed
 from emim_nnunet.storage.files import sha256_of, write_text
 
@@ -113,7 +113,7 @@ def with_files(record: Record, folder: Path, identifier: str) -> Record | None:
     """
     stamp = case_stamp(folder, identifier)
     recorded = {name: entry[:2] for name, entry in record.files.items()}
-    if not stamp or not (folder / f"{identifier}.pkl").is_file():
+    if not stamp or not properties_file(folder, identifier).is_file():
         return None
     if {name: (size, time) for name, size, time in stamp} == recorded:
         return record

@@ -20,6 +20,7 @@ from emim_nnunet.dataloading.crops import CropDataset
 from emim_nnunet.dataloading.loader import BatchNumbers, CropBatches
 from emim_nnunet.datasets.channel_names import channel_names
 from emim_nnunet.datasets.checksums import case_digests
+from emim_nnunet.datasets.preprocessed import case_path
 from emim_nnunet.datasets.stage_cases import StageCases, stage_cases
 from emim_nnunet.diagnosis.collapse_monitor import CollapseMonitor
 from emim_nnunet.diagnosis.reference import read_reference
@@ -179,8 +180,8 @@ class SSLStage(StageTrainer):
         """
         data = self.preprocessed
         data.require_cases()
-        folder = data.labelled_folder if data.labelled else data.unlabelled[0].folder
-        self.dataset_class = infer_dataset_class(str(folder))
+        case = (data.labelled or data.unlabelled)[0]
+        self.dataset_class = infer_dataset_class(str(case_path(case.folder, case.identifier).parent))
         training_ids, validation_ids = self.do_split() if data.labelled else ([], [])
         return stage_cases(data, training_ids, validation_ids, use_validation=self.config.use_validation_cases)
 
