@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from emim_nnunet.compare import report as comparison
 from emim_nnunet.diagnostics import reconstruction_scores, reconstruction_sums
 from emim_nnunet.diagnostics.case_scores import CaseScores
 from emim_nnunet.methods import method_classes
+from emim_nnunet.prediction.report import markdown as subsets_page
+from emim_nnunet.prediction.subsets import Measured
 from emim_nnunet.report import REPORT, leave_report
 from emim_nnunet.report.cases import modified_scores
 from emim_nnunet.report.citations import cited_for, entries, identifiers
@@ -196,6 +199,34 @@ def test_a_segmentation_is_shown_with_its_dice_and_its_encoder(stage: Path, tmp_
         assert re.search(rf'<th scope="row">[\w ]+</th><td>{value:.3f}</td><td>too few cases', text), name
     assert "It was pretrained on 6 cases" in text
     assert "Every filter of the stem went to the channel of the same name" in text
+
+
+def test_a_segmentation_shows_what_its_modalities_are_worth_once_that_was_measured(
+    nnunet: Path, tmp_path: Path
+) -> None:
+    folder = trained(FINETUNE)
+    assert "Dice by modalities" not in written(tmp_path / "before.html", folder)
+    channels = ["T1", "T1ce", "T2", "Flair"]
+    model = SimpleNamespace(
+        folder=folder.parent, folds=["0"], channels=channels, was_trained_for=lambda seen: len(seen) == 4
+    )
+    rows = [
+        Measured(
+            modalities=seen,
+            num_cases=1,
+            dice=dice,
+            dice_per_label={},
+            surface_distance=2.0,
+            num_distances=1,
+            change=0.0,
+        )
+        for seen, dice in ((tuple(channels), 0.815), (("T1", "Flair"), 0.372))
+    ]
+    (folder.parent / "modality_subsets.md").write_text("\n".join(subsets_page(model, rows)) + "\n")
+    text = written(tmp_path / "report.html", folder)
+    assert "Dice by modalities" in text
+    assert re.search(r"<td>0\.372</td>", text)
+    assert "0 stands for the others" in text
 
 
 def test_dice_has_intervals_where_there_are_enough_cases(tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from emim_nnunet.report.files import (
     shown,
 )
 from emim_nnunet.report.find import SUMMARY
+from emim_nnunet.report.results import markdown_sections
 from emim_nnunet.report.texts import describe_settings, hours
 from emim_nnunet.storage.files import read_json
 
 RESAMPLES = 2000
+SUBSETS = "modality_subsets.md"
 MIN_CASES = 10  # with fewer, a bootstrap over cases says little
 FOLDER = re.compile(r"(?P<trainer>[^_].*?)__(?P<plans>.+?)__(?P<configuration>.+)")
 STEM = re.compile(r"channel \d+ '|stem|filter of|mean filter")
@@ -70,6 +72,8 @@ def segmentation_page(folder: Path, names: Names) -> Page:
             page.absent.append(
                 "Dice per case: the validation cases were not predicted (nnUNetv2_train ... --val does it)"
             )
+    with part_of(page, "modalities"):
+        _modalities(folder.parent / SUBSETS, page)
     with part_of(page, "curves"):
         _curves(checkpoint.get("logging") or {}, page)
     with part_of(page, "encoder"):
@@ -86,6 +90,19 @@ def _know_cases(folder: Path, plans: dict[str, Any], names: Names, page: Page) -
     """The cases of the data set and of the predictions, before anything names one."""
     files = (folder / "validation").glob("*") if (folder / "validation").is_dir() else []
     names.know({file.name.split(".")[0] for file in files} - {"summary"})
+
+
+def _modalities(file: Path, page: Page) -> None:
+    """What ``emim_evaluate_modalities`` has measured of the model, if it has."""
+    if not file.is_file():
+        return
+    section = markdown_sections(file.read_text("utf-8"))[0]
+    section.title = "Dice by modalities"
+    picture = file.with_suffix(".png")
+    if picture.is_file():
+        caption = "Bars: mean; points: cases; below, what the network saw. Grey: the training dropped no modalities so."
+        section.figures.append(figures.png_of(picture, "Dice of each subset of the modalities", caption))
+    page.add(section)
 
 
 def _curves(log: dict[str, Any], page: Page) -> None:
