@@ -96,14 +96,13 @@ def preprocess_cases(
 ) -> dict[str, str]:
     """Preprocess into ``<data_identifier>`` and ``<data_identifier>_unlabelled``; copy the labels as nnU-Net does.
 
-    Cases that are prepared already, with the same settings and of the same files, are not done again. Finished cases stay in a
-    hidden folder until it is complete, see :class:`.work_folder.WorkFolder`. The first case is preprocessed in this process and
-    timed; workers are started only if that makes the whole faster, so more workers are never slower.
+    Cases that are prepared already, with the same settings and of the same files, stay as they are; see
+    :class:`.work_folder.WorkFolder`. The first case is preprocessed in this process and timed; workers are started only if that
+    makes the whole faster, so more workers are never slower.
 
     Args:
         name: ``DatasetXXX_NAME`` of a data set that is planned.
-        plans_name: Name of its plans.
-        configurations: Names of configurations; those that the plans have are preprocessed.
+        plans_name, configurations: Names of its plans and of configurations; those that the plans have are preprocessed.
         unlabelled: Case without label -> its images, in the order of the channels.
         num_processes: Workers, at most; never more than cores or cases.
         lock: The lock of what is written, which this process holds.
@@ -126,16 +125,16 @@ def preprocess_cases(
     bad = dict(failed or {})
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)
-        target = folder / settings.data_identifier
+        target, settled = folder / settings.data_identifier, (plans, settings, dataset_json)
         kinds: list[tuple[type[DefaultPreprocessor], Path, list[Job]]] = [
             (DefaultPreprocessor, target, _jobs(labelled, find_body, labelled=True)),
             (UnlabelledPreprocessor, unlabelled_folder(target), _jobs(unlabelled, find_body, labelled=False)),
         ]
         for preprocessor, place, jobs in kinds:
-            decisive = decisive_settings(plans, settings, dataset_json, labelled=place == target)
-            work = WorkFolder(place, decisive, divided=place != target and are_many(len(jobs)))
+            divided = place != target and are_many(len(jobs))
+            work = WorkFolder(place, decisive_settings(*settled, labelled=place == target), divided=divided)
             oriented = {job.case for job in jobs} - unsaid if plans.image_reader_writer_class is SimpleITKIO else set()
-            run = _Run(work, preprocessor(verbose), (plans, settings, dataset_json), oriented, part.keep_going)
+            run = _Run(work, preprocessor(verbose), settled, oriented, part.keep_going)
             bad |= _prepare(run, jobs, bad, part, num_processes, configuration)
             bad |= _finish(run, jobs, lock) if part.finish else {}
     if part.finish:
