@@ -178,6 +178,7 @@ def test_the_second_hypothesis_is_read_over_its_folds(tmp_path: Path) -> None:
             hard = 0.1 * fold
             rows = [training("scratch", 1e-3, 0.5 - hard, **how)]
             rows.append(training(PRIMARY_ARM, PRIMARY.rate, 0.5 - hard + 0.01 * fold, seed=fold, **how))
+            rows.append(training("scratch", 3e-3, 0.9))  # the hypothesis names another control
             write_draw(tmp_path, fold, draw, rows)
     rows = read_results(tmp_path)[1]
     for row in rows:

@@ -20,7 +20,7 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.data import COHORT, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
-from real.plan import FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
+from real.plan import BEST_SCRATCH, FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {  # fold -> what learns in it, who tests
@@ -233,13 +233,14 @@ def cohort(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The second hypothesis of HYPOTHESIS.md, over its folds together; None before its draws.
 
     Returns:
-        As :func:`primary`; a patient tests in the draws of one fold.
+        As :func:`primary`, but against the control that the hypothesis names; a patient tests in the draws of one fold.
     """
     wanted = {"arm": PRIMARY_ARM, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(PRIMARY)
+    control = {"arm": SCRATCH, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(BEST_SCRATCH[0])
     pairs = []
     for here in _alike((row for row in rows if row["tests"].startswith("all sites")), "tests"):
         arms = {row["draw"]: row for row in here if wanted.items() <= row.items()}
-        scratch = {row["draw"]: row for row in reference(_alike(here, *TUNING))}
+        scratch = {row["draw"]: row for row in here if control.items() <= row.items()}
         pairs += [(arms[draw], scratch[draw]) for draw in sorted(arms.keys() & scratch.keys())]
     if not pairs:
         return None
