@@ -83,13 +83,14 @@ def _do_all(
     """Everything, in one process and its workers; returns which cases are left out, and why."""
     seen, threads = SeenFiles(preprocessed, anew=options.clean), options.num_processes_fingerprint
     raw = look_at_raw_dataset(raw_folder, preprocessed, patients, threads, keep_going=options.keep_going, seen=seen)
+    if options.add:
+        raw = keep_plans(raw, preprocessed, options)
     remark, wrong = look_at_backgrounds(raw, threads, seen)
     if remark:
         logger.warning("WARNING: %s", remark)
-    if options.add:
-        raw = keep_plans(raw, preprocessed, options)
-    else:
+    if not options.add:
         raw = extract_fingerprint(raw, preprocessed / "dataset_fingerprint.json", options)
+    seen.save()
     _take_over(raw_folder, preprocessed, patients)
     plans = options.plans_name_or_default or DEFAULT_PLANS if options.add else _plan(dataset_id, options, raw.failed)
     failed = raw.failed
@@ -127,7 +128,10 @@ def _do_shard(raw_folder: Path, preprocessed: Path, options: Options, shard: Sha
     if remark:
         logger.warning("WARNING: %s", remark)
     if not options.preprocess:
-        return look_at_shard(raw, preprocessed / "dataset_fingerprint.json", options)
+        failed = look_at_shard(raw, preprocessed / "dataset_fingerprint.json", options)
+        seen.save()
+        return failed
+    seen.save()
     return preprocess_cases(
         raw_folder.name,
         plans,

@@ -187,8 +187,6 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int, seen: SeenFiles | Non
         known[case] = about
         if seen is not None:
             seen.note(case, files[case], about)
-    if seen is not None:
-        seen.save()
     found = {
         f"case {case}, {names[channel]}": background
         for case, about in known.items()
