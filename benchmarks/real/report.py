@@ -229,14 +229,18 @@ def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED} | compared(arms[0], reference(groups))
 
 
-def cohort(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def cohort(rows: Sequence[dict[str, Any]], against: Tuning = BEST_SCRATCH[0]) -> dict[str, Any] | None:
     """The second hypothesis of HYPOTHESIS.md, over its folds together; None before its draws.
 
+    Args:
+        rows: All trainings.
+        against: The control: the one that the hypothesis names, or another way to train from scratch.
+
     Returns:
-        As :func:`primary`, but against the control that the hypothesis names; a patient tests in the draws of one fold.
+        As :func:`primary`, but against that control; a patient tests in the draws of one fold.
     """
     wanted = {"arm": PRIMARY_ARM, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(PRIMARY)
-    control = {"arm": SCRATCH, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(BEST_SCRATCH[0])
+    control = {"arm": SCRATCH, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(against)
     pairs = []
     for here in _alike((row for row in rows if row["tests"].startswith("all sites")), "tests"):
         arms = {row["draw"]: row for row in here if wanted.items() <= row.items()}
@@ -306,6 +310,15 @@ def write_report(folder: Path, out: Path) -> str:
     second = cohort(rows)
     if second is not None:
         write_json(folder / "cohort.json", second, indent=1)
+        found = {tuning.head: cohort(rows, tuning) for tuning in BEST_SCRATCH}
+        counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
+        table = [
+            [head, *(str(about[key]) for key in counts), *(_number(about[key]) for key in values)]
+            for head, about in found.items()
+            if about
+        ]
+        header = ["head of scratch", *counts, *values]
+        parts += ["## The second hypothesis (U-Net explores)\n", markdown_table(header, table)]
     if rows:
         parts += ["## Segmentation\n", score_table([row for row in rows if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
