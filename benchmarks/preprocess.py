@@ -201,6 +201,8 @@ def resume(env: dict[str, str], folder: Path, counts: tuple[int, ...], rounds: i
 
 def size(env: dict[str, str], folder: Path, side: int) -> tuple[dict[str, Any], str]:
     """What labelled and unlabelled cases take on the disk; figures and a table."""
+    from emim_nnunet.datasets.preprocessed import NUM_SUBFOLDERS
+
     preprocessed = planned(env, folder, 1, 1, side)
     run(ours("plan_and_preprocess", "-d", "1", "-c", CONFIGURATION, "--shard", "1/1"), env)
     run(ours("plan_and_preprocess", "-d", "1", "-c", CONFIGURATION, "--finish"), env)
@@ -213,7 +215,7 @@ def size(env: dict[str, str], folder: Path, side: int) -> tuple[dict[str, Any], 
         about = {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
         about["bytes_beside"] = sum(file.stat().st_size for file in beside)
         figures[name] = about
-        inodes, folders = MANY * about["files"], 256 if name == "unlabelled" else 1
+        inodes, folders = MANY * about["files"], NUM_SUBFOLDERS if name == "unlabelled" else 1
         rows.append(
             [
                 name,

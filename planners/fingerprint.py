@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +15,15 @@ from emim_nnunet.nnunet.descriptions import recursive_fix_for_json_export
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
 from emim_nnunet.nnunet.planning import DatasetFingerprintExtractor, crop_to_nonzero, verify_dataset_integrity
 from emim_nnunet.planners.options import Options
-from emim_nnunet.planners.preprocess import CASE_ERRORS, num_cores, num_workers
+from emim_nnunet.planners.preprocess import CASE_ERRORS
 from emim_nnunet.planners.raw_data import RawDataset, find_cases, read_case
+from emim_nnunet.planners.workers import work_on
 from emim_nnunet.storage.files import read_json, write_json
 from emim_nnunet.storage.progress import Progress
 
 # nnU-Net always draws 1e8 of each channel, with repetition: a minute and several GB for eight channels of however small a data
 # set. The statistics matter for CT alone, whose 0.5th percentile 1e7 samples give to 0.005 percentiles.
 NUM_INTENSITY_SAMPLES = 10_000_000
-FIRST = 1  # cases that are looked at in this process, which show whether workers pay
 Looked = Callable[[str, list[str]], "CaseFingerprint | str"]
 
 
@@ -149,33 +148,21 @@ def look_at_cases(
     """
     found: dict[str, CaseFingerprint] = {}
     failed: dict[str, str] = {}
-    for case, result in _each(look, files, options.num_processes_fingerprint):
-        if isinstance(result, CaseFingerprint):
-            found[case] = result
-        elif options.keep_going:
-            failed[case] = result
-        else:
-            raise UserError(result)
+    ended = work_on(list(files.items()), partial(_look, look), options.num_processes_fingerprint)
+    with Progress(total=len(files), desc="Extracting dataset fingerprint") as bar, closing(ended):
+        for (case, _), result in ended:
+            if isinstance(result, CaseFingerprint):
+                found[case] = result
+            elif options.keep_going:
+                failed[case] = result
+            else:
+                raise UserError(result)
+            bar.update()
     return found, failed
 
 
-def _each(look: Looked, files: dict[str, list[str]], limit: int) -> Iterator[tuple[str, Any]]:
-    """Call ``look`` for each case, with workers where they pay."""
-    remaining = dict(files)
-    with Progress(total=len(files), desc="Extracting dataset fingerprint") as bar:
-        for number, (case, paths) in enumerate(files.items()):
-            elapsed = bar.format_dict["elapsed"] / number if number >= FIRST else 0.0
-            if num_workers(len(remaining), elapsed, limit) > 1:
-                break
-            yield case, look(case, paths)
-            del remaining[case]
-            bar.update()
-        if not remaining:
-            return
-        with ProcessPoolExecutor(min(limit, len(remaining), num_cores()), mp_context=get_context("spawn")) as pool:
-            for case, result in zip(remaining, pool.map(look, remaining, remaining.values()), strict=True):
-                yield case, result
-                bar.update()
+def _look(look: Looked, item: tuple[str, list[str]]) -> CaseFingerprint | str:
+    return look(*item)
 
 
 def fingerprint_of(found: dict[str, CaseFingerprint]) -> dict[str, Any]:

@@ -7,14 +7,11 @@ get slower with more of them. It also deletes the old files before it writes new
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Container, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -32,13 +29,13 @@ from emim_nnunet.nnunet.planning import DefaultPreprocessor
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
 from emim_nnunet.planners.raw_data import labelled_files
 from emim_nnunet.planners.work_folder import NEW, Job, WorkFolder, said
+from emim_nnunet.planners.workers import work_on
 from emim_nnunet.storage.files import copy_file
 from emim_nnunet.storage.locks import Lock
 from emim_nnunet.storage.progress import Progress
 from emim_nnunet.storage.versions import versions
 
 logger = logging.getLogger(__name__)
-WORKER_START_SECONDS = 8.0  # a worker imports torch and nnunetv2 before its first case
 CASE_ERRORS = (RuntimeError, AssertionError, ValueError)  # what nnU-Net raises where a case is not as it should be
 WITHOUT_FINGERPRINT = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 LABELS = "gt_segmentations"
@@ -52,11 +49,6 @@ class UnlabelledPreprocessor(DefaultPreprocessor):
         """As nnU-Net; the data loader wants the locations of classes, of which there are none."""
         data, seg, properties = super().run_case(*args, **kwargs)
         return data, seg, properties | {"class_locations": {}}
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +90,13 @@ def preprocess_cases(
 
     Cases that are prepared already, with the same settings and of the same files, stay as they are; see
     :class:`.work_folder.WorkFolder`. The first case is preprocessed in this process and timed; workers are started only if that
-    makes the whole faster, so more workers are never slower.
+    makes the whole faster, and this process works beside them, so more processes are never slower.
 
     Args:
         name: ``DatasetXXX_NAME`` of a data set that is planned.
         plans_name, configurations: Names of its plans and of configurations; those that the plans have are preprocessed.
         unlabelled: Case without label -> its images, in the order of the channels.
-        num_processes: Workers, at most; never more than cores or cases.
+        num_processes: Processes that work, at most, this one included; never more than cores or cases.
         lock: The lock of what is written, which this process holds.
         find_body: Cases whose background is not 0, see :mod:`~emim_nnunet.datasets.body`; None = as the records say.
         verbose: Whether nnU-Net says what it does.
@@ -267,71 +259,26 @@ def _finish(run: _Run, jobs: list[Job], lock: Lock) -> dict[str, str]:
 def _run_jobs(run: _Run, jobs: list[Job], num_processes: int, title: str) -> dict[str, str]:
     """Preprocess and save cases; returns which failed, and why, where that does not end the command."""
     failed: dict[str, str] = {}
-    with Progress(total=len(jobs), desc=title) as bar:
-        begin = perf_counter()
-        for number, job in enumerate(jobs):
-            seconds = (perf_counter() - begin) / number if number else 0.0
-            workers = num_workers(len(jobs) - number, seconds, num_processes)
-            if workers > 1:
-                return failed | _run_pool(run, jobs[number:], workers, bar)
-            try:
-                _run_case(run, job)
-            except CASE_ERRORS as error:
-                _note(run, job, error, failed)
+    ended = work_on(jobs, partial(_run_case, run), num_processes)
+    with Progress(total=len(jobs), desc=title) as bar, closing(ended):
+        for job, error in ended:
+            if error is not None:
+                failure = run.failed(job, error)
+                if not run.keep_going:
+                    raise failure from error
+                failed[job.case] = str(failure)
             bar.update()
     return failed
 
 
-def _run_pool(run: _Run, jobs: list[Job], num_workers: int, bar: Progress) -> dict[str, str]:
-    """As :func:`_run_jobs`, with workers."""
-    failed: dict[str, str] = {}
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_run_case, run, job): job for job in jobs}
-        try:
-            for done in as_completed(running):
-                try:
-                    done.result()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        "a preprocessing worker was killed, probably for memory: repeat the command with a smaller -np "
-                        "(cases that are finished are kept)"
-                    ) from error
-                except CASE_ERRORS as error:
-                    _note(run, running[done], error, failed)
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return failed
-
-
-def _run_case(run: _Run, job: Job) -> None:
-    """Preprocess and save a case, and its body where that is wanted; then its record."""
-    orientation = orientation_of(Path(job.images[0])) if job.case in run.oriented else ""
-    run.work.do(run.preprocessor, job, run.plans, orientation)
-
-
-def _note(run: _Run, job: Job, error: Exception, failed: dict[str, str]) -> None:
-    """Note that a case failed, or end the command."""
-    failure = run.failed(job, error)
-    if not run.keep_going:
-        raise failure from error
-    failed[job.case] = str(failure)
-
-
-def num_workers(num_cases: int, seconds_per_case: float, limit: int) -> int:
-    """How many workers make the remaining cases fastest.
-
-    Args:
-        num_cases: Number of cases that remain.
-        seconds_per_case: Seconds that a case takes in this process; 0 = not known.
-        limit: The most workers that are allowed.
-
-    Returns:
-        Number of workers to start; 1 = go on in this process.
-    """
-    allowed = min(limit, num_cases, num_cores())
-    alone = num_cases * seconds_per_case
-    return allowed if allowed > 1 and WORKER_START_SECONDS + alone / allowed < alone else 1
+def _run_case(run: _Run, job: Job) -> Exception | None:
+    """Preprocess and save a case, and its body where that is wanted; then its record. Returns what is wrong with the case."""
+    try:
+        orientation = orientation_of(Path(job.images[0])) if job.case in run.oriented else ""
+        run.work.do(run.preprocessor, job, run.plans, orientation)
+    except CASE_ERRORS as error:
+        return error
+    return None
 
 
 def _copy_labels(target: Path, labels: dict[str, Path], dataset_json: dict[str, Any]) -> None:

@@ -163,7 +163,8 @@ def ssl_batch_size(gigabytes: Callable[[int], float], target: float, first_guess
     A batch whose step fills 95 % of the target is taken without looking for a larger one.
 
     Args:
-        gigabytes: Peak memory of a step with that many samples; it grows, about linearly.
+        gigabytes: Peak memory of a step with that many samples; it grows, and is convex but for rounding: the largest of the
+            amounts at the moments of a step, each of which is linear.
         target: GB that the step may take.
         first_guess: Batch size where the search begins, at least 1.
         limit: The largest batch size that the data set allows, at least 1.
@@ -171,14 +172,28 @@ def ssl_batch_size(gigabytes: Callable[[int], float], target: float, first_guess
     Returns:
         Batch size of the SSL stage, 1 to ``limit``.
     """
-    fits, taken, too_many = 0, 0.0, limit + 1
+    known: dict[int, float] = {}
+    fits, too_many = 0, limit + 1
     batch = min(first_guess, limit)
-    while too_many - fits > 1 and taken < FILLED * target:
-        peak = gigabytes(batch)
+    while too_many - fits > 1 and known.get(fits, 0.0) < FILLED * target and _least(known, fits + 1) <= target:
+        peak = known[batch] = gigabytes(batch)
         if peak <= target:
-            fits, taken = batch, peak
+            fits = batch
         else:
             too_many = batch
-        # in proportion: a little too few upwards and too many downwards, because part of the memory is fixed
-        batch = min(max(int(batch * target / peak), fits + 1), too_many - 1)
+        batch = int(batch * target / peak)
+        if len(known) > 1:
+            (left, low), (right, high) = sorted(sorted(known.items(), key=lambda item: abs(item[1] - target))[:2])
+            batch = left + int((target - low) * (right - left) / max(high - low, 1e-9 * target))
+        batch = min(max(batch, fits + 1), too_many - 1)
     return max(1, fits)
+
+
+def _least(known: dict[int, float], batch: int) -> float:
+    """What a step takes at least: a convex function is above a line through two of its points, but for between them."""
+    tried = sorted(known)
+    pairs = ([b for b in tried if b < batch][-2:], [b for b in tried if b > batch][:2])
+    lines = [
+        known[a] + (batch - a) * (known[b] - known[a]) / (b - a) for a, b in (pair for pair in pairs if len(pair) == 2)
+    ]
+    return max(lines, default=0.0)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from emim_nnunet.planners.preprocess import num_cores
+from emim_nnunet.planners.workers import num_cores
 from tests.pipeline import nnunet, prepared  # noqa: F401 - fixtures
 
 LONGEST = tuple(

@@ -23,7 +23,8 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
-from emim_nnunet.planners.preprocess import num_workers, orientation_of, preprocess_cases
+from emim_nnunet.planners.preprocess import orientation_of, preprocess_cases
+from emim_nnunet.planners.workers import num_workers
 from emim_nnunet.storage.locks import acquire
 
 
@@ -191,13 +192,13 @@ def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> No
 
 
 def test_workers_are_started_only_where_they_make_the_whole_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emim_nnunet.planners.preprocess.num_cores", lambda: 4)
-    assert num_workers(1000, 0.0, 8) == 1  # not measured yet
-    assert num_workers(7, 1.0, 8) == 1
-    assert num_workers(100, 1.0, 8) == 4  # cores
-    assert num_workers(100, 1.0, 2) == 2
-    assert num_workers(100, 1.0, 1) == 1
-    assert num_workers(3, 60.0, 8) == 3  # cases
+    monkeypatch.setattr("emim_nnunet.planners.workers.num_cores", lambda: 4)
+    assert num_workers(1000, 0.0, 8) == 0  # not measured yet
+    assert num_workers(5, 1.0, 8) == 0
+    assert num_workers(100, 1.0, 8) == 3  # cores, of which this process has one
+    assert num_workers(100, 1.0, 2) == 1
+    assert num_workers(100, 1.0, 1) == 0
+    assert num_workers(3, 60.0, 8) == 2  # cases
 
 
 def test_a_wholly_unlabelled_data_set_plans_like_a_labelled_one(planning: Path) -> None:

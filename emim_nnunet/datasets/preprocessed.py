@@ -28,7 +28,7 @@ from emim_nnunet.nnunet.cases import infer_dataset_class, nnUNetDatasetBlosc2, n
 OUTSIDE = -1  # nnU-Net's preprocessing marks voxels outside the body with this label
 BODY = "body"
 MANY_CASES = 1000  # without label: more of them lie in subfolders
-SUBFOLDERS = "[0-9a-f][0-9a-f]"
+SUBFOLDERS, NUM_SUBFOLDERS = "[0-9a-f][0-9a-f]", 256
 Stamp = tuple[tuple[str, int, int], ...]
 MMAP = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net
 UNREADABLE = (  # errors of reading files that are missing, damaged or of another kind
