@@ -24,7 +24,6 @@ from emim_nnunet.nnunet.planning import ResEncUNetPlanner, listed_with
 from emim_nnunet.nnunet.plans import LabelManager
 from emim_nnunet.planners import ssl_plan
 from emim_nnunet.planners.counting import MemoryCounts
-from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.raw_data import labelled_files
 from emim_nnunet.planners.transfer import Like
 from emim_nnunet.settings.block import BLOCK
@@ -250,6 +249,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
         """Peak memory of a step of the segmentation, in GB."""
+        from emim_nnunet.planners.memory import segmentation_gigabytes  # imports nnU-Net's training, which workers never need
+
         labels, order = (self.dataset_json.get(key) for key in ("labels", "regions_class_order"))
         inputs = {key: plan[key] for key in ("architecture", "patch_size", "batch_size")}
         inputs |= {"channels": self._num_channels, "labels": labels, "regions_class_order": order}
@@ -260,6 +261,8 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _ssl_gigabytes(self, method: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any]) -> float:
         """Peak memory of a step of a method, in GB."""
+        from emim_nnunet.planners.memory import ssl_gigabytes
+
         inputs = {key: plan[key] for key in ("architecture", "patch_size")}
         inputs |= {"channels": self._num_channels, "block": block}
         return self._counts.of(method.__name__, inputs, lambda: ssl_gigabytes(method, plan, block, self._num_channels))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from emim_nnunet.errors import UserError
 
-WORKER_START_SECONDS = 5.0  # a worker imports torch and nnunetv2 before its first case: 4 to 8
+WORKER_START_SECONDS = 4.0  # a worker imports torch and nnunetv2 before its first case: 3 to 7
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 

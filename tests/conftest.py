@@ -47,10 +47,10 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(autouse=True, scope="session")
 def count_memory_once() -> Iterator[None]:
     """The planner counts the memory of a step once per plan: that takes seconds, and many tests plan the same toys."""
-    planner = import_module("emim_nnunet.planners.nnUNetPlannerEMIM")
+    memory = import_module("emim_nnunet.planners.memory")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("segmentation_gigabytes", "ssl_gigabytes"):
-            patch.setattr(planner, name, _once_per_arguments(getattr(planner, name)))
+            patch.setattr(memory, name, _once_per_arguments(getattr(memory, name)))
         yield
 
 

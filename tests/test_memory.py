@@ -17,6 +17,7 @@ from emim_nnunet.methods.mask_in_mask import MaskInMask
 from emim_nnunet.methods.vicreg import VICReg
 from emim_nnunet.networks import in_parts
 from emim_nnunet.planners import dry_run, memory
+from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes  # not what conftest.py puts there
 from tests.toy import toy_unet
 
 PATCH = [32, 32, 32]
@@ -82,19 +83,17 @@ def check(count: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
 def test_segmentation_count_is_what_a_step_takes(labels: LabelManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(lambda: memory.segmentation_gigabytes(PLAN, 4, labels), monkeypatch)
+    check(lambda: segmentation_gigabytes(PLAN, 4, labels), monkeypatch)
 
 
 @pytest.mark.parametrize("method_class", method_classes(), ids=lambda m: m.__name__)
 def test_ssl_count_is_what_a_step_takes(method_class: type[SSLMethod], monkeypatch: pytest.MonkeyPatch) -> None:
-    check(lambda: memory.ssl_gigabytes(method_class, PLAN, BLOCK, 4), monkeypatch)
+    check(lambda: ssl_gigabytes(method_class, PLAN, BLOCK, 4), monkeypatch)
 
 
 @pytest.mark.parametrize("method_class", [MaskInMask, VICReg], ids=lambda m: m.__name__)
 def test_patches_in_portions_take_less(method_class: type[SSLMethod]) -> None:
-    at_once, in_portions = (
-        memory.ssl_gigabytes(method_class, PLAN, BLOCK | {"patches_at_once": n}, 4) for n in (None, 1)
-    )
+    at_once, in_portions = (ssl_gigabytes(method_class, PLAN, BLOCK | {"patches_at_once": n}, 4) for n in (None, 1))
     assert in_portions < 0.7 * at_once
 
 

@@ -194,7 +194,7 @@ def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> No
 def test_workers_are_started_only_where_they_make_the_whole_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emim_nnunet.planners.workers.num_cores", lambda: 4)
     assert num_workers(1000, 0.0, 8) == 0  # not measured yet
-    assert num_workers(5, 1.0, 8) == 0
+    assert num_workers(4, 1.0, 8) == 0
     assert num_workers(100, 1.0, 8) == 3  # cores, of which this process has one
     assert num_workers(100, 1.0, 2) == 1
     assert num_workers(100, 1.0, 1) == 0

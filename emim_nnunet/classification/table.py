@@ -12,7 +12,7 @@ import numpy as np
 
 from emim_nnunet.datasets.splits import NNUNET_SEED, NUM_FOLDS, read_splits
 from emim_nnunet.errors import UserError, listed
-from emim_nnunet.nnunet.descriptions import generate_crossval_split
+from emim_nnunet.nnunet.crossval import generate_crossval_split
 from emim_nnunet.settings.plans import limit_of
 
 CASE, PATIENT = "case", "patient"

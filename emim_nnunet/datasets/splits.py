@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from emim_nnunet.errors import UserError, listed
-from emim_nnunet.nnunet.descriptions import generate_crossval_split
 from emim_nnunet.storage.files import copy_file, read_json, write_json
 
 SPLITS, PATIENTS, ORIGINS = "splits_final.json", "patients.json", "origins.json"
@@ -175,6 +174,8 @@ def ensure_splits(dataset_folder: Path, case_identifiers: list[str]) -> None:
     if len(names) < NUM_FOLDS:
         splits = [{"train": [n for n in names if n != held_out], "val": [held_out]} for held_out in names]
     else:
+        from emim_nnunet.nnunet.crossval import generate_crossval_split  # imports a lot, and most commands find splits
+
         splits = generate_crossval_split(names, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
     by_case = [
         {part: [case for name in split[part] for case in patients[str(name)]] for part in PARTS} for split in splits
