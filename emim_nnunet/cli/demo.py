@@ -1,4 +1,4 @@
-"""``emim_demo``: the whole way on embedded data."""
+"""``emim_demo``: the whole way on brains that are drawn by code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ EPILOG = """
 Example:
   emim_demo -o demo
 
-Writes phantom MRI, converts, plans, preprocesses, pretrains with E-MIM, fine-tunes, trains a control from scratch with the
-same budget, predicts held-out phantoms with both, and leaves pictures and a Dice table in demo/report. All commands are
-printed, so that you can use them on your own data.
+Draws brains with gliomas, converts, plans, preprocesses, pretrains with E-MIM and fine-tunes; measures what a missing modality
+costs, with and without modality dropout; compares pretrained and scratch with few labels; predicts; and ends with a report:
+demo/report/report.html. All commands are printed, so that you can use them on your own data.
 """
 
 
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments and run the demo."""
     parser = CommandParser(
         prog="emim_demo",
-        description="The main job from raw MRI to a predicted segmentation, on phantoms, in minutes on a CPU.",
+        description="The main job from raw MRI to a report, on brains drawn by code, in minutes on a CPU.",
         epilog=EPILOG,
     )
     parser.add_argument(
         "-o", dest="output", type=Path, default=Path("emim_demo"), help="folder to write (default: emim_demo)"
     )
     add_device_argument(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the brains and of all training (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the result of an earlier demo")
     arguments = parser.parse_args(argv)
 
