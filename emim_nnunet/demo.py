@@ -31,7 +31,8 @@ LABELLED = (1, 4, 16)  # numbers of labelled cases of the comparison
 SUBSETS = ("T1+T1ce+T2+Flair", "T1+T2+Flair", "T1+T1ce+T2", "T1ce+Flair", "Flair")
 MARKER = ".emim_demo"
 LABEL_NAMES = {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
-PRETRAIN, TWO_STAGES, FINETUNE = "nnUNetTrainerEMIMPretrain", "nnUNetTrainerEMIM", "nnUNetTrainerEMIMFinetune"
+# what did best on real patients with few labels, see documentation/how-to/few-labelled-cases.md; the comparison adds E-MIM
+ARM, PRETRAIN, FINETUNE = "moco_zca", "nnUNetTrainerMoCoZCAPretrain", "nnUNetTrainerLinearFirst"
 BASE, GAPS = "2d_demo", "2d_demo_gaps"
 
 # slices, a small network and short schedules, so that two CPU cores are enough; any run can be shortened in this way
@@ -45,16 +46,16 @@ DEMO_CONFIGURATION: dict[str, Any] = {
         "projector_widths": [64, 64, 64],
         "decoder_min_width": 16,
         "batch_size": 12,
-        "num_epochs": 10,
+        "num_epochs": 12,
         "num_iterations_per_epoch": 25,
         "num_val_iterations_per_epoch": 4,
         "initial_lr": 3e-3,
         "reconstruction_every": 5,
         "checkpoint_minutes": 0,
-        "finetune_num_epochs": 10,
+        "finetune_num_epochs": 5,
         "finetune_num_iterations_per_epoch": 20,
         "finetune_num_val_iterations_per_epoch": 2,
-        "finetune_initial_lr": 1e-2,  # that of scratch
+        "finetune_ssl_trainer": PRETRAIN,
     },
 }
 FEATURES = [16, 32, 64, 128]
@@ -114,23 +115,24 @@ def _prepare_data(output: Path, seed: int, call: Command) -> None:
 def _train(output: Path, device: str, call: Command) -> None:
     """Pretrain and segment, segment once more with modality dropout, measure both without some modalities, and predict."""
     common = ("-p", PLANS, "-device", device)
-    call("emim_train", DATASET_ID, BASE, 0, "-tr", TWO_STAGES, *common)
+    call("emim_pretrain", DATASET_ID, BASE, 0, "-tr", PRETRAIN, *common)
+    call("emim_train", DATASET_ID, BASE, 0, "-tr", FINETUNE, *common)
     encoder = output / "encoder.pth"
     call("emim_export", _model(output, PRETRAIN, BASE) / "fold_0", "-d", DATASET_ID, "-c", GAPS, "-o", encoder)
     call("emim_train", DATASET_ID, GAPS, 0, "-tr", FINETUNE, *common, "-pretrained_weights", encoder)
-    for trainer, configuration in ((TWO_STAGES, BASE), (FINETUNE, GAPS)):
-        model = ("-d", DATASET_ID, "-c", configuration, "-tr", trainer, "-f", 0, "-device", device)
+    for configuration in (BASE, GAPS):
+        model = ("-d", DATASET_ID, "-c", configuration, "-tr", FINETUNE, "-f", 0, "-device", device)
         call("emim_evaluate_modalities", *model, "--disable_tta", "--subsets", *SUBSETS)
     images = output / "nnUNet_raw" / DATASET / "imagesUnlabelled"
-    model = ("-d", DATASET_ID, "-c", BASE, "-tr", TWO_STAGES, "-f", 0, "-device", device)
+    model = ("-d", DATASET_ID, "-c", BASE, "-tr", FINETUNE, "-f", 0, "-device", device)
     call("emim_predict", "-i", images, "-o", output / "segmentations", *model, "--disable_tta")
 
 
 def _compare(output: Path, device: str, call: Command) -> None:
-    """Fine-tune the pretrained encoder and train from scratch, both with few labelled cases."""
+    """Train from scratch, from the pretrained encoder and from one of E-MIM, all with few labelled cases."""
     stage = _model(output, PRETRAIN, BASE) / "fold_0"
-    arms = ("--arms", "scratch", f"emim=file:{stage}", "--labelled", *LABELLED, "--seeds", 0, "--evaluate", "finetune")
-    call("emim_compare", DATASET_ID, BASE, "-o", output / "comparison", *arms, "--jobs", 2, "-device", device)
+    arms = ("--arms", "scratch", f"{ARM}=file:{stage}", "emim", "--labelled", *LABELLED, "--seeds", 0)
+    call("emim_compare", DATASET_ID, BASE, "-o", output / "comparison", *arms, "--evaluate", "linear_first", "--jobs", 2, "-device", device)
 
 
 def _prepare_folder(output: Path, overwrite: bool) -> None:
@@ -230,11 +232,11 @@ def write_report(output: Path) -> str:
     report, comparison = output / "report", output / "comparison"
     results = read_json(comparison / "results.json")
     shutil.copy(comparison / "efficiency.png", report / "label_efficiency.png")
-    models = {"usual": _model(output, TWO_STAGES, BASE), "dropout": _model(output, FINETUNE, GAPS)}
+    models = {"usual": _model(output, FINETUNE, BASE), "dropout": _model(output, FINETUNE, GAPS)}
     for name, model in models.items():
         shutil.copy(model / "modality_subsets.png", report / f"modalities_{name}.png")
-    stage = output / "nnUNet_results" / DATASET / f"{PRETRAIN}__{PLANS}__{BASE}" / "fold_0"
-    shutil.copytree(stage / "reconstructions", report / "reconstructions")
+    (emim,) = comparison.glob(f"nnUNet_results/{DATASET}/nnUNetTrainerEMIMPretrain__*/fold_*/reconstructions")
+    shutil.copytree(emim, report / "reconstructions")
     _draw_overlay(output, models["usual"], report / "overlay.png")
     subsets = {name: read_json(model / "modality_subsets.json")["subsets"] for name, model in models.items()}
     text = "\n".join([*dice_lines(results), "", *missing_lines(subsets, results["cases"]["test"])])
@@ -253,7 +255,7 @@ REPORT = """# Demo report
 - `report.html`: all of it on one page
 - `label_efficiency.png`: Dice against the number of labelled cases, from scratch and pretrained
 - `modalities_usual.png`, `modalities_dropout.png`: Dice with some of the modalities
-- `reconstructions/`: input, masked input, output and error of fixed cases of the SSL stage
+- `reconstructions/`: input, masked input, output and error of fixed cases of E-MIM's stage
 - `overlay.png`: predicted and true segmentation of a test case
 """
 
@@ -269,7 +271,7 @@ def dice_lines(results: dict[str, Any]) -> list[str]:
     arms = list(dict.fromkeys(arm for arm, _ in rows))
     table = [[arm, *(f"{rows[arm, count]['mean']:.3f}" for count in counts)] for arm in arms]
     lines = markdown_table(["Dice with", *(f"{count} labelled" for count in counts)], table)
-    said = [_verdict(rows["emim", count]) for count in counts]
+    said = [_verdict(rows[ARM, count]) for count in counts]
     return [
         *lines,
         "",

@@ -1,7 +1,8 @@
-"""Phantoms of a brain with glioma-like lesions in four modalities, computed from a seed: the data of the demo."""
+"""Phantoms of a brain with glioma-like lesions in four modalities, computed from a seed: quick data for tests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,8 @@ def write_brats2023(
     shape: tuple[int, int, int] = (48, 48, 48),
     first_case: int = 1,
     noise: float = NOISE,
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
+    spacing: float = 1.0,
 ) -> list[str]:
     """Write phantoms in the layout of BraTS 2023 GLI: labelled ones as training data, the others as validation data.
 
@@ -119,6 +122,8 @@ def write_brats2023(
         shape: Number of voxels (D, H, W).
         first_case: Number in the id of the first case.
         noise: Standard deviation of the noise, see :func:`make_phantom`.
+        draw: Draws images and label from a seed in place of :func:`make_phantom`, which alone takes shape and noise.
+        spacing: Voxel size in mm.
 
     Returns:
         The case ids, labelled cases first.
@@ -129,16 +134,17 @@ def write_brats2023(
         case = f"BraTS-GLI-{first_case + number:05d}-000"
         target = folder / (TRAINING_FOLDER if labelled else VALIDATION_FOLDER) / case
         target.mkdir(parents=True)
-        images, label = make_phantom(seed + number, shape, noise)
+        images, label = draw(seed + number) if draw else make_phantom(seed + number, shape, noise)
         for modality, image in zip(MODALITIES, images, strict=True):
-            _write(image.round().astype(np.int16), target / f"{case}-{modality}.nii.gz")
+            _write(image.round().astype(np.int16), target / f"{case}-{modality}.nii.gz", spacing)
         if labelled:
-            _write(label, target / f"{case}-seg.nii.gz")
+            _write(label, target / f"{case}-seg.nii.gz", spacing)
         cases.append(case)
     return cases
 
 
-def _write(voxels: np.ndarray, path: Path) -> None:
+def _write(voxels: np.ndarray, path: Path, spacing: float) -> None:
     image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing([spacing] * 3)
     image.SetOrigin(ORIGIN)
     sitk.WriteImage(image, str(path))

@@ -249,7 +249,9 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
         """Peak memory of a step of the segmentation, in GB."""
-        from emim_nnunet.planners.memory import segmentation_gigabytes  # imports nnU-Net's training, which workers never need
+        from emim_nnunet.planners.memory import (
+            segmentation_gigabytes,
+        )  # imports nnU-Net's training, which workers never need
 
         labels, order = (self.dataset_json.get(key) for key in ("labels", "regions_class_order"))
         inputs = {key: plan[key] for key in ("architecture", "patch_size", "batch_size")}

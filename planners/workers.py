@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -68,24 +69,21 @@ def work_on(
 def _with_workers(
     jobs: Sequence[Job], work: Callable[[Job], Result], workers: int
 ) -> Generator[tuple[Job, Result], None, None]:
-    """The workers begin at the front; this process begins at the end, while they still import torch."""
+    """Each worker gets a job and a second that waits; while all are busy, or still import torch, this process does the next."""
+    left, running = deque(jobs), dict[Future[Result], Job]()
     done: SimpleQueue[Future[Result]] = SimpleQueue()
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,)) as pool:
-        running: dict[Future[Result], Job] = {}
-        for job in jobs:
-            future = pool.submit(_call, job)
-            future.add_done_callback(done.put)
-            running[future] = job
-        waiting = list(running)
         try:
-            while running:
-                while waiting and done.empty():
-                    future = waiting.pop()
-                    if future.cancel():  # no worker has begun it
-                        job = running.pop(future)
-                        yield job, work(job)
-                future = done.get()
-                if not future.cancelled():
+            while left or running:
+                while left and len(running) < 2 * workers:
+                    future = pool.submit(_call, left[0])
+                    running[future] = left.popleft()
+                    future.add_done_callback(done.put)
+                if left and done.empty():
+                    job = left.popleft()
+                    yield job, work(job)
+                else:
+                    future = done.get()
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise UserError(

@@ -22,6 +22,7 @@ TIERS = {
     "emim_nnunet": 0,
     "emim_nnunet.bootstrap": 0,
     "emim_nnunet.distributed": 0,
+    "emim_nnunet.anatomy": 0,
     "emim_nnunet.errors": 0,
     "emim_nnunet.masking": 0,
     "emim_nnunet.nnunet": 0,
