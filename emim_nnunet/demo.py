@@ -132,7 +132,8 @@ def _compare(output: Path, device: str, call: Command) -> None:
     """Train from scratch, from the pretrained encoder and from one of E-MIM, all with few labelled cases."""
     stage = _model(output, PRETRAIN, BASE) / "fold_0"
     arms = ("--arms", "scratch", f"{ARM}=file:{stage}", "emim", "--labelled", *LABELLED, "--seeds", 0)
-    call("emim_compare", DATASET_ID, BASE, "-o", output / "comparison", *arms, "--evaluate", "linear_first", "--jobs", 2, "-device", device)
+    how = ("--evaluate", "linear_first", "--jobs", 2, "-device", device)
+    call("emim_compare", DATASET_ID, BASE, "-o", output / "comparison", *arms, *how)
 
 
 def _prepare_folder(output: Path, overwrite: bool) -> None:
