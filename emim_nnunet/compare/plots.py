@@ -42,7 +42,7 @@ def plot_scores(results: dict[str, Any], path: Path) -> None:
             errors = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
             ax.errorbar(place, row["mean"], errors, fmt="D", color="black", ms=5, capsize=4, lw=1.3)
         ax.set_xticks(range(len(arms)), arms, rotation=35, ha="right", fontsize=9)
-        ax.set_title(f"{TITLES[evaluation]}, {labelled} labelled", **TITLE)
+        ax.set_title(f"{TITLES[evaluation]}\n{labelled} labelled", **TITLE)
         ax.grid(axis="y", alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("Dice")

@@ -80,7 +80,7 @@ def prepare(protocol: Protocol, output: Path) -> Preparation:
     else:
         _check_files(protocol, records, data)
     config = config_from_block(FinetuneConfig, blocks[0])
-    keys = ("finetune_num_epochs", "finetune_num_iterations_per_epoch", *WRITTEN_OUT)
+    keys = ("finetune_num_epochs", "finetune_num_iterations_per_epoch", "linear_first_lr", *WRITTEN_OUT)
     budget = {key: getattr(config, key) for key in keys}
     files = {name: read_json(file) for name, file in records.items()}
     return Preparation(workspace, tests, splits, compute, budget, files)

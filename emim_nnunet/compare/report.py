@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def markdown(results: dict[str, Any]) -> str:
     Args:
         results: The results, with ``summary``.
     """
-    lines = [*_head(results), "", *_budget_lines(results["budget"])]
+    lines = [*_head(results), "", *_budget_lines(results["budget"], {row["evaluation"] for row in results["summary"]})]
     for evaluation in dict.fromkeys(row["evaluation"] for row in results["summary"]):
         for labelled in results["labelled"]:
             rows = [r for r in results["summary"] if (r["evaluation"], r["labelled"]) == (evaluation, labelled)]
@@ -114,19 +114,23 @@ def _head(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _budget_lines(budget: dict[str, Any]) -> list[str]:
+def _budget_lines(budget: dict[str, Any], evaluations: Collection[str]) -> list[str]:
     steps = budget["finetune_num_epochs"] * budget["finetune_num_iterations_per_epoch"]
     rates = (
         f"{budget['finetune_initial_lr']:g} from a pretrained encoder, {budget['finetune_scratch_lr']:g} from scratch"
     )
-    lines = [f"Fine-tuning: {steps} steps, peak rate {rates}."]
-    if steps < MIN_STEPS:
-        lines += [
-            "",
-            f"**Fewer than {MIN_STEPS} steps of fine-tuning**: nnU-Net's SGD fails in some runs as short as that, whatever the "
-            f"encoder. Raise `finetune_num_epochs` before you read anything into differences.",
-        ]
-    return lines
+    paragraphs = []
+    if "linear_first" in evaluations:
+        rate = budget["linear_first_lr"]
+        paragraphs.append(f"Linear head first: {steps} steps with AdamW, peak rate {rate:g} for every arm.")
+    if "finetune" in evaluations:
+        paragraphs.append(f"Fine-tuning: {steps} steps, peak rate {rates}.")
+        if steps < MIN_STEPS:
+            paragraphs.append(
+                f"**Fewer than {MIN_STEPS} steps of fine-tuning**: nnU-Net's SGD fails in some runs as short as that, whatever the "
+                f"encoder. Raise `finetune_num_epochs` before you read anything into differences."
+            )
+    return [line for paragraph in paragraphs for line in (paragraph, "")][:-1]
 
 
 def _score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
