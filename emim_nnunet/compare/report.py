@@ -127,8 +127,8 @@ def _budget_lines(budget: dict[str, Any], evaluations: Collection[str]) -> list[
         paragraphs.append(f"Fine-tuning: {steps} steps, peak rate {rates}.")
         if steps < MIN_STEPS:
             paragraphs.append(
-                f"**Fewer than {MIN_STEPS} steps of fine-tuning**: nnU-Net's SGD fails in some runs as short as that, whatever the "
-                f"encoder. Raise `finetune_num_epochs` before you read anything into differences."
+                f"**Fewer than {MIN_STEPS} steps of fine-tuning**: nnU-Net's SGD fails in some runs as short as that, whatever "
+                f"the encoder. Raise `finetune_num_epochs` before you read anything into differences."
             )
     return [line for paragraph in paragraphs for line in (paragraph, "")][:-1]
 
