@@ -11,8 +11,8 @@ case: the same cases one by one in one process that has imported everything, by 
 CPU: what remains of start-up and processes with many cases. Compared likewise.
 
 resume: cases of 8^3 voxels. 100 are prepared; they become 1,000 and 10,000 by hard links under further ids, with records that
-say so. Two more cases lie in the raw data set: seconds until the first of them is done, by the whole command and by
-``--shard 1/1``, and the peak memory of the process.
+say so. Two more cases lie in the raw data set, and all are planned: seconds until the first of them is done, by the whole
+command and by ``--shard 1/1``, and the peak memory of the process.
 
 size: bytes and inodes of a phantom of 128^3 with four channels, labelled and not, times 100,000.
 """
@@ -176,6 +176,7 @@ def resume(env: dict[str, str], folder: Path, counts: tuple[int, ...], rounds: i
     rows = []
     for count in counts:
         preparation.multiply(raw, preprocessed, count, 2)
+        run([*command, "-gpu_memory_target", "1", "--no_pp"], env)  # it was planned before it was interrupted
         for name, options in (("whole command", ["-gpu_memory_target", "1"]), ("shard", ["--shard", "1/1"])):
             runs = []
             for _ in range(rounds):
