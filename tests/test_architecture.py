@@ -20,9 +20,9 @@ FOLDERS = ("emim_nnunet", "trainers", "planners", "dataset_conversion")
 # or folder of emim_nnunet must be entered here.
 TIERS = {
     "emim_nnunet": 0,
+    "emim_nnunet.anatomy": 0,
     "emim_nnunet.bootstrap": 0,
     "emim_nnunet.distributed": 0,
-    "emim_nnunet.anatomy": 0,
     "emim_nnunet.errors": 0,
     "emim_nnunet.masking": 0,
     "emim_nnunet.nnunet": 0,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from contextlib import closing
 from functools import partial
+from multiprocessing import active_children
 
 import pytest
 
@@ -55,6 +57,9 @@ def test_a_killed_worker_ends_the_work_in_a_line() -> None:
 def test_what_is_raised_here_and_leaving_early_end_the_worker() -> None:
     with pytest.raises(UserError, match="no"):
         list(work_on(JOBS, refused, 2))
+    gc.collect()  # the generator, which the error's traceback held
     with closing(work_on(JOBS, process_of, 2)) as ended:
         assert next(ended) == (0, os.getpid())
         assert next(ended)[0] in JOBS[1:]
+        assert active_children()
+    assert not active_children()

@@ -12,7 +12,7 @@ EPILOG = """
 Example:
   emim_demo -o demo
 
-Draws brains with gliomas, converts, plans, preprocesses, pretrains with E-MIM and fine-tunes; measures what a missing modality
+Draws brains with gliomas, converts, plans, preprocesses, pretrains and segments; measures what a missing modality
 costs, with and without modality dropout; compares pretrained and scratch with few labels; predicts; and ends with a report:
 demo/report/report.html. All commands are printed, so that you can use them on your own data.
 """
