@@ -157,8 +157,10 @@ def fold_folder(trainer: str, configuration: str = "toy", fold: int | str = 0) -
     return Path(os.environ["nnUNet_results"]) / DATASET / f"{trainer}__{PLANS}__{configuration}" / f"fold_{fold}"
 
 
-def train(trainer: str, configuration: str = "toy", fold: int | str = 0, **options: Any) -> Path:
-    run_training("1", configuration, fold, trainer, PLANS, device=CPU, **options)
+def train(
+    trainer: str, configuration: str = "toy", fold: int | str = 0, device: torch.device = CPU, **options: Any
+) -> Path:
+    run_training("1", configuration, fold, trainer, PLANS, device=device, **options)
     return fold_folder(trainer, configuration, fold)
 
 
@@ -175,9 +177,14 @@ def trained(trainer: str, configuration: str = "toy", fold: int | str = 0) -> Pa
 
 
 def trainer_of(
-    name: str, configuration: str = "toy", fold: int | str = 0, continued: bool = False, dataset: str = "1"
+    name: str,
+    configuration: str = "toy",
+    fold: int | str = 0,
+    continued: bool = False,
+    dataset: str = "1",
+    device: torch.device = CPU,
 ) -> Any:
-    return get_trainer_from_args(dataset, configuration, fold, name, PLANS, continued, device=CPU)
+    return get_trainer_from_args(dataset, configuration, fold, name, PLANS, continued, device=device)
 
 
 def log_of(folder: Path) -> str:

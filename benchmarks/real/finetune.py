@@ -110,7 +110,9 @@ def unet_of(encoder: dict[str, Tensor] | None, draw: int) -> nn.Module:
     return unet
 
 
-def read_out(encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *, draw: int) -> dict[str, Any]:
+def read_out(
+    encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *, draw: int, device: str
+) -> dict[str, Any]:
     """Fit linear layers to the frozen encoder, see :func:`linear.fit_linear`, and test them.
 
     Args:
@@ -118,11 +120,12 @@ def read_out(encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *
         labelled: The labelled patients.
         tests: The test patients.
         draw: Seed of the untrained encoder and of the choice of positions.
+        device: ``cpu`` or ``cuda``.
 
     Returns:
         As :func:`finetune`, with the shrinkage and the threshold that were found.
     """
-    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw)), NUM_CLASSES)
+    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw)), NUM_CLASSES).to(device)
     fit = fit_linear(network, labelled, draw, MULTIPLE)
     scores = test(network, tests, last=True)
     return {key: {"end": scores.pop(key)} for key in ("dice", "cross_entropy")} | scores | fit
@@ -154,6 +157,7 @@ def finetune(
     *,
     draw: int,
     tuning: Tuning,
+    device: str,
     subsets: bool = False,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
@@ -165,6 +169,7 @@ def finetune(
         tests: The test patients.
         draw: The seed of what is not pretrained.
         tuning: Head and rates.
+        device: ``cpu`` or ``cuda``.
         subsets: Whether to test every subset of the modalities at the end.
 
     Returns:
@@ -173,9 +178,9 @@ def finetune(
         ``dice_of_subsets``, if asked for: names joined by + -> Dice of each patient.
     """
     torch.set_num_threads(1)
-    network = unet_of(encoder, draw)
+    network = unet_of(encoder, draw).to(device)
     if tuning.head == LINEAR:
-        network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False)
+        network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False).to(device)
         fit_linear(network, labelled, draw, MULTIPLE)
     part = network.get_submodule("encoder")
     optimizer = optimizer_of(network, tuning)
@@ -192,9 +197,9 @@ def finetune(
             group["lr"] = warmup_cosine_lr(step, peak=tuning.rate * group["factor"], warmup=total // 10, total=total)
         optimizer.zero_grad()
         kept = kept_modalities(everything, tuning.p_drop, ~everything[0], seeded_generator(draw, DROPPED, step))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(image.float() * kept[:, :, None, None])
-        loss_of(logits.float(), lesion.long()).backward()
+        with torch.autocast(device, dtype=torch.bfloat16):
+            logits = network((image.float() * kept[:, :, None, None]).to(device))
+        loss_of(logits.float(), lesion.long().to(device)).backward()
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimizer.step()
         if step + 1 in read_outs:
@@ -231,14 +236,16 @@ def test(network: nn.Module, tests: Cases, *, last: bool) -> dict[str, Any]:
         ``dice``, and at the end ``average_precision`` and ``surface_distance``, per patient; ``cross_entropy``.
     """
     network.eval()
+    device = next(network.parameters()).device
     scores: dict[str, Any] = {"dice": [], "cross_entropy": 0.0, "average_precision": [], "surface_distance": []}
     voxels = sum(lesion.numel() for _, lesion in tests.values())
     for name in sorted(tests):
         image, lesion = tests[name]
         rows, columns = lesion.shape[1:]
         padded = nn.functional.pad(image, (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = torch.cat([network(part).float() for part in padded.split(TEST_BATCH)])[..., :rows, :columns]
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits = torch.cat([network(part.to(device)).float().cpu() for part in padded.split(TEST_BATCH)])
+        logits = logits[..., :rows, :columns]
         entropy = nn.functional.cross_entropy(logits, lesion.long(), reduction="sum").item()
         scores["cross_entropy"] += entropy / voxels
         lesion_logit = logits[:, 1] - logits[:, 0]

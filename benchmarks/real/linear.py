@@ -56,19 +56,22 @@ def sample(
     """
     generator = seeded_generator(draw, SAMPLE)
     parts = []
+    device = next(network.parameters()).device
     for number, name in enumerate(sorted(cases)):
         images, masks = cases[name]
         height, width = masks.shape[1:]
         padded = torch.nn.functional.pad(images, (0, -width % multiple, 0, -height % multiple))
         for image, mask in zip(padded, masks, strict=True):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                stages = network.encoder(image[None])
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                stages = network.encoder(image[None].to(device))
             for value in (False, True):
                 places, weight = chosen_places(mask == value, PER_SLICE, generator)
                 if len(places):
                     target = np.tile([not value, value], (len(places), 1))
                     of_each = (np.full(len(places), weight), np.full(len(places), number))
-                    parts.append(Rows(features_at(stages, places, image.shape[1:]).numpy(), target, *of_each))
+                    parts.append(
+                        Rows(features_at(stages, places.to(device), image.shape[1:]).numpy(), target, *of_each)
+                    )
     return join(parts)
 
 

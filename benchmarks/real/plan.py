@@ -128,6 +128,11 @@ RECIPES = (  # what the search tries: the methods, and one change of E-MIM, MIM 
     "emim_wide=EMIM,decoder_min_width=48",
     "emim_slow=EMIM,initial_lr=0.0003",
 )
+MASKED = ("emim", "emim_no_pbt", "mim", "self_distillation")
+MODALITY_MASK = (  # E-MIM without its modality mask, and with little else; as many cells are hidden
+    "emim_patches=EMIM,modality_mask=false,patch_ratio=0.667",
+    "emim_modality=EMIM,position_ratio=0.1,patch_ratio=0.3",
+)
 PARTS = {
     # what the methods learn: spectra, skills and frozen features. The test patients of the search were learnt from without
     # their labels, so these are no scores of unseen patients
@@ -244,6 +249,28 @@ PARTS = {
         tunings=(PRIMARY,),
         scratch=BEST_SCRATCH,
         linear=True,
+    ),
+    # does masked modelling need longer stages, or another share of the modality mask? Frozen features, then fine-tuning
+    "long": Part(
+        COHORT[0],
+        (*MASKED, PRIMARY_ARM, *MODALITY_MASK),
+        epochs=40,
+        label_fold=COHORT[0],
+        labelled=(8,),
+        draws=8,
+        linear=True,
+        after=(8, 20, 40),
+    ),
+    "long_tuned": Part(
+        COHORT[0],
+        (*MASKED, PRIMARY_ARM, *MODALITY_MASK),
+        epochs=40,
+        label_fold=COHORT[0],
+        labelled=(PRIMARY_LABELLED,),
+        draws=8,
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH,
+        after=(40,),
     ),
     # training from scratch with as much computing as pretraining and fine-tuning take together: a step of MoCo costs two
     "equal_compute": Part(

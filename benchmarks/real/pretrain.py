@@ -32,7 +32,7 @@ class Kept:
         """Initialise, and compute in bfloat16: two thirds of the time, and what the methods do on a GPU."""
         super().initialize()  # type: ignore[misc]
         step: Any = self.guarded_step  # type: ignore[attr-defined]
-        step.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+        step.autocast = lambda: torch.autocast(step.device.type, dtype=torch.bfloat16)
 
     def on_epoch_end(self) -> None:
         """End the epoch; first keep the encoder if it is one of ``kept``, so that no checkpoint is ahead of it."""
@@ -51,7 +51,7 @@ def encoder_file(work: Path, stage: str, epoch: int) -> Path:
 
 
 def pretrain(
-    name: str, arm: Arm, seed: int, fold: int, steps: dict[str, int], kept: Sequence[int], work: Path
+    name: str, arm: Arm, seed: int, fold: int, steps: dict[str, int], kept: Sequence[int], work: Path, device: str
 ) -> dict[str, Any]:
     """Run an SSL stage, or go on with it.
 
@@ -63,6 +63,7 @@ def pretrain(
         steps: ``num_epochs`` and ``num_iterations_per_epoch``.
         kept: Epochs after which the encoder is kept, see :func:`encoder_file`.
         work: The folder of data and weights; :func:`data.enter` was called with it.
+        device: ``cpu`` or ``cuda``.
 
     Returns:
         Plain values: ``arm``, ``seed``, ``fold``, ``steps``, ``settings``, ``seconds_per_step``, ``collapse``
@@ -81,7 +82,7 @@ def pretrain(
         trainer_class: Any = type(own.__name__, (Kept, own), {"kept": files})
         plans["continue_training"] = (output / LATEST).is_file()
         dataset_json = read_json(folder / "dataset.json")
-        trainer = trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+        trainer = trainer_class(plans, configuration, fold, dataset_json, torch.device(device))
         if (output / LATEST).is_file():
             trainer.load_checkpoint(str(output / LATEST))
         trainer.run_training()

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the patients (default: ../shared/data/lgg)")
     parser.add_argument("--work", type=Path, help="folder for data and weights, outside the checkout")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs at a time (default: cores)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
     arguments = parser.parse_args()
     results = arguments.json.with_suffix("")
     if not arguments.report:
@@ -75,10 +76,10 @@ def run_parts(arguments: argparse.Namespace, work: Path, results: Path) -> None:
     for name in arguments.part:
         part = PARTS[name].quick() if arguments.quick else PARTS[name]
         part = replace(part, arms=tuple(arm for arm in part.arms if arm in (arguments.arms or part.arms)))
-        run_part(part, work, results, arguments.workers)
+        run_part(part, work, results, arguments.workers, arguments.device)
 
 
-def run_part(part: Part, work: Path, results: Path, workers: int) -> None:
+def run_part(part: Part, work: Path, results: Path, workers: int, device: str) -> None:
     """Run the jobs of a part whose results are missing: SSL stages first, then the draws that need their encoders."""
     for folder in ("pretrain", "draws"):
         (results / folder).mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def run_part(part: Part, work: Path, results: Path, workers: int) -> None:
     stages = [key for key in stages if not _is_done(part, *key, work, results, needed)]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for what, job, keys in (("SSL stages", run_stage, stages), ("draws", run_draw, draws)):
-            running = [pool.submit(job, part, *key, work, results) for key in keys]
+            running = [pool.submit(job, part, *key, work, results, device) for key in keys]
             for future in tqdm(as_completed(running), total=len(running), desc=what, mininterval=5):
                 future.result()
 
@@ -105,13 +106,13 @@ def _stage_file(name: str, results: Path) -> Path:
     return results / "pretrain" / f"{name}.json"
 
 
-def run_stage(part: Part, arm: str, seed: int, work: Path, results: Path) -> None:
+def run_stage(part: Part, arm: str, seed: int, work: Path, results: Path, device: str = "cpu") -> None:
     """One SSL stage of a part; it goes on where it was."""
     os.nice(5)
     enter(work)
     name = part.stage(arm, seed)
     steps = {"num_epochs": part.epochs, "num_iterations_per_epoch": part.steps_per_epoch}
-    summary = pretrain(name, arm_of(arm), seed, part.fold, steps, part.encoders, work)
+    summary = pretrain(name, arm_of(arm), seed, part.fold, steps, part.encoders, work, device)
     write_json(_stage_file(name, results), summary, indent=1)
 
 
@@ -140,7 +141,7 @@ def _fine_tuned(part: Part, tuning: Tuning) -> dict[str, Any]:
     return {"evaluation": "finetune"} | asdict(tuning) | {"subsets": part.subsets}
 
 
-def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) -> None:
+def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path, device: str = "cpu") -> None:
     """All trainings of one draw that are missing in its file; each is written as it comes."""
     os.nice(5)
     enter(work)
@@ -157,12 +158,12 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path) ->
         weights = encoder_file(work, about["stage"], about["epoch"])
         encoder = torch.load(weights, weights_only=True) if about["stage"] else None
         if about["evaluation"] == "linear":
-            scores = read_out(encoder, cases, tests, draw=draw)
+            scores = read_out(encoder, cases, tests, draw=draw, device=device)
         else:
             tuning = Tuning(**{key: about[key] for key in Tuning.__dataclass_fields__})
             how = {"tuning": tuning, "subsets": about["subsets"]}
-            scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, **how)
-        row = about | scores | {"seconds": round(monotonic() - start, 1)}
+            scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, device=device, **how)
+        row = about | scores | {"seconds": round(monotonic() - start, 1), "device": device}
         with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
             done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}
             write_json(file, done | {"rows": [*done["rows"], row]}, indent=1)
