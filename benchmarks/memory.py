@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from measure.common import markdown_table, run_task, threads_env, write_results
 
+from emim_nnunet.storage.files import read_json, write_json
+
 # number of channels, voxels and spacing in mm of the median case
 DATA_SETS = {
     "brain, 4 channels, 1 mm": (4, [150, 182, 150], [1.0, 1.0, 1.0]),
     "thick slices, 1 channel, 5 x 0.6 x 0.6 mm": (1, [24, 448, 448], [5.0, 0.6, 0.6]),
 }
+TARGETS = (8.0, 16.0, 24.0)  # GB
 CASES, STEPS = 500, 3
 SSL_METHOD = "EMIM"
 
@@ -28,20 +31,21 @@ SSL_METHOD = "EMIM"
 def main() -> None:
     """Read the options, plan, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=float, nargs="+", default=[8.0, 16.0, 24.0], help="GB (default: 8 16 24)")
+    parser.add_argument("--targets", type=float, nargs="+", choices=TARGETS, default=TARGETS, help="GB (default: 8 16 24)")
     parser.add_argument("--configurations", nargs="+", default=["2d", "3d_fullres"], choices=["2d", "3d_fullres"])
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
+    parser.add_argument("--work", type=Path, help="folder for plans, which are made once (default: a temporary one)")
     parser.add_argument("-device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
     figures = []
     with tempfile.TemporaryDirectory() as name:
-        env = threads_env(1, Path(name))
-        dataset_id = 800
+        work = arguments.work or Path(name)
+        env = threads_env(1, work)
         for about, (channels, shape, spacing) in DATA_SETS.items():
             for target in arguments.targets:
-                dataset_id += 1
+                dataset_id = 800 + 10 * list(DATA_SETS).index(about) + TARGETS.index(target)
                 task = {"dataset_id": dataset_id, "channels": channels, "shape": shape, "spacing": spacing}
-                planned = run_task("planned.py", "plan", task | {"cases": CASES, "target": target}, env=env)
+                planned = plan_once(task | {"cases": CASES, "target": target}, work, env)
                 for configuration in arguments.configurations:
                     figure = {"data": about, "target": target, "configuration": configuration}
                     figure |= planned["configurations"][configuration]
@@ -53,6 +57,14 @@ def main() -> None:
         result |= promise_kept(figures)
     title = f"Memory of both stages as planned, {arguments.device}"
     write_results(arguments.json, result, title, table(figures, measured=arguments.device == "cuda"))
+
+
+def plan_once(task: dict[str, Any], work: Path, env: dict[str, str]) -> dict[str, Any]:
+    """What ``measure/planned.py`` plans, and how much memory it counts."""
+    file = work / f"planned_{task['dataset_id']}.json"
+    if not file.is_file():
+        write_json(file, run_task("planned.py", "plan", task, env=env))
+    return read_json(file)
 
 
 def measure(dataset: str, configuration: str, env: dict[str, str]) -> dict[str, float]:

@@ -90,6 +90,10 @@ def write_fingerprint(dataset_id: int, channels: int, shape: list[int], spacing:
 
 def segmentation(dataset: str, configuration: str, device: str, steps: int) -> dict[str, Any]:
     """Measure the peak memory in bytes of steps of nnU-Net's own trainer on noise."""
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as module
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    module.infer_dataset_class = lambda folder: nnUNetDatasetBlosc2  # there are no cases whose files would say it
     made = make_trainer(dataset, configuration, "nnUNetTrainer", device)
     about = made.configuration_manager
     image = torch.randn(about.batch_size, made.num_input_channels, *about.patch_size)
