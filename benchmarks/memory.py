@@ -31,7 +31,9 @@ SSL_METHOD = "EMIM"
 def main() -> None:
     """Read the options, plan, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=float, nargs="+", choices=TARGETS, default=TARGETS, help="GB (default: 8 16 24)")
+    parser.add_argument(
+        "--targets", type=float, nargs="+", choices=TARGETS, default=TARGETS, help="GB (default: 8 16 24)"
+    )
     parser.add_argument("--configurations", nargs="+", default=["2d", "3d_fullres"], choices=["2d", "3d_fullres"])
     parser.add_argument("--json", type=Path, help="file for the figures; a .md is written beside it")
     parser.add_argument("--work", type=Path, help="folder for plans, which are made once (default: a temporary one)")

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,6 +35,7 @@ MARKER = ".emim_demo"
 LABEL_NAMES = {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
 # what did best on real patients with few labels, see documentation/how-to/few-labelled-cases.md; the comparison adds E-MIM
 ARM, PRETRAIN, FINETUNE = "moco_zca", "nnUNetTrainerMoCoZCAPretrain", "nnUNetTrainerLinearFirst"
+PRETRAIN_EMIM = "nnUNetTrainerEMIMPretrain"
 BASE, GAPS = "2d_demo", "2d_demo_gaps"
 
 # slices, a small network and short schedules, so that two CPU cores are enough; any run can be shortened in this way
@@ -115,23 +118,28 @@ def _prepare_data(output: Path, seed: int, call: Command) -> None:
 def _train(output: Path, device: str, call: Command) -> None:
     """Pretrain and segment, segment once more with modality dropout, measure both without some modalities, and predict."""
     common = ("-p", PLANS, "-device", device)
-    call("emim_pretrain", DATASET_ID, BASE, 0, "-tr", PRETRAIN, *common)
-    call("emim_train", DATASET_ID, BASE, 0, "-tr", FINETUNE, *common)
-    encoder = output / "encoder.pth"
+    fold = (DATASET_ID, BASE, 0)
+    _at_once(*(partial(call, "emim_pretrain", *fold, "-tr", trainer, *common) for trainer in (PRETRAIN, PRETRAIN_EMIM)))
+    encoder, images = output / "encoder.pth", output / "nnUNet_raw" / DATASET / "imagesUnlabelled"
     call("emim_export", _model(output, PRETRAIN, BASE) / "fold_0", "-d", DATASET_ID, "-c", GAPS, "-o", encoder)
-    call("emim_train", DATASET_ID, GAPS, 0, "-tr", FINETUNE, *common, "-pretrained_weights", encoder)
-    for configuration in (BASE, GAPS):
-        model = ("-d", DATASET_ID, "-c", configuration, "-tr", FINETUNE, "-f", 0, "-device", device)
-        call("emim_evaluate_modalities", *model, "--disable_tta", "--subsets", *SUBSETS)
-    images = output / "nnUNet_raw" / DATASET / "imagesUnlabelled"
-    model = ("-d", DATASET_ID, "-c", BASE, "-tr", FINETUNE, "-f", 0, "-device", device)
-    call("emim_predict", "-i", images, "-o", output / "segmentations", *model, "--disable_tta")
+    given = ("-pretrained_weights", encoder)
+    _at_once(
+        partial(call, "emim_train", *fold, "-tr", FINETUNE, *common),
+        partial(call, "emim_train", DATASET_ID, GAPS, 0, "-tr", FINETUNE, *common, *given),
+    )
+    usual, gaps = (
+        ("-d", DATASET_ID, "-c", name, "-tr", FINETUNE, "-f", 0, "-device", device, "--disable_tta")
+        for name in (BASE, GAPS)
+    )
+    _at_once(*(partial(call, "emim_evaluate_modalities", *model, "--subsets", *SUBSETS) for model in (usual, gaps)))
+    call("emim_predict", "-i", images, "-o", output / "segmentations", *usual)
 
 
 def _compare(output: Path, device: str, call: Command) -> None:
     """Train from scratch, from the pretrained encoder and from one of E-MIM, all with few labelled cases."""
-    stage = _model(output, PRETRAIN, BASE) / "fold_0"
-    arms = ("--arms", "scratch", f"{ARM}=file:{stage}", "emim", "--labelled", *LABELLED, "--seeds", 0)
+    stages = {ARM: _model(output, PRETRAIN, BASE), "emim": _model(output, PRETRAIN_EMIM, BASE)}
+    pretrained = [f"{name}=file:{folder / 'fold_0'}" for name, folder in stages.items()]
+    arms = ("--arms", "scratch", *pretrained, "--labelled", *LABELLED, "--seeds", 0)
     how = ("--evaluate", "linear_first", "--jobs", 2, "-device", device)
     call("emim_compare", DATASET_ID, BASE, "-o", output / "comparison", *arms, *how)
 
@@ -153,7 +161,7 @@ def _environment(output: Path) -> dict[str, str]:
     small = {
         "nnUNet_n_proc_DA": "0",  # no workers beside the training: it is exactly seeded only so
         "nnUNet_def_n_proc": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net's CPU training uses all cores, so waiting threads must not use any
+        "OMP_NUM_THREADS": "1",  # of commands that run at once, which gains more than threads of so small networks
         "MPLBACKEND": "Agg",
     }
     return os.environ | folders | small
@@ -166,20 +174,30 @@ def _call(program: str, arguments: list[str], environment: dict[str, str], outpu
         raise UserError(f"the command {program} is not installed in this environment: pip install emim_nnunet")
     print(f"\n$ {' '.join([program, *arguments])}", flush=True)
     start, log = monotonic(), output / "demo.log"
-    with log.open("a") as file:
-        file.write(f"\n$ {' '.join([program, *arguments])}\n")
-        file.flush()
-        process = subprocess.Popen(
-            [script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert process.stdout is not None
+    lines = [f"\n$ {' '.join([program, *arguments])}\n"]
+    process = subprocess.Popen(
+        [script, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    try:
         for line in process.stdout:
-            file.write(line)
+            lines.append(line)
             if _worth_showing(line):
                 print(f"  {line.rstrip()[:150]}", flush=True)
+    finally:
+        with log.open("a") as file:  # all at once: another command may be running
+            file.writelines(lines)
     if process.wait() != 0:
-        raise UserError(f"{program} failed with exit code {process.returncode}: see the end of {log}")
-    print(f"  ({monotonic() - start:.0f} s)", flush=True)
+        raise UserError(f"{program} failed with exit code {process.returncode}: see {log}")
+    print(f"  ({program}: {monotonic() - start:.0f} s)", flush=True)
+
+
+def _at_once(*calls: Callable[[], None]) -> None:
+    """Run commands that do not need each other; all come to their end before one that failed ends the demo."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        running = [pool.submit(one) for one in calls]
+    for future in running:
+        future.result()
 
 
 def _worth_showing(line: str) -> bool:
@@ -236,8 +254,7 @@ def write_report(output: Path) -> str:
     models = {"usual": _model(output, FINETUNE, BASE), "dropout": _model(output, FINETUNE, GAPS)}
     for name, model in models.items():
         shutil.copy(model / "modality_subsets.png", report / f"modalities_{name}.png")
-    (emim,) = comparison.glob(f"nnUNet_results/{DATASET}/nnUNetTrainerEMIMPretrain__*/fold_*/reconstructions")
-    shutil.copytree(emim, report / "reconstructions")
+    shutil.copytree(_model(output, PRETRAIN_EMIM, BASE) / "fold_0" / "reconstructions", report / "reconstructions")
     _draw_overlay(output, models["usual"], report / "overlay.png")
     subsets = {name: read_json(model / "modality_subsets.json")["subsets"] for name, model in models.items()}
     text = "\n".join([*dice_lines(results), "", *missing_lines(subsets, results["cases"]["test"])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
@@ -31,6 +32,13 @@ def choose_device(asked: str | None) -> str:
         return "cuda"
     logger.info("There is no GPU: using the CPU, as with -device cpu")
     return "cpu"
+
+
+def keep_to_thread_limit() -> None:
+    """Take no more threads than ``OMP_NUM_THREADS`` says; nnU-Net's training on a CPU takes as many as there are cores."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit) >= 1:
+        torch.set_num_threads(min(int(limit), torch.get_num_threads()))
 
 
 def check_device(kind: str) -> None:

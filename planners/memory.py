@@ -3,8 +3,8 @@
 nnU-Net plans by the number of values that convolutions put out, to which memory is only roughly proportional: weights,
 optimiser and losses are left out, and different networks keep different tensors. Here the step itself is run on torch's fake
 tensors, in the mixed precision of a GPU, and the storages alive at once are summed: weights, gradients, optimiser, activations,
-losses. Not counted: the CUDA context, gaps between the allocator's blocks; nor what torch.compile saves. cuDNN's work space is a
-share of it (:data:`WORK_SPACE`).
+losses. cuDNN's work space is a share of them (:data:`WORK_SPACE`). Not counted: the CUDA context, gaps between the allocator's
+blocks; nor what torch.compile saves.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
+from emim_nnunet.compare import commands
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
-from emim_nnunet.compare.commands import call
+from emim_nnunet.compare.commands import Commands, call
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.power import power_rows
 from emim_nnunet.compare.preparation import _configuration, _test_cases
@@ -218,6 +220,18 @@ def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
     assert "Linear head first: 200 steps with AdamW, peak rate 0.0003 for every arm." in first
     assert "Fewer than" not in first
     assert "Pretraining on 8 cases (5 without label" in text
+
+
+def test_commands_at_the_same_time_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "num_cores", lambda: 7)
+
+    def threads(device: str, jobs: int, **environment: str) -> str | None:
+        made = Commands(SimpleNamespace(device=device, jobs=jobs), SimpleNamespace(environment=lambda: environment))  # type: ignore[arg-type]
+        return made._environment().get("OMP_NUM_THREADS")
+
+    assert [threads("cpu", jobs) for jobs in (1, 2, 3, 20)] == [None, "3", "2", "1"]
+    assert threads("cpu", 2, OMP_NUM_THREADS="5") == "5"
+    assert threads("cuda", 2) is None
 
 
 def test_a_comparison_runs_resumes_and_reports(

@@ -398,6 +398,21 @@ def test_nnunets_own_command_ends_in_one_line(nnunet: Path) -> None:
     assert "error: unknown key 'cel_size'" in done.stderr.splitlines()[-1]
 
 
+def test_training_on_a_cpu_keeps_to_the_thread_limit(nnunet: Path) -> None:
+    """nnU-Net's command takes all cores; several commands on one machine would wait for each other."""
+    arguments = ["1", "toy_short", "0", "-tr", DROP_IN, "-p", PLANS, "-device", "cpu"]
+    code = f"from emim_nnunet.cli.train import main; main({arguments}); import torch; print(torch.get_num_threads())"
+    more = "import multiprocessing, torch; multiprocessing.cpu_count = lambda: 3; torch.set_num_threads(3)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", more + code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
+    assert done.stdout.split()[-1] == "2"
+
+
 @pytest.mark.parametrize("trainer", [PRETRAIN, FINETUNE, DROP_IN])
 def test_without_a_gpu_plain_nnunet_is_told_what_to_type(trainer: str, nnunet: Path, monkeypatch: Any) -> None:
     """Its -device is cuda unless the user says something else."""

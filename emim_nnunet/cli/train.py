@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from emim_nnunet.cli._run import TRACEBACK, CommandParser, run
 from emim_nnunet.storage.locks import take_over_locks
@@ -42,12 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     understood = nnunets_parser().parse_args(given)
 
+    from emim_nnunet.devices import keep_to_thread_limit
     from emim_nnunet.nnunet.commands import check_before_training, run_training_entry, search_trainers_with
     from emim_nnunet.training.request import check_command
 
+    def check(*request: Any) -> None:
+        check_command(*request)
+        keep_to_thread_limit()  # nnU-Net has set the number by now
+
     enable_search()
     search_trainers_with(own_trainers_first)
-    check_before_training(check_command)
+    check_before_training(check)
     take_over_locks(TAKE_OVER in given)
     given = [argument for argument in given if argument not in (TAKE_OVER, TRACEBACK)]
     sys.argv = [sys.argv[0], *given, "-device", _device(understood)]

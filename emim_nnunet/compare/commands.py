@@ -17,6 +17,7 @@ from emim_nnunet.compare.jobs import Job, weights_job
 from emim_nnunet.compare.protocol import EVALUATIONS, Protocol
 from emim_nnunet.compare.workspace import LOGS, Workspace, configuration_name
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
+from emim_nnunet.planners.workers import num_cores
 from emim_nnunet.storage.locks import acquire
 from emim_nnunet.storage.progress import Progress
 from emim_nnunet.training.checkpoint import FINAL, LATEST
@@ -162,13 +163,20 @@ class Commands:
         common = ["-tr", trainer, "-p", self.workspace.plans_name, "-device", self.protocol.device]
         self._call("train", [self.workspace.data.name, configuration, str(fold), *common, *options], log)
 
+    def _environment(self) -> dict[str, str]:
+        """nnU-Net's folders; and of commands that run at the same time on a CPU each has its share of the cores."""
+        found = self.workspace.environment()
+        if self.protocol.device == "cpu" and self.protocol.jobs > 1:
+            found.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // self.protocol.jobs)))
+        return found
+
     def _call(self, command: str, arguments: Sequence[str], log: str) -> None:
         file = self.workspace.output / LOGS / f"{log}.txt"
         with file.open("a") as stream:
             stream.write(f"$ emim_{command} {' '.join(arguments)}\n")
             stream.flush()
             line = [sys.executable, "-m", f"emim_nnunet.cli.{command}", *arguments]
-            code = call(line, self.workspace.environment(), stream)
+            code = call(line, self._environment(), stream)
         if code == EXIT_INTERRUPTED:
             raise SystemExit(EXIT_INTERRUPTED)
         if code != 0:
