@@ -249,25 +249,29 @@ class nnUNetPlannerEMIM(ResEncUNetPlanner):
 
     def _segmentation_gigabytes(self, plan: dict[str, Any]) -> float:
         """Peak memory of a step of the segmentation, in GB."""
-        from emim_nnunet.planners.memory import (
-            segmentation_gigabytes,
-        )  # imports nnU-Net's training, which workers never need
-
         labels, order = (self.dataset_json.get(key) for key in ("labels", "regions_class_order"))
         inputs = {key: plan[key] for key in ("architecture", "patch_size", "batch_size")}
         inputs |= {"channels": self._num_channels, "labels": labels, "regions_class_order": order}
-        manager = LabelManager(labels, order)
-        return self._counts.of(
-            "segmentation", inputs, lambda: segmentation_gigabytes(plan, self._num_channels, manager)
-        )
+
+        def count() -> float:
+            # imports nnU-Net's training, for seconds, which neither workers nor a command that is repeated need
+            from emim_nnunet.planners.memory import segmentation_gigabytes
+
+            return segmentation_gigabytes(plan, self._num_channels, LabelManager(labels, order))
+
+        return self._counts.of("segmentation", inputs, count)
 
     def _ssl_gigabytes(self, method: type[SSLMethod], plan: dict[str, Any], block: dict[str, Any]) -> float:
         """Peak memory of a step of a method, in GB."""
-        from emim_nnunet.planners.memory import ssl_gigabytes
-
         inputs = {key: plan[key] for key in ("architecture", "patch_size")}
         inputs |= {"channels": self._num_channels, "block": block}
-        return self._counts.of(method.__name__, inputs, lambda: ssl_gigabytes(method, plan, block, self._num_channels))
+
+        def count() -> float:
+            from emim_nnunet.planners.memory import ssl_gigabytes
+
+            return ssl_gigabytes(method, plan, block, self._num_channels)
+
+        return self._counts.of(method.__name__, inputs, count)
 
     def _emim_block(self, plan: dict[str, Any], batch_size: int) -> dict[str, Any]:
         """The settings of the SSL stage for a configuration, by the rules of :mod:`.ssl_plan`."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from emim_nnunet.datasets.raw import dataset_name
+from emim_nnunet.datasets.raw import dataset_name, unlabelled_images
 from emim_nnunet.datasets.shards import Shard, lock_data_set
 from emim_nnunet.datasets.splits import PATIENTS, ensure_splits, in_no_fold, take_over_splits
 from emim_nnunet.errors import UserError, listed
@@ -99,7 +99,8 @@ def _do_all(
             raw.folder.name,
             plans,
             options.configurations,
-            find_cases(raw_folder).unlabelled,
+            raw.labelled_files,
+            unlabelled_images(raw_folder, raw.description),
             options.num_processes,
             lock,
             find_body=wrong if options.body else (),
@@ -136,6 +137,7 @@ def _do_shard(raw_folder: Path, preprocessed: Path, options: Options, shard: Sha
         raw_folder.name,
         plans,
         options.configurations,
+        everything.labelled_files,
         everything.unlabelled,
         options.num_processes,
         lock,
@@ -169,6 +171,7 @@ def _finish(
         raw_folder.name,
         plans,
         options.configurations,
+        raw.labelled_files,
         raw.unlabelled,
         1,
         lock,

@@ -27,7 +27,6 @@ from emim_nnunet.nnunet.images import SimpleITKIO
 from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
 from emim_nnunet.nnunet.planning import DefaultPreprocessor
 from emim_nnunet.nnunet.plans import ConfigurationManager, PlansManager
-from emim_nnunet.planners.raw_data import labelled_files
 from emim_nnunet.planners.work_folder import NEW, Job, WorkFolder, said
 from emim_nnunet.planners.workers import work_on
 from emim_nnunet.storage.files import copy_file
@@ -77,6 +76,7 @@ def preprocess_cases(
     name: str,
     plans_name: str,
     configurations: Sequence[str],
+    labelled: dict[str, list[str]],
     unlabelled: dict[str, list[str]],
     num_processes: int,
     lock: Lock,
@@ -95,7 +95,7 @@ def preprocess_cases(
     Args:
         name: ``DatasetXXX_NAME`` of a data set that is planned.
         plans_name, configurations: Names of its plans and of configurations; those that the plans have are preprocessed.
-        unlabelled: Case without label -> its images, in the order of the channels.
+        labelled, unlabelled: Case -> its images, in the order of the channels, and its label where it has one.
         num_processes: Processes that work, at most, this one included; never more than cores or cases.
         lock: The lock of what is written, which this process holds.
         find_body: Cases whose background is not 0, see :mod:`~emim_nnunet.datasets.body`; None = as the records say.
@@ -109,11 +109,10 @@ def preprocess_cases(
     Raises:
         UserError: A case cannot be preprocessed, or some are not when the folder is finished; that folder stays as it was.
     """
-    folder, raw = Path(nnUNet_preprocessed) / name, Path(nnUNet_raw) / name
+    folder = Path(nnUNet_preprocessed) / name
     plans = PlansManager(str(folder / f"{plans_name}.json"))
     dataset_json = read_dataset_json(folder)
-    labelled = labelled_files(raw, dataset_json)
-    unsaid = cases_without_orientation(raw)
+    unsaid = cases_without_orientation(Path(nnUNet_raw) / name)
     bad = dict(failed or {})
     for configuration in [c for c in configurations if c in plans.available_configurations]:
         settings = plans.get_configuration(configuration)

@@ -186,7 +186,9 @@ def test_preparation_finds_bodies_and_leaves_nnunets_files_alone(
 
     def preprocess(find_body: set[str]) -> None:
         with acquire(place, "it") as lock, caplog.at_level(logging.INFO):
-            preprocess_cases(dataset, PLANS, ["3d_fullres"], raw.unlabelled, 1, lock, find_body=find_body)
+            preprocess_cases(
+                dataset, PLANS, ["3d_fullres"], raw.labelled_files, raw.unlabelled, 1, lock, find_body=find_body
+            )
 
     folder = place / f"{PLANS}_3d_fullres"
     preprocess(set())

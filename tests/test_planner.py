@@ -24,6 +24,7 @@ from emim_nnunet.methods import method_classes
 from emim_nnunet.phantom import make_phantom
 from emim_nnunet.planners.memory import segmentation_gigabytes, ssl_gigabytes
 from emim_nnunet.planners.preprocess import orientation_of, preprocess_cases
+from emim_nnunet.planners.raw_data import find_cases
 from emim_nnunet.planners.workers import num_workers
 from emim_nnunet.storage.locks import acquire
 
@@ -185,8 +186,9 @@ def test_a_failing_case_leaves_the_files_of_the_run_before(planning: Path) -> No
     image = sitk.ReadImage(raw / "labelsTr" / "case1.nii.gz")
     sitk.WriteImage(image[:-3], raw / "labelsTr" / "case1.nii.gz")
     named = pytest.raises(UserError, match=r"case case1 cannot be preprocessed: Shape mismatch")
+    labelled = find_cases(raw).labelled_files
     with acquire(dataset, "it") as lock, named:
-        preprocess_cases("Dataset001_Toy", "nnUNetEMIMPlans", ["3d_fullres"], {}, 2, lock)
+        preprocess_cases("Dataset001_Toy", "nnUNetEMIMPlans", ["3d_fullres"], labelled, {}, 2, lock)
     assert before == {path: path.read_bytes() for path in dataset.glob("nnUNet*/*.b2nd")}
     assert [path.name for path in dataset.glob(".*")] == [".nnUNetEMIMPlans_3d_fullres.preparing"]
 

@@ -167,11 +167,13 @@ def first_record(command: Sequence[str], env: dict[str, str], records: Path) -> 
 def preprocess(name: str, num_processes: int) -> None:
     """Our counterpart of ``nnUNetv2_preprocess``: everything that is planned, by one process and its workers."""
     from emim_nnunet.datasets.shards import lock_data_set
-    from emim_nnunet.nnunet.paths import nnUNet_preprocessed
+    from emim_nnunet.nnunet.paths import nnUNet_preprocessed, nnUNet_raw
     from emim_nnunet.planners.preprocess import preprocess_cases
+    from emim_nnunet.planners.raw_data import find_cases
 
+    labelled = find_cases(Path(nnUNet_raw) / name).labelled_files
     with lock_data_set(Path(nnUNet_preprocessed) / name, None, name) as lock:
-        preprocess_cases(name, PLANS, [CONFIGURATION], {}, num_processes, lock)
+        preprocess_cases(name, PLANS, [CONFIGURATION], labelled, {}, num_processes, lock)
 
 
 def per_case(name: str) -> list[tuple[float, float]]:
