@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 from real.arms import arm_of
 from real.brains import make_brain, write_subject
+from real.curve import ARMS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
@@ -190,6 +191,21 @@ def test_the_second_hypothesis_is_read_over_its_folds(tmp_path: Path) -> None:
     assert (found["draws"], found["patients"], found["encoders"]) == (8, 4, 2)
     assert found["steps_ratio"] == 1.0  # at half of the steps it is 0.05 below
     assert primary(rows) is None
+
+
+def test_the_curve_takes_the_draws_that_all_arms_have() -> None:
+    def row(name: str, labelled: int, draw: int, dice: list[float]) -> dict[str, Any]:
+        about = {"tests": f"all sites, {COHORT[0]}", "evaluation": "finetune", "labelled": labelled, "draw": draw}
+        return about | ARMS[name] | {"dice": {"100": [0.0, 0.0], "200": dice}}
+
+    ours, linear, unet = ARMS
+    rows = [row(ours, 4, draw, [0.6, 0.8]) for draw in range(3)] + [row(linear, 4, draw, [0.5, 0.5]) for draw in (0, 2)]
+    rows += [row(unet, 4, draw, [0.5, 0.9]) for draw in range(4)] + [row(ours, 8, 0, [1.0, 1.0])]
+    (found,) = curve(rows)
+    assert (found["labelled"], found["draws"]) == (4, 2)
+    assert found["arms"][ours][0] == pytest.approx(0.7)
+    assert found["minus"][linear][0] == pytest.approx(0.2)
+    assert found["minus"][unet] == pytest.approx((0.0, -0.1, 0.1))
 
 
 def test_subsets_of_modalities_are_paired_by_draw() -> None:

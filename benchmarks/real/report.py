@@ -18,6 +18,7 @@ from emim_nnunet.compare.scores import interval
 from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
+from real.curve import curve, curve_table, plot_curve
 from real.data import COHORT, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
 from real.plan import BEST_SCRATCH, FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
@@ -319,6 +320,10 @@ def write_report(folder: Path, out: Path) -> str:
         ]
         header = ["head of scratch", *counts, *values]
         parts += ["## The second hypothesis (U-Net explores)\n", markdown_table(header, table)]
+    efficiency = curve(rows)
+    if efficiency:
+        parts += ["## Labelled patients (explores)\n", curve_table(efficiency)]
+        plot_curve(efficiency, out.with_name(f"{out.stem}_curve.png"))
     if rows:
         parts += ["## Segmentation\n", score_table([row for row in rows if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
