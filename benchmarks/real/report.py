@@ -21,7 +21,7 @@ from real.arms import WITHOUT_BODY
 from real.curve import curve, curve_table, plot_curve
 from real.data import COHORT, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
-from real.plan import BEST_SCRATCH, FIRST_ROWS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
+from real.plan import BEST_SCRATCH, FIRST_ROWS, PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {  # fold -> what learns in it, who tests
@@ -311,15 +311,16 @@ def write_report(folder: Path, out: Path) -> str:
     second = cohort(rows)
     if second is not None:
         write_json(folder / "cohort.json", second, indent=1)
-        found = {tuning.head: cohort(rows, tuning) for tuning in BEST_SCRATCH}
+        controls = (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings)
+        found = {(tuning.head, tuning.steps): cohort(rows, tuning) for tuning in controls}
         counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
         table = [
-            [head, *(str(about[key]) for key in counts), *(_number(about[key]) for key in values)]
-            for head, about in found.items()
+            [head, str(steps), *(str(about[key]) for key in counts), *(_number(about[key]) for key in values)]
+            for (head, steps), about in found.items()
             if about
         ]
-        header = ["head of scratch", *counts, *values]
-        parts += ["## The second hypothesis (U-Net explores)\n", markdown_table(header, table)]
+        header = ["head of scratch", "its steps", *counts, *values]
+        parts += ["## The second hypothesis (all but the first row explore)\n", markdown_table(header, table)]
     efficiency = curve(rows)
     if efficiency:
         parts += ["## Labelled patients (explores)\n", curve_table(efficiency)]
