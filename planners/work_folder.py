@@ -98,7 +98,7 @@ class WorkFolder:
 
     def _record_files(self, case: str) -> list[Path]:
         """Where the record of a case is, and where it may have been left when there were fewer cases, or more."""
-        places = (self._where(case).parent, Path(), Path(subfolder(case)))
+        places = dict.fromkeys((self._where(case).parent, Path(), Path(subfolder(case))))
         return [self.place / "records" / place / f"{case}.json" for place in places]
 
     def _failure_file(self, case: str) -> Path:
