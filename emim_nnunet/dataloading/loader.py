@@ -22,6 +22,7 @@ except ImportError:  # Windows
 
 FILES_WITHOUT_WORKERS = 48
 FILES_PER_WORKER = 18  # two batches ahead, of five to seven tensors that are files, and the pipes
+DEATH_SECONDS = 5  # to wait for the end of a worker that has closed its files
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,10 @@ class CropBatches:
     def _death(self) -> str:
         """What a worker died of, if one did."""
         workers = getattr(self._iterator, "_workers", [])
-        if workers:
-            wait([worker.sentinel for worker in workers], timeout=5)  # its files are closed a moment before it is dead
+        ended = wait([worker.sentinel for worker in workers], timeout=DEATH_SECONDS) if workers else []
+        for worker in workers:
+            if worker.sentinel in ended:  # its files are closed, a moment before it is dead
+                worker.join(DEATH_SECONDS)
         codes = [worker.exitcode for worker in workers if worker.exitcode]
         return "; ".join(str(signal.strsignal(-code) if code < 0 else f"exit code {code}") for code in codes)
 
