@@ -13,13 +13,16 @@ import SimpleITK as sitk
 import torch
 from real.arms import arm_of
 from real.brains import make_brain, write_subject
+from real.brats import write_case
 from real.curve import ARMS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.plan import PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
+from real.pretrain import encoder_file
 from real.report import cohort, primary, read_results, score_table
+from real.run import missing_rows, take_encoders
 
 from emim_nnunet.methods import method_class
 from emim_nnunet.networks import encoder_of
@@ -276,6 +279,64 @@ def test_a_drawn_subject_is_written_like_a_patient_in_thick_slices(tmp_path: Pat
     about = read_json(tmp_path / "drawn_01_0" / "about.json")
     assert about["ventricles_ml"] == pytest.approx((head() == 4).sum() / 1000, rel=0.3)  # moved by the deformation
     assert [path.name for path in tmp_path.iterdir()] == ["drawn_01_0"]
+
+
+def test_a_case_of_brats_is_written_like_a_patient_in_thick_slices(tmp_path: Path) -> None:
+    source = tmp_path / "BraTS-GLI-00007-000"
+    source.mkdir()
+    ball = np.hypot.reduce(np.meshgrid(*[np.linspace(-1, 1, 60)] * 3, indexing="ij")) < 0.8
+    tumour = np.zeros(ball.shape, np.uint8)
+    tumour[20:40, 12:32, 30:50] = 3
+    for ending, voxels in {"t1n": 500 * ball, "t1c": 700 * ball, "t2f": 900 * ball, "seg": tumour}.items():
+        image = sitk.GetImageFromArray(voxels.astype(np.int16))
+        image.SetSpacing((1.5, 1.5, 1.5))
+        sitk.WriteImage(image, source / f"{source.name}-{ending}.nii.gz")
+    write_case(source, tmp_path / "out")
+    files = {file.name: sitk.ReadImage(file) for file in (tmp_path / "out" / "brats_00007-000").iterdir()}
+    assert files.keys() == {f"brats_00007-000_{name}.nii.gz" for name in (*CHANNELS, "mask")}
+    assert all(image.GetSize() == (45, 45, 15) and image.GetSpacing() == SPACING for image in files.values())
+    voxels = {name: sitk.GetArrayFromImage(image) for name, image in files.items()}
+    mask, flair = (voxels[f"brats_00007-000_{name}.nii.gz"] for name in ("mask", "FLAIR"))
+    assert (mask > 0).sum() == pytest.approx((tumour > 0).sum() * 1.5**3 / np.prod(SPACING), rel=0.15)
+    assert np.argwhere(mask).mean(0) == pytest.approx(np.array([29.5, 21.5, 39.5]) * 1.5 / SPACING[::-1], abs=0.6)
+    assert (flair == 0).mean() == pytest.approx((~ball).mean(), abs=0.05)  # no tails of the smoothing
+    assert flair[7, 22, 22] == pytest.approx(900, rel=0.01)
+
+
+def test_transfer_has_rows_of_its_own_and_scratch_in_common(tmp_path: Path) -> None:
+    (tmp_path / "draws").mkdir()
+    cohort2, channels, drawn = (PARTS[name] for name in ("cohort2", "two_channels", "from_drawn"))
+    rows = missing_rows(cohort2, 0, 2, tmp_path)
+    rows = [row | training("", 0, 0.4 if row["arm"] == "scratch" else 0.5) | row for row in rows]
+    write_draw(tmp_path, cohort2.label_fold, 0, rows)
+    assert missing_rows(cohort2, 0, 2, tmp_path) == []
+    assert [row["arm"] for row in missing_rows(channels, 0, 2, tmp_path)] == ["scratch", PRIMARY_ARM]
+    missing = [(row["arm"], row["evaluation"]) for row in missing_rows(drawn, 0, 2, tmp_path)]
+    assert ("scratch", "finetune") not in missing
+    assert (f"{PRIMARY_ARM}_from_drawn", "finetune") in missing
+    more = [row | training("", 0, 0.9) | row for row in missing_rows(channels, 0, 2, tmp_path)]
+    write_draw(tmp_path, cohort2.label_fold, 0, rows + more)
+    found = read_results(tmp_path)[1]
+    assert {row["tests"] for row in found} == {"all sites, 2", "T1+FLAIR of all sites, 2"}
+    pairs = cohort(found + [row | {"draw": 1} for row in found])
+    assert pairs is not None
+    assert pairs["draws"] == 2
+    assert pairs["difference"] == pytest.approx(0.1)  # the rows of two channels are 0.9
+
+
+def test_encoders_of_other_data_are_named_after_them_or_asked_for(tmp_path: Path) -> None:
+    part, other, work = PARTS["from_drawn"], tmp_path / "drawn", tmp_path / "work"
+    for arm in part.arms:
+        file = encoder_file(other, PARTS["drawn"].stage(arm, 0), 8)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(arm.encode())
+    with pytest.raises(SystemExit, match=r"no encoder moco_zca_fold2_epochs8_seed0_after8\.pth of drawn: .*--encoders"):
+        take_encoders(part, None, work)
+    work.mkdir()
+    take_encoders(part, other, work)
+    assert encoder_file(work, part.stage("mim", 0), 8).read_bytes() == b"mim"
+    assert encoder_file(work, part.stage("mim", 0), 8).name == "mim_from_drawn_fold2_epochs8_seed0_after8.pth"
+    take_encoders(part, None, work)  # they are there
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 """The LGG patients (see SOURCES.md beside them) as a preprocessed nnU-Net data set, with folds by patient and site.
 
-Drawn brains (see brains.py) can take their place, with folds by anatomy.
+Drawn brains (see brains.py) can take their place, with folds by anatomy, and cases of BraTS (see brats.py).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ FINAL, SEARCH = 0, 1
 TEST_SITE, SEARCH_SITE = "HT", "DU"
 COHORT = (2, 3, 4)  # folds of the second hypothesis: patients of all sites learn, other patients of all sites test
 DRAWN = "drawn"  # the site of brains that were drawn; every fold holds out a fifth of the anatomies
+BRATS = "brats"  # that of cases of BraTS, so few that there is one fold
 
 # what all arms have in common; the rest are the planner's rules and the methods' defaults
 BLOCK: dict[str, Any] = {
@@ -111,7 +113,7 @@ def folds(patients: list[str]) -> list[dict[str, list[str]]]:
     each hold out a third of the patients, site by site, whom the search did not test on.
 
     Args:
-        patients: Names ``TCGA_<site>_<id>_<date>``, or ``drawn_<anatomy>_<number>``.
+        patients: Names ``TCGA_<site>_<id>_<date>``, ``drawn_<anatomy>_<number>``, or ``brats_<number>``.
 
     Returns:
         Folds as in ``splits_final.json``, by :data:`FINAL`, :data:`SEARCH` and :data:`COHORT`.
@@ -120,6 +122,8 @@ def folds(patients: list[str]) -> list[dict[str, list[str]]]:
         anatomies = sorted({name.split("_")[1] for name in patients})
         held_out = [anatomies[number :: len(COHORT) + 2] for number in range(len(COHORT) + 2)]
         return [_by_anatomy(patients, fifth) for fifth in held_out]
+    if all(name.startswith(BRATS) for name in patients):
+        return [{"train": patients[::2], "val": patients[1::2]}]
     seen = [name for name in patients if _site(name) != TEST_SITE]
     within = [name for name in seen if _site(name) == SEARCH_SITE][::2]
     fresh = sorted(set(patients) - set(within))  # by site, because names begin with it
@@ -131,15 +135,16 @@ def folds(patients: list[str]) -> list[dict[str, list[str]]]:
     ]
 
 
-def load(names: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def load(names: list[str], channels: Sequence[str] = CHANNELS) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Whole cases: image (slices, C, H, W) float32 as the segmentation stage takes it, and lesion (slices, H, W) bool."""
+    kept = [CHANNELS.index(channel) for channel in channels]
     dataset = PreprocessedDataset.find(DATASET_ID, PLANS, CONFIGURATION)
     cases = {}
     for name in names:
         case = dataset.cases[name]
         image, seg = open_case(case.folder, name)
         lesion = torch.from_numpy(seg[:][0] > 0)
-        cases[name] = (torch.from_numpy(image[:]).float().movedim(0, 1).contiguous(), lesion)
+        cases[name] = (torch.from_numpy(image[:][kept]).float().movedim(0, 1).contiguous(), lesion)
     return cases
 
 

@@ -20,6 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from emim_nnunet.checkpoints.encoder import load_encoder
 from emim_nnunet.checkpoints.network import planned_network
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.networks import encoder_of
@@ -60,11 +61,12 @@ def training_batches(cases: Cases, draw: int, steps: int) -> Iterator[tuple[Tens
     Yields:
         Image (B, C, *PATCH) float16 and lesion (B, 1, *PATCH) int8.
     """
+    names = sorted(cases)
+    masked = [False] * cases[names[0]][0].shape[1]
     augment = nnUNetTrainer.get_training_transforms(
-        tuple(PATCH), (-pi, pi), None, (0, 1), False, use_mask_for_norm=[False] * 3, foreground_labels=[1]
+        tuple(PATCH), (-pi, pi), None, (0, 1), False, use_mask_for_norm=masked, foreground_labels=[1]
     )
     generator = seeded_generator(draw, ORDER, 1)
-    names = sorted(cases)
     places = {name: cases[name][1].nonzero() for name in names}
     np.random.seed(draw)
     torch.manual_seed(draw)  # batchgeneratorsv2 knows global generators only
@@ -98,20 +100,25 @@ def _crop(image: Tensor, middle: Sequence[int]) -> Tensor:
     return nn.functional.pad(image, (0, columns, 0, rows))
 
 
-def unet_of(encoder: dict[str, Tensor] | None, draw: int) -> nn.Module:
+def unet_of(encoder: dict[str, Tensor] | None, draw: int, channels: Sequence[str] = CHANNELS) -> nn.Module:
     """The network of the plans: its decoder depends on the draw alone, as does its encoder where none is given."""
     dataset = PreprocessedDataset.find(DATASET_ID, PLANS, CONFIGURATION)
     architecture = dataset.manager.configuration["architecture"]
     seed = DECODER + 1000 * draw
-    channels = len(dataset.channel_names)
-    unet: Any = planned_network(architecture, channels, NUM_CLASSES, deep_supervision=False, seed=seed)
+    unet: Any = planned_network(architecture, len(channels), NUM_CLASSES, deep_supervision=False, seed=seed)
     if encoder is not None:
-        unet.encoder.load_state_dict(encoder)
+        load_encoder(unet.encoder, encoder, source="the SSL stage", names=(CHANNELS, channels))
     return unet
 
 
 def read_out(
-    encoder: dict[str, Tensor] | None, labelled: Cases, tests: Cases, *, draw: int, device: str
+    encoder: dict[str, Tensor] | None,
+    labelled: Cases,
+    tests: Cases,
+    *,
+    draw: int,
+    device: str,
+    channels: Sequence[str] = CHANNELS,
 ) -> dict[str, Any]:
     """Fit linear layers to the frozen encoder, see :func:`linear.fit_linear`, and test them.
 
@@ -121,11 +128,12 @@ def read_out(
         tests: The test patients.
         draw: Seed of the untrained encoder and of the choice of positions.
         device: ``cpu`` or ``cuda``.
+        channels: The modalities of the patients.
 
     Returns:
         As :func:`finetune`, with the shrinkage and the threshold that were found.
     """
-    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw)), NUM_CLASSES).to(device)
+    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw, channels)), NUM_CLASSES).to(device)
     fit = fit_linear(network, labelled, draw, MULTIPLE)
     scores = test(network, tests, last=True)
     return {key: {"end": scores.pop(key)} for key in ("dice", "cross_entropy")} | scores | fit
@@ -159,6 +167,7 @@ def finetune(
     tuning: Tuning,
     device: str,
     subsets: bool = False,
+    channels: Sequence[str] = CHANNELS,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
 
@@ -171,6 +180,7 @@ def finetune(
         tuning: Head and rates.
         device: ``cpu`` or ``cuda``.
         subsets: Whether to test every subset of the modalities at the end.
+        channels: The modalities of the patients.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
@@ -178,7 +188,7 @@ def finetune(
         ``dice_of_subsets``, if asked for: names joined by + -> Dice of each patient.
     """
     torch.set_num_threads(1)
-    network = unet_of(encoder, draw).to(device)
+    network = unet_of(encoder, draw, channels).to(device)
     if tuning.head == LINEAR:
         network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False).to(device)
         fit_linear(network, labelled, draw, MULTIPLE)
@@ -188,7 +198,7 @@ def finetune(
     frozen = round(tuning.frozen * total)
     read_outs = {round(share * total) for share in READ_OUTS}
     loss_of = segmentation_loss()
-    everything = torch.ones(BATCH, len(CHANNELS), dtype=torch.bool)
+    everything = torch.ones(BATCH, len(channels), dtype=torch.bool)
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from real.arms import METHODS, WITHOUT_BODY, arm_of
-from real.data import COHORT, FINAL, SEARCH
+from real.data import CHANNELS, COHORT, FINAL, SEARCH
 
 STEPS = 500  # of fine-tuning
 UNET, LINEAR = "U-Net", "linear"
 # what rows of results were that do not say
 FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0, "head": UNET, "p_drop": 0.0, "subsets": False}
+FIRST_ROWS |= {"channels": "+".join(CHANNELS)}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Part:
         subsets: Whether every subset of the modalities is tested at the end.
         after: Epochs after which encoders are taken; none = the last.
         steps_per_epoch: Of SSL stages.
+        channels: The modalities of labelled and test patients; the stem of an encoder is adapted to them by name.
+        source: The data set that SSL stages learnt from, of another run whose folder is given with --encoders; none = this one.
     """
 
     fold: int
@@ -70,6 +73,8 @@ class Part:
     subsets: bool = False
     after: tuple[int, ...] = ()
     steps_per_epoch: int = 250
+    channels: tuple[str, ...] = CHANNELS
+    source: str = ""
 
     @property
     def encoders(self) -> tuple[int, ...]:
@@ -84,7 +89,11 @@ class Part:
 
     def stage(self, arm: str, seed: int) -> str:
         """The name of an SSL stage in files."""
-        return f"{arm_of(arm).name}_fold{self.fold}_epochs{self.epochs}_seed{seed}"
+        return f"{self.label(arm)}_fold{self.fold}_epochs{self.epochs}_seed{seed}"
+
+    def label(self, arm: str) -> str:
+        """The name of an arm in results."""
+        return arm_of(arm).name + (f"_from_{self.source}" if self.source else "")
 
     def quick(self) -> Part:
         """The same in minutes: it shows that everything runs, and decides nothing."""
@@ -271,6 +280,45 @@ PARTS = {
         tunings=(PRIMARY,),
         scratch=BEST_SCRATCH,
         after=(40,),
+    ),
+    # transfer: the patients who are segmented have no T1ce
+    "two_channels": Part(
+        COHORT[0],
+        (PRIMARY_ARM,),
+        epochs=8,
+        label_fold=COHORT[0],
+        labelled=(PRIMARY_LABELLED,),
+        draws=16,
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH[:1],
+        channels=("T1", "FLAIR"),
+    ),
+    # transfer: the encoder has seen drawn brains only, see brains.py; part "drawn" pretrains it with --data BRAINS
+    "drawn": Part(COHORT[0], (PRIMARY_ARM, "mim", "emim"), epochs=8),
+    "from_drawn": Part(
+        COHORT[0],
+        (PRIMARY_ARM, "mim", "emim"),
+        epochs=8,
+        label_fold=COHORT[0],
+        labelled=(PRIMARY_LABELLED,),
+        draws=16,
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH[:1],
+        linear=True,
+        source="drawn",
+    ),
+    # transfer: from these patients to others, without their heads, see brats.py
+    "to_brats": Part(
+        COHORT[0],
+        (PRIMARY_ARM, "mim", "emim"),
+        epochs=8,
+        label_fold=FINAL,
+        labelled=(PRIMARY_LABELLED,),
+        draws=8,
+        tunings=(PRIMARY,),
+        scratch=BEST_SCRATCH[:1],
+        linear=True,
+        source="lgg",
     ),
     # training from scratch with as much computing as pretraining and fine-tuning take together: a step of MoCo costs two
     "equal_compute": Part(

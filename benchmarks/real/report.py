@@ -19,7 +19,7 @@ from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.curve import curve, curve_table, plot_curve
-from real.data import COHORT, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
+from real.data import BRATS, COHORT, DRAWN, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
 from real.plan import BEST_SCRATCH, FIRST_ROWS, PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
 
@@ -28,6 +28,7 @@ PATIENTS = {  # fold -> what learns in it, who tests
     SEARCH: ("search", SEARCH_SITE),
     FINAL: ("final", TEST_SITE),
 } | {fold: (f"cohort {fold}", f"all sites, {fold}") for fold in COHORT}
+OTHERS = {DRAWN: "drawn brains", BRATS: "BraTS"}  # beginning of the names -> data
 TUNING = ("arm", *Tuning.__dataclass_fields__)  # what trainings of a table have in common
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
@@ -41,20 +42,25 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         numbers = re.fullmatch(r"fold(\d+)_labelled\d+_draw(\d+)", file.stem)
         assert numbers is not None
         fold, draw = (int(number) for number in numbers.groups())
-        about = {
-            "labelled": len(content["train"]),
-            "draw": draw,
-            "tests": PATIENTS[fold][1],
-            "patients": content["test"],
-        }
-        rows += [about | FIRST_ROWS | {"learnt": _learnt(row["stage"])} | row for row in content["rows"]]
+        about = {"labelled": len(content["train"]), "draw": draw, "patients": content["test"]}
+        for row in content["rows"]:
+            whole = about | FIRST_ROWS | {"learnt": _learnt(row["stage"])} | row
+            rows.append(whole | {"tests": _tests(fold, whole)})
     return stages, rows
+
+
+def _tests(fold: int, row: dict[str, Any]) -> str:
+    """Who tests in a row: sites, or data that are not these patients, and the modalities where some are left out."""
+    name = next((words for start, words in OTHERS.items() if row["patients"][0].startswith(start)), PATIENTS[fold][1])
+    return name if row["channels"] == FIRST_ROWS["channels"] else f"{row['channels']} of {name}"
 
 
 def _learnt(stage: str) -> str:
     """The patients that an SSL stage learnt from; nothing for an encoder that is not pretrained."""
-    number = re.search(r"_fold(\d+)_", stage)
-    return PATIENTS[int(number[1])][0] if number else ""
+    found = re.search(r"(?:_from_([a-z]+))?_fold(\d+)_", stage)
+    if found is None:
+        return ""
+    return found[1] or PATIENTS[int(found[2])][0]
 
 
 def skill_over(stage: dict[str, Any], baseline: str) -> float:

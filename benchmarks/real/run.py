@@ -4,6 +4,7 @@
     python benchmarks/real/run.py --quick --json OUT      minutes on 2 cores: shows that it runs, decides nothing
     python benchmarks/real/run.py --part methods --json OUT
     python benchmarks/real/run.py --part missing --data BRAINS --json OUT     drawn brains, see brains.py; their own --work
+    python benchmarks/real/run.py --part from_drawn --encoders W2 --json OUT     encoders that part drawn pretrained in W2
 
 Data and weights lie in the folder --work, outside the checkout; results are small files in the folder beside OUT that is named
 like it. Finished jobs are not run again, and a job that was killed goes on where it was.
@@ -35,7 +36,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from emim_nnunet.compare.arms import SCRATCH
-from emim_nnunet.storage.files import read_json, write_json
+from emim_nnunet.storage.files import copy_file, read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, patients_of, prepare
 from real.finetune import chosen_patients, finetune, read_out, training_batches
@@ -45,7 +46,7 @@ from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 # of a training; the rest are scores
-ABOUT = ("arm", "stage", "epoch", "evaluation", *Tuning.__dataclass_fields__, "subsets")
+ABOUT = ("arm", "stage", "epoch", "evaluation", *Tuning.__dataclass_fields__, "subsets", "channels")
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing, write tables and picture of what is there")
     parser.add_argument("--data", type=Path, default=DATA, help="the patients (default: ../shared/data/lgg)")
     parser.add_argument("--work", type=Path, help="folder for data and weights, outside the checkout")
+    parser.add_argument("--encoders", type=Path, metavar="WORK", help="--work of the run that pretrained on other data")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs at a time (default: cores)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
     arguments = parser.parse_args()
@@ -76,7 +78,28 @@ def run_parts(arguments: argparse.Namespace, work: Path, results: Path) -> None:
     for name in arguments.part:
         part = PARTS[name].quick() if arguments.quick else PARTS[name]
         part = replace(part, arms=tuple(arm for arm in part.arms if arm in (arguments.arms or part.arms)))
+        if part.source:
+            take_encoders(part, arguments.encoders, work)
         run_part(part, work, results, arguments.workers, arguments.device)
+
+
+def take_encoders(part: Part, other: Path | None, work: Path) -> None:
+    """Copy the encoders of a part that another run pretrained, on other data.
+
+    Raises:
+        SystemExit: They are not there.
+    """
+    for (arm, seed), epoch in product(product(part.arms, range(part.seeds)), part.encoders):
+        target = encoder_file(work, part.stage(arm, seed), epoch)
+        if target.is_file():
+            continue
+        source = encoder_file(other or work, replace(part, source="").stage(arm, seed), epoch)
+        if other is None or not source.is_file():
+            raise SystemExit(
+                f"no encoder {source.name} of {part.source}: name the folder --work of its run with --encoders"
+            )
+        target.parent.mkdir(exist_ok=True)
+        copy_file(source, target)
 
 
 def run_part(part: Part, work: Path, results: Path, workers: int, device: str) -> None:
@@ -87,7 +110,7 @@ def run_part(part: Part, work: Path, results: Path, workers: int, device: str) -
     draws = [key for key in draws if missing_rows(part, *key, results)]
     needed = {row["stage"] for key in draws for row in missing_rows(part, *key, results)}
     stages = [(arm, seed) for seed in range(part.seeds) for arm in part.arms]
-    stages = [key for key in stages if not _is_done(part, *key, work, results, needed)]
+    stages = [key for key in stages if not part.source and not _is_done(part, *key, work, results, needed)]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for what, job, keys in (("SSL stages", run_stage, stages), ("draws", run_draw, draws)):
             running = [pool.submit(job, part, *key, work, results, device) for key in keys]
@@ -129,16 +152,18 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    linear = [{"evaluation": "linear", "rate": None} | FIRST_ROWS | {"steps": 0}] if part.linear else []
+    on = {"channels": "+".join(part.channels)}
+    linear = [{"evaluation": "linear", "rate": None} | FIRST_ROWS | {"steps": 0} | on] if part.linear else []
     for how in [_fine_tuned(part, tuning) for tuning in part.scratch_tunings] + linear:
         yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
     for arm, how in product(part.arms, [_fine_tuned(part, tuning) for tuning in part.tunings] + linear):
         for epoch in part.encoders:
-            yield {"arm": arm_of(arm).name, "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
+            yield {"arm": part.label(arm), "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
 
 
 def _fine_tuned(part: Part, tuning: Tuning) -> dict[str, Any]:
-    return {"evaluation": "finetune"} | asdict(tuning) | {"subsets": part.subsets}
+    about = {"subsets": part.subsets, "channels": "+".join(part.channels)}
+    return {"evaluation": "finetune"} | asdict(tuning) | about
 
 
 def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path, device: str = "cpu") -> None:
@@ -150,18 +175,17 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path, de
     split = folds(patients_of(work))[part.label_fold]
     patients = chosen_patients(split["train"], draw, labelled)
     file = _draw_file(part, draw, labelled, results)
-    tests = load(split["val"])
-    cases = load(patients)
+    tests, cases = load(split["val"], part.channels), load(patients, part.channels)
     batches = list(training_batches(cases, draw, max(about["steps"] for about in missing)))
     for about in missing:
         start = monotonic()
         weights = encoder_file(work, about["stage"], about["epoch"])
         encoder = torch.load(weights, weights_only=True) if about["stage"] else None
         if about["evaluation"] == "linear":
-            scores = read_out(encoder, cases, tests, draw=draw, device=device)
+            scores = read_out(encoder, cases, tests, draw=draw, device=device, channels=part.channels)
         else:
             tuning = Tuning(**{key: about[key] for key in Tuning.__dataclass_fields__})
-            how = {"tuning": tuning, "subsets": about["subsets"]}
+            how = {"tuning": tuning, "subsets": about["subsets"], "channels": part.channels}
             scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, device=device, **how)
         row = about | scores | {"seconds": round(monotonic() - start, 1), "device": device}
         with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
