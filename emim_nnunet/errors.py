@@ -1,5 +1,5 @@
-"""The one exception that means: the user can mend this. Words for what the file system refuses, and for long lists; tracebacks
-for a log.
+"""The one exception that means: the user can mend this. Words for what the file system refuses, for numbers of things and for
+long lists; tracebacks for a log.
 """
 
 from __future__ import annotations
@@ -88,6 +88,11 @@ def _missing_folder(filename: str | bytes) -> str | None:
     while not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)
     return missing
+
+
+def counted(number_of: int, what: str) -> str:
+    """A number of things in words: ``1 case``, ``2 cases``."""
+    return f"{number_of} {what}{'' if number_of == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 5, *, separator: str = ", ", where: str = "") -> str:

@@ -187,7 +187,6 @@ def finetune(
         of each patient at the end, ``average_precision`` and ``surface_distance`` in mm (None without a prediction);
         ``dice_of_subsets``, if asked for: names joined by + -> Dice of each patient.
     """
-    torch.set_num_threads(1)
     network = unet_of(encoder, draw, channels).to(device)
     if tuning.head == LINEAR:
         network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False).to(device)
@@ -195,14 +194,13 @@ def finetune(
     part = network.get_submodule("encoder")
     optimizer = optimizer_of(network, tuning)
     total = len(batches)
-    frozen = round(tuning.frozen * total)
     read_outs = {round(share * total) for share in READ_OUTS}
     loss_of = segmentation_loss()
     everything = torch.ones(BATCH, len(channels), dtype=torch.bool)
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()
-        part.requires_grad_(step >= frozen)
+        part.requires_grad_(step >= round(tuning.frozen * total))
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine_lr(step, peak=tuning.rate * group["factor"], warmup=total // 10, total=total)
         optimizer.zero_grad()

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from emim_nnunet.compare.protocol import TITLES
 from emim_nnunet.compare.scores import mean_dice
+from emim_nnunet.errors import counted
 from emim_nnunet.storage.figures import TITLE, legend_beside, save_figure
 
 
@@ -47,7 +48,8 @@ def plot_scores(results: dict[str, Any], path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("Dice")
     figure.suptitle(
-        f"{results['cases']['test']} test cases (points, mean over {len(results['draws'])} draws), mean and 95 % interval",
+        f"{counted(results['cases']['test'], 'test case')} (points, mean over {counted(len(results['draws']), 'draw')}), "
+        f"mean and 95 % interval",
         fontsize=10,
     )
     save_figure(figure, path)

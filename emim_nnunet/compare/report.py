@@ -17,6 +17,7 @@ from emim_nnunet.compare.scores import summarise
 from emim_nnunet.compare.sentences import conclusions, number_text, stopping
 from emim_nnunet.compare.sources import remark
 from emim_nnunet.compare.speed import TARGET, speed_rows
+from emim_nnunet.errors import counted
 from emim_nnunet.storage.figures import rounded
 from emim_nnunet.storage.files import plain_json, write_text
 from emim_nnunet.storage.tables import markdown_table
@@ -103,12 +104,13 @@ def _head(results: dict[str, Any]) -> list[str]:
         f"Pretraining on {cases['unlabelled'] + cases['labelled_pool']} cases ({cases['unlabelled']} without label, "
         f"{cases['labelled_pool']} whose labels it does not see), test on others, {cases['test']} in all, seeds "
         f"{', '.join(map(str, seeds))}. {chosen} Intervals: 95 %, "
-        f"bootstrap over draws and cases; they are wide because {cases['test']} cases are few. A difference whose interval "
-        f"contains 0 is none.",
+        f"bootstrap over draws and cases; they are wide where cases are few ({cases['test']} for the test). A difference whose "
+        f"interval contains 0 is none.",
     ]
     for labelled, different in results["labelled_sets"].items():
         if different < len(draws):
-            lines += ["", f"With {labelled} labelled cases only {different} of {len(draws)} draws are different sets."]
+            few = counted(labelled, "labelled case")
+            lines += ["", f"With {few} only {different} of {len(draws)} draws are different sets."]
     for arm, about in results["files"].items():
         lines += ["", remark(arm, about, results["dataset"], results["test_cases"])]
     return lines

@@ -7,6 +7,7 @@ from typing import Any
 
 from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.compare.protocol import FINETUNE
+from emim_nnunet.errors import counted
 from emim_nnunet.storage.figures import rounded
 
 
@@ -83,7 +84,7 @@ def _equivalent(worth: dict[str, Any], counts: Sequence[int]) -> str:
 
 
 def _cases(number: int) -> str:
-    return f"{number} labelled case{'s' if number > 1 else ''}"
+    return counted(number, "labelled case")
 
 
 def _gain(row: dict[str, Any]) -> str:
@@ -99,5 +100,5 @@ def _smallest(power: dict[str, Any] | None) -> str:
         return "One draw cannot tell a difference from chance: give more with --draws."
     return (
         f"The smallest difference of Dice that this run could have seen is {rounded(power['detectable'])} (power 80 %, "
-        f"level 5 %, paired t-test over {power['draws']} draws)."
+        f"level 5 %, paired t-test over {counted(power['draws'], 'draw')})."
     )

@@ -94,11 +94,6 @@ def shown(value: Any, form: str = ".3f") -> str:
     return f"{value:{form}}" if isfinite(value) else "n/a"
 
 
-def counted(number_of: int, what: str) -> str:
-    """A number of things in words: ``1 case``, ``2 cases``."""
-    return f"{number_of} {what}{'' if number_of == 1 else 's'}"
-
-
 def read_log_of(folder: Path) -> dict[str, Any]:
     """The newest checkpoint of a run without its weights; empty where there is none.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emim_nnunet.errors import counted
 from emim_nnunet.report import figures
 from emim_nnunet.report.citations import cited_for
 from emim_nnunet.report.content import Page, Section, Table
@@ -67,11 +68,15 @@ def comparison_page(folder: Path, names: Names) -> Page:
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     cases = results["cases"]
     arms = dict.fromkeys(row["arm"] for row in results["summary"])
-    pretrained = f"{cases['unlabelled'] + cases['labelled_pool']} cases, {cases['unlabelled']} of them without label"
-    facts = [("arms", ", ".join(arms)), ("pretraining on", pretrained), ("test on", f"{cases['test']} cases")]
+    pretrained = (
+        f"{counted(cases['unlabelled'] + cases['labelled_pool'], 'case')}, {cases['unlabelled']} of them without label"
+    )
+    facts = [("arms", ", ".join(arms)), ("pretraining on", pretrained), ("test on", counted(cases["test"], "case"))]
     facts.append(("labelled cases", ", ".join(map(str, results["labelled"]))))
     seeds = results["seeds"]  # earlier versions made one draw per seed
-    facts.append(("draws and seeds", f"{len(results.get('draws', seeds))} draws, {len(seeds)} seeds"))
+    facts.append(
+        ("draws and seeds", f"{counted(len(results.get('draws', seeds)), 'draw')}, {counted(len(seeds), 'seed')}")
+    )
     versions = results.get("versions") or {}
     if versions:
         facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))

@@ -12,12 +12,12 @@ import numpy as np
 
 from emim_nnunet.bootstrap import bootstrap_interval
 from emim_nnunet.datasets.splits import read_splits
+from emim_nnunet.errors import counted
 from emim_nnunet.report import figures
 from emim_nnunet.report.cases import cards_of, choose, find_data, look_at
 from emim_nnunet.report.content import Page, Section, Table
 from emim_nnunet.report.files import (
     Names,
-    counted,
     lines_with,
     log_lines,
     number,

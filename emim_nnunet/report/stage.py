@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from emim_nnunet.errors import counted
 from emim_nnunet.report import figures
 from emim_nnunet.report.content import Page, Section, Table
-from emim_nnunet.report.files import Names, counted, number, part_of, problems_in, shown
+from emim_nnunet.report.files import Names, number, part_of, problems_in, shown
 from emim_nnunet.report.group import add_cases
 from emim_nnunet.report.pictures import flickers_of, reconstruction_files
 from emim_nnunet.report.stage_files import StageFiles, read_stage

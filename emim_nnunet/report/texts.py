@@ -7,10 +7,10 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, counted
 from emim_nnunet.report.citations import cited_for
 from emim_nnunet.report.content import Section, Table
-from emim_nnunet.report.files import Names, counted, number, shown
+from emim_nnunet.report.files import Names, number, shown
 from emim_nnunet.settings.block import config_from_block
 from emim_nnunet.settings.plans import inheritance
 from emim_nnunet.settings.stages import TrainingConfig

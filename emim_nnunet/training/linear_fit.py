@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: smaller is stronger
 FOLDS = 4
-MAX_STEPS = 100
+MAX_STEPS = 100  # of L-BFGS: with the least shrinkage the end is flat, and stopping early is only a little more of it
 UNSEEN = -10.0  # bias of a class that no row has: e^-10 of the likelihood of the others
 
 
@@ -96,6 +97,7 @@ def fit(rows: Rows, *, exclusive: bool) -> tuple[np.ndarray, np.ndarray, float]:
 
 def _fit(rows: Rows, exclusive: bool, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and biases for scaled features."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     outputs = rows.target.shape[1]
@@ -107,7 +109,9 @@ def _fit(rows: Rows, exclusive: bool, shrinkage: float) -> tuple[np.ndarray, np.
             biases[found if exclusive else number] = 0.0 if exclusive else UNSEEN * (1 - 2 * found[0])
             continue
         model = LogisticRegression(C=shrinkage, max_iter=MAX_STEPS)
-        model.fit(rows.features, label, sample_weight=rows.weight)
+        with catch_warnings():
+            simplefilter("ignore", ConvergenceWarning)
+            model.fit(rows.features, label, sample_weight=rows.weight)
         if not exclusive:
             slopes[number], biases[number] = model.coef_[0], model.intercept_[0]
         elif len(found) == 2:  # the difference of both, all of it in the second
