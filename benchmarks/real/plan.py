@@ -188,10 +188,10 @@ PARTS = {
     "short": Part(
         SEARCH, ("moco_zca",), epochs=8, labelled=(2,), draws=4, tunings=(Tuning(3e-3, frozen=1.0, steps=200),)
     ),
-    # a linear head that is fitted first: it has nothing to learn, and leaves the encoder where it is
+    # a linear head that is fitted first: it has nothing to learn, and leaves the encoder where it is; each arm's rate
     "linear_first": Part(
         SEARCH,
-        ("moco_zca", "moco"),
+        ("moco_zca", "moco", "mim", "emim", "emim_no_pbt", "moco_local", "mask_in_mask"),
         epochs=8,
         labelled=(2,),
         draws=4,
