@@ -216,8 +216,12 @@ def test_differences_are_paired_and_tables_hold_the_number_of_cases() -> None:
     enough = markdown(results | {"budget": results["budget"] | {"finetune_num_epochs": 50}})
     assert "Fewer than" not in enough
     other = [row | {"evaluation": "linear_first"} for row in summary]
-    first = markdown(results | {"summary": other, "budget": results["budget"] | {"linear_first_lr": 3e-4}})
-    assert "Linear head first: 200 steps with AdamW, peak rate 0.0003 for every arm." in first
+    rates = {"linear_first_lr": 3e-4, "linear_first_scratch_lr": 1e-3}
+    first = markdown(results | {"summary": other, "budget": results["budget"] | rates})
+    assert (
+        "Linear head first: 200 steps with AdamW, peak rate 0.0003 from a pretrained encoder, 0.001 from scratch."
+        in first
+    )
     assert "Fewer than" not in first
     assert "Pretraining on 8 cases (5 without label" in text
 

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from emim_nnunet.settings.stages import FinetuneConfig
 from emim_nnunet.training.linear_first import LinearFirstTrainer
 from emim_nnunet.training.linear_fit import Rows, features_at, fit, set_layers
 from emim_nnunet.training.linear_probe import LinearDecoder, LinearProbeNetwork
@@ -109,4 +110,11 @@ def test_nnunet_trains_from_the_fitted_head_and_predicts(nnunet: Path) -> None:
     assert isinstance(predictor.network, LinearProbeNetwork)
     weights = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert weights["trainer_name"] == LINEAR_FIRST
-    assert weights["optimizer_state"]["param_groups"][0]["initial_lr"] == 3e-4
+    assert weights["optimizer_state"]["param_groups"][0]["initial_lr"] == 1e-3
+    assert "0.001 (linear_first_scratch_lr: the head is fitted to an encoder from scratch)" in text
+
+
+def test_a_pretrained_encoder_has_a_rate_of_its_own() -> None:
+    trainer = SimpleNamespace(config=FinetuneConfig(linear_first_lr=2e-4))
+    assert LinearFirstTrainer._peak_rate(trainer, pretrained=True)[0] == 2e-4
+    assert LinearFirstTrainer._peak_rate(trainer, pretrained=False)[0] == 1e-3

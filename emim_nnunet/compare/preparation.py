@@ -20,7 +20,8 @@ from emim_nnunet.storage.files import read_json
 from emim_nnunet.storage.locks import acquire
 from emim_nnunet.training.stage import read_block
 
-WRITTEN_OUT = ("finetune_initial_lr", "finetune_scratch_lr", "finetune_deep_supervision")
+RATES = ("finetune_initial_lr", "finetune_scratch_lr", "linear_first_lr", "linear_first_scratch_lr")
+WRITTEN_OUT = (*RATES, "finetune_deep_supervision")
 PATIENCE = 120.0  # seconds that a job waits for others that start with it, each of which may write plans
 
 
@@ -80,7 +81,7 @@ def prepare(protocol: Protocol, output: Path) -> Preparation:
     else:
         _check_files(protocol, records, data)
     config = config_from_block(FinetuneConfig, blocks[0])
-    keys = ("finetune_num_epochs", "finetune_num_iterations_per_epoch", "linear_first_lr", *WRITTEN_OUT)
+    keys = ("finetune_num_epochs", "finetune_num_iterations_per_epoch", *WRITTEN_OUT)
     budget = {key: getattr(config, key) for key in keys}
     files = {name: read_json(file) for name, file in records.items()}
     return Preparation(workspace, tests, splits, compute, budget, files)

@@ -118,15 +118,14 @@ def _head(results: dict[str, Any]) -> list[str]:
 
 def _budget_lines(budget: dict[str, Any], evaluations: Collection[str]) -> list[str]:
     steps = budget["finetune_num_epochs"] * budget["finetune_num_iterations_per_epoch"]
-    rates = (
-        f"{budget['finetune_initial_lr']:g} from a pretrained encoder, {budget['finetune_scratch_lr']:g} from scratch"
-    )
+    rates = "{:g} from a pretrained encoder, {:g} from scratch"
     paragraphs = []
     if "linear_first" in evaluations:
-        rate = budget["linear_first_lr"]
-        paragraphs.append(f"Linear head first: {steps} steps with AdamW, peak rate {rate:g} for every arm.")
+        peak = rates.format(budget["linear_first_lr"], budget["linear_first_scratch_lr"])
+        paragraphs.append(f"Linear head first: {steps} steps with AdamW, peak rate {peak}.")
     if "finetune" in evaluations:
-        paragraphs.append(f"Fine-tuning: {steps} steps, peak rate {rates}.")
+        peak = rates.format(budget["finetune_initial_lr"], budget["finetune_scratch_lr"])
+        paragraphs.append(f"Fine-tuning: {steps} steps, peak rate {peak}.")
         if steps < MIN_STEPS:
             paragraphs.append(
                 f"**Fewer than {MIN_STEPS} steps of fine-tuning**: nnU-Net's SGD fails in some runs as short as that, whatever "

@@ -109,7 +109,9 @@ class FinetuneConfig:
             one stays. 0 = the network sees all that the case has, as in nnU-Net.
         finetune_keep_modalities: Names of modalities that are never dropped.
         linear_probe_lr: Peak learning rate of AdamW in the linear probe.
-        linear_first_lr: Peak learning rate of AdamW, encoder included, where a linear head was fitted first.
+        linear_first_lr: Peak learning rate of AdamW, encoder included, where a linear head was fitted to a pretrained encoder
+            first.
+        linear_first_scratch_lr: The same where the encoder is from scratch.
     """
 
     finetune_num_epochs: int = 1000
@@ -128,6 +130,7 @@ class FinetuneConfig:
     finetune_keep_modalities: tuple[str, ...] = ()
     linear_probe_lr: float = 1e-2
     linear_first_lr: float = 3e-4
+    linear_first_scratch_lr: float = 1e-3
 
     def __post_init__(self) -> None:
         for name in (
@@ -136,7 +139,14 @@ class FinetuneConfig:
             "finetune_num_val_iterations_per_epoch",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("finetune_initial_lr", "finetune_scratch_lr", "linear_probe_lr", "linear_first_lr"):
+        rates = (
+            "finetune_initial_lr",
+            "finetune_scratch_lr",
+            "linear_probe_lr",
+            "linear_first_lr",
+            "linear_first_scratch_lr",
+        )
+        for name in rates:
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         require(self.finetune_seed is None or self.finetune_seed >= 0, "finetune_seed must be null or at least 0")
         require(self.finetune_warmup_epochs >= 0, "finetune_warmup_epochs must be at least 0")

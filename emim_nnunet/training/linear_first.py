@@ -44,7 +44,12 @@ class LinearFirstTrainer(LinearProbeTrainer):
         return LinearProbeNetwork(encoder_of(unet), num_output_channels, frozen=False)
 
     def _peak_rate(self, *, pretrained: bool) -> tuple[float, str]:
-        return self.config.linear_first_lr, "linear_first_lr: the head is fitted"
+        if pretrained:
+            return self.config.linear_first_lr, "linear_first_lr: the head is fitted to a pretrained encoder"
+        return (
+            self.config.linear_first_scratch_lr,
+            "linear_first_scratch_lr: the head is fitted to an encoder from scratch",
+        )
 
     def _num_warmup_epochs(self) -> int:
         return FinetuneTrainer._num_warmup_epochs(self)
