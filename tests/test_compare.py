@@ -116,6 +116,13 @@ def test_seeds_draw_other_labelled_cases_even_where_the_test_leaves_no_more(
     assert learnt[0] != learnt[1]
 
 
+def test_until_decides_by_the_linear_head_where_nothing_else_is_trained(nnunet: Path) -> None:
+    options = ["--arms", "scratch", "mim", "--until", "0.1", "--draws", "9", "--evaluate"]
+    assert [arm.name for arm in protocol_of(*options, "linear", "linear_first").decided] == ["mim", "scratch"]
+    with pytest.raises(UserError, match="finetune or linear_first in --evaluate"):
+        _ = protocol_of(*options, "linear").decided
+
+
 def test_by_default_the_frozen_encoder_is_evaluated_too_and_each_arm_has_its_rate(nnunet: Path) -> None:
     assert protocol_of().evaluations == ("finetune", "linear")
     protocol, block = protocol_of("--arms", "scratch", "mim"), {"finetune_scratch_lr": 0.02}

@@ -152,6 +152,10 @@ def test_worth_is_found_with_an_interval_and_said_in_a_sentence() -> None:
     assert number_text(0.5, COUNTS) == "fewer than 1"
     assert worth(scores, COUNTS) == list(found.values())
     assert worth([row for row in scores if row["labelled"] == 2], [2]) == []
+    other = [row | {"evaluation": "linear_first"} for row in scores]
+    assert worth(other, COUNTS) == list(found.values())
+    assert worth([*other[:5], *scores], COUNTS) == list(found.values())  # nnU-Net's fine-tuning comes first
+    assert worth([row | {"evaluation": "linear"} for row in scores], COUNTS) == []
     summary = [
         {
             "evaluation": "finetune",
@@ -169,6 +173,14 @@ def test_worth_is_found_with_an_interval_and_said_in_a_sentence() -> None:
     assert "could have seen is 0.0" in said
     assert "paired t-test over 6 draws" in said
     assert unseen.startswith("On these data no difference was seen between pretraining with same and")
+    assert "linear head" not in said
+    head = [row | {"evaluation": "linear_first"} for row in summary]
+    power = [row | {"evaluation": "linear_first"} for row in results["power"]]
+    assert "(95 % interval" in conclusions(results | {"summary": head})[0]
+    assert conclusions(results | {"summary": head, "power": power}) == [
+        f"{before} Both have a fitted linear head. The{after}"
+        for before, after in (s.split(" The") for s in (said, unseen))
+    ]
     alone = conclusions(results | {"worth": [], "power": []})[0]
     assert "changes the Dice with 1 labelled case by +0.100" in alone
     assert alone.endswith("One draw cannot tell a difference from chance: give more with --draws.")
@@ -189,6 +201,7 @@ def test_speed_is_read_from_nnunets_log(tmp_path: Path) -> None:
     read = read_curves(
         [*files, (files[0][0] | {"evaluation": "linear"}, files[0][1]), (gone, tmp_path / "x" / "y" / "z")]
     )
+    assert len(read_curves([(about | {"evaluation": "linear_first"}, file) for about, file in files])) == 4
     assert {(row["arm"], row["draw"]): row["dice"] for row in read} == curves
     scratch, mim = speed_rows(read)
     assert (scratch["share"], scratch["reached"], scratch["draws"]) == (1.0, 2, 2)
@@ -200,7 +213,7 @@ def test_speed_is_read_from_nnunets_log(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_knows_test_cases_is_named() -> None:
     about = {"kind": "SSL stage", "epochs": 3, "dataset": "D", "labelled_cases_seen": ["a", "b"]}
-    assert "learnt from the images of 1 test cases" in remark("x", about, "D", ["b", "c"])
+    assert "learnt from the images of 1 test case.**" in remark("x", about, "D", ["b", "c"])
     assert "learnt" not in remark("x", about, "Other", ["b", "c"])
     assert "may know the test cases" in remark("x", about | {"labelled_cases_seen": None}, "D", ["b"])
     unknown = remark("x", about | {"dataset": None, "epochs": 0}, "D", ["b"])

@@ -9,7 +9,7 @@ from emim_nnunet.compare.commands import Commands
 from emim_nnunet.compare.jobs import Job, all_jobs, draw_jobs, find_job, weights_jobs
 from emim_nnunet.compare.power import draw_differences
 from emim_nnunet.compare.preparation import Preparation, find_data, prepare
-from emim_nnunet.compare.protocol import FINETUNE, Protocol
+from emim_nnunet.compare.protocol import Protocol, decisive
 from emim_nnunet.compare.report import write_results
 from emim_nnunet.compare.scores import collect_spectra, read_scores
 from emim_nnunet.compare.sequential import Decision, decide
@@ -83,10 +83,11 @@ def _run_draws(protocol: Protocol, commands: Commands) -> tuple[list[int], Decis
         commands.run_all([job for draw in draws for job in draw_jobs(protocol, draw)], "segmentations")
         return draws, None
     arms, decision = [arm.name for arm in protocol.decided], None
+    evaluation = str(decisive(protocol.evaluations))
     for number, draw in enumerate(draws, 1):
         commands.run_all(draw_jobs(protocol, draw), f"draw {number} of at most {len(draws)}")
         scores = read_scores(commands.score_files(draws[:number]))
-        decision = decide(draw_differences(scores, FINETUNE, min(protocol.counts), *arms), protocol.until)
+        decision = decide(draw_differences(scores, evaluation, min(protocol.counts), *arms), protocol.until)
         if decision.reason is not None:
             return draws[:number], decision
     return draws, decision

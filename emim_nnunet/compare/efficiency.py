@@ -10,7 +10,7 @@ from sklearn.isotonic import isotonic_regression
 
 from emim_nnunet.bootstrap import bootstrap_interval
 from emim_nnunet.compare.arms import SCRATCH
-from emim_nnunet.compare.protocol import FINETUNE
+from emim_nnunet.compare.protocol import decisive
 from emim_nnunet.compare.scores import RESAMPLES, mean_dice
 
 
@@ -51,13 +51,15 @@ def worth(scores: Sequence[dict[str, Any]], counts: Sequence[int], seed: int = 0
         seed: Seed of the bootstrap.
 
     Returns:
-        A row per pretrained arm and number of labelled cases, of the fine-tuning: ``arm``, ``labelled``, ``worth``, ``low``,
-        ``high``, see :func:`labelled_equivalents`. None without scratch or with a single number.
+        A row per pretrained arm and number of labelled cases, of the evaluation that is :func:`.decisive`: ``arm``,
+        ``labelled``, ``worth``, ``low``, ``high``, see :func:`labelled_equivalents`. None without scratch or with a single
+        number.
     """
-    arms = list(dict.fromkeys(row["arm"] for row in scores if row["evaluation"] == FINETUNE))
-    if SCRATCH not in arms or len(counts) < 2:
+    evaluation = decisive({row["evaluation"] for row in scores})
+    arms = list(dict.fromkeys(row["arm"] for row in scores if row["evaluation"] == evaluation))
+    if evaluation is None or SCRATCH not in arms or len(counts) < 2:
         return []
-    tables = np.array([[mean_dice(scores, FINETUNE, count, arm) for count in counts] for arm in arms])
+    tables = np.array([[mean_dice(scores, evaluation, count, arm) for count in counts] for arm in arms])
     _, _, draws, cases = tables.shape
     reference, others = arms.index(SCRATCH), [place for place, arm in enumerate(arms) if arm != SCRATCH]
 

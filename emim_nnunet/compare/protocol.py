@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 
@@ -10,17 +10,29 @@ from emim_nnunet.compare.arms import SCRATCH, Arm
 from emim_nnunet.compare.sequential import MIN_DRAWS
 from emim_nnunet.errors import UserError
 
-FINETUNE = "finetune"
+FINETUNE, LINEAR_FIRST = "finetune", "linear_first"
 EVALUATIONS = {
     FINETUNE: "nnUNetTrainerEMIMFinetune",
     "linear": "nnUNetTrainerLinearProbe",
-    "linear_first": "nnUNetTrainerLinearFirst",
+    LINEAR_FIRST: "nnUNetTrainerLinearFirst",
 }
 TITLES = {
     FINETUNE: "Fine-tuned Dice",
     "linear": "Dice of the linear probe",
-    "linear_first": "Dice of the linear head, fine-tuned",
+    LINEAR_FIRST: "Dice of the linear head, fine-tuned",
 }
+
+
+def decisive(evaluations: Collection[str]) -> str | None:
+    """The evaluation that ``--until``, the worth in labelled cases, the speed and the plain sentences are about.
+
+    Args:
+        evaluations: Those that were run.
+
+    Returns:
+        nnU-Net's fine-tuning, or else the linear head, whose encoder is trained too; None = nothing was fine-tuned.
+    """
+    return next((name for name in (FINETUNE, LINEAR_FIRST) if name in evaluations), None)
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,10 @@ class Protocol:
             raise UserError(f"--draws {self.num_draws}: --until decides after {MIN_DRAWS} draws at the earliest")
         scratch = [arm for arm in self.arms if arm.name == SCRATCH]
         pretrained = [arm for arm in self.arms if arm.pretrained]
-        if not scratch or not pretrained or FINETUNE not in self.evaluations:
-            raise UserError("--until needs scratch and a pretrained arm in --arms, and finetune in --evaluate")
+        if not scratch or not pretrained or decisive(self.evaluations) is None:
+            raise UserError(
+                "--until needs scratch and a pretrained arm in --arms, and finetune or linear_first in --evaluate"
+            )
         return pretrained[0], scratch[0]
 
     def ssl_fold(self, seed: int) -> int:

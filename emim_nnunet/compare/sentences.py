@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emim_nnunet.compare.arms import SCRATCH
-from emim_nnunet.compare.protocol import FINETUNE
+from emim_nnunet.compare.protocol import LINEAR_FIRST, decisive
 from emim_nnunet.errors import counted
 from emim_nnunet.storage.figures import rounded
 
@@ -18,13 +18,14 @@ def conclusions(results: dict[str, Any]) -> list[str]:
         results: The results, with ``summary``, ``worth`` and ``power``.
 
     Returns:
-        A sentence or two per arm, of the fine-tuning with the smallest number of labelled cases; none where scratch or the
-        fine-tuning was not run.
+        Some sentences per arm, of the evaluation that is :func:`.decisive` with the smallest number of labelled cases; none
+        where scratch was not run, or nothing was fine-tuned.
     """
     smallest = min(results["labelled"])
+    evaluation = decisive({row["evaluation"] for row in results["summary"]})
     sentences = []
     for row in results["summary"]:
-        if (row["evaluation"], row["labelled"]) != (FINETUNE, smallest) or "difference" not in row:
+        if (row["evaluation"], row["labelled"]) != (evaluation, smallest) or "difference" not in row:
             continue
         worth = next((w for w in results["worth"] if (w["arm"], w["labelled"]) == (row["arm"], smallest)), None)
         said = _gain(row) if worth is None else _equivalent(worth, results["labelled"])
@@ -32,11 +33,12 @@ def conclusions(results: dict[str, Any]) -> list[str]:
             (
                 p
                 for p in results["power"]
-                if (p["evaluation"], p["labelled"], p["arm"]) == (FINETUNE, smallest, row["arm"])
+                if (p["evaluation"], p["labelled"], p["arm"]) == (evaluation, smallest, row["arm"])
             ),
             None,
         )
-        sentences.append(f"{said} {_smallest(power)}")
+        head = "Both have a fitted linear head. " if evaluation == LINEAR_FIRST else ""
+        sentences.append(f"{said} {head}{_smallest(power)}")
     return sentences
 
 

@@ -12,7 +12,7 @@ from emim_nnunet.checkpoints.locate import find_checkpoint
 from emim_nnunet.checkpoints.source import read_source
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.datasets.dataset import PreprocessedDataset
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, counted
 from emim_nnunet.storage.files import read_json, sha256_of, write_json
 
 
@@ -75,4 +75,4 @@ def remark(arm: str, about: dict[str, Any], dataset: str, test: Sequence[str]) -
     if about["labelled_cases_seen"] is None:
         return f"{text} **It was trained on this data set and may know the test cases.**"
     seen = sorted(set(about["labelled_cases_seen"]) & set(test))
-    return f"{text} **It has learnt from the images of {len(seen)} test cases.**" if seen else text
+    return f"{text} **It has learnt from the images of {counted(len(seen), 'test case')}.**" if seen else text

@@ -11,7 +11,7 @@ import numpy as np
 
 from emim_nnunet.checkpoints.io import read_checkpoint
 from emim_nnunet.compare.arms import SCRATCH
-from emim_nnunet.compare.protocol import FINETUNE
+from emim_nnunet.compare.protocol import decisive
 from emim_nnunet.training.checkpoint import FINAL
 
 TARGET = 0.9  # share of scratch's Dice at its end
@@ -25,13 +25,14 @@ def read_curves(files: Sequence[tuple[dict[str, Any], Path]]) -> list[dict[str, 
         files: See :meth:`Commands.score_files`.
 
     Returns:
-        A row per fine-tuning whose checkpoint is still there: the keys of the dict, and ``dice``, nnU-Net's moving average of
-        the pseudo Dice (on patches of the test cases) after each epoch.
+        A row per training of the evaluation that is :func:`.decisive` whose checkpoint is still there: the keys of the dict,
+        and ``dice``, nnU-Net's moving average of the pseudo Dice (on patches of the test cases) after each epoch.
     """
     rows = []
+    evaluation = decisive({about["evaluation"] for about, _ in files})
     for about, file in files:
         checkpoint = file.parent.parent / FINAL
-        if about["evaluation"] == FINETUNE and checkpoint.is_file():
+        if about["evaluation"] == evaluation and checkpoint.is_file():
             values = read_checkpoint(checkpoint, mapped=True)["logging"][SMOOTH]
             rows.append(about | {"dice": [float(value) for value in values]})
     return rows
