@@ -136,6 +136,7 @@ RECIPES = (  # what the search tries: the methods, and one change of E-MIM, MIM 
     "emim_masked_pbt=EMIM,barlow_masked_cells=true",
     "emim_wide=EMIM,decoder_min_width=48",
     "emim_slow=EMIM,initial_lr=0.0003",
+    "emim_gradient=EMIM,original_view_gradient=true",
 )
 MASKED = ("emim", "emim_no_pbt", "mim", "self_distillation")
 MODALITY_MASK = (  # E-MIM without its modality mask, and with little else; as many cells are hidden
