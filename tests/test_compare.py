@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from importlib import import_module
 from itertools import product
@@ -26,10 +27,11 @@ from emim_nnunet.cli import compare as command
 from emim_nnunet.cli._run import run
 from emim_nnunet.compare import commands
 from emim_nnunet.compare.arms import ARMS, Arm, parse_arms
-from emim_nnunet.compare.commands import Commands, call
+from emim_nnunet.compare.commands import Commands
 from emim_nnunet.compare.compute import step_flops
 from emim_nnunet.compare.power import power_rows
 from emim_nnunet.compare.preparation import _configuration, _test_cases
+from emim_nnunet.compare.processes import Processes
 from emim_nnunet.compare.protocol import Protocol
 from emim_nnunet.compare.report import markdown
 from emim_nnunet.compare.scores import interval, summarise
@@ -376,22 +378,34 @@ def test_impossible_comparisons_are_refused_at_once(
     assert not (tmp_path / "out" / "nnUNet_results").exists()
 
 
-def test_a_job_that_is_asked_to_stop_passes_that_on_and_waits_for_the_checkpoint(tmp_path: Path) -> None:
+def test_all_commands_stop_with_the_process_that_is_asked_to_and_none_starts(tmp_path: Path) -> None:
     child = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('stopped', flush=True), sys.exit(75)))\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)"
     )
-    file = tmp_path / "log.txt"
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
 
     def stop() -> None:
-        while not file.exists() or "ready" not in file.read_text():
+        while not all(file.exists() and "ready" in file.read_text() for file in files):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    with file.open("w") as stream:
-        assert call([sys.executable, "-c", child], os.environ, stream) == 75
-    stopper.join()
+    def call(file: Path) -> int:
+        with file.open("a") as stream:
+            return processes.call([sys.executable, "-c", child], os.environ, stream)
+
+    processes = Processes()
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop).start()
+    with processes.stopped_together(), ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(call, file) for file in files]:
+            with pytest.raises(SystemExit) as ended:
+                future.result()
+            assert ended.value.code == 75
+    assert [file.read_text().split() for file in files] == [["ready", "stopped"]] * 2
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit):
+        call(files[0])
+    assert files[0].read_text().split() == ["ready", "stopped"]  # did not begin

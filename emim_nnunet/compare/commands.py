@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import IO, Any
+from typing import Any
 
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.compare.jobs import Job, weights_job
+from emim_nnunet.compare.processes import Processes
 from emim_nnunet.compare.protocol import EVALUATIONS, Protocol
 from emim_nnunet.compare.workspace import LOGS, Workspace, configuration_name
 from emim_nnunet.errors import EXIT_INTERRUPTED, UserError
@@ -36,6 +34,7 @@ class Commands:
     def __init__(self, protocol: Protocol, workspace: Workspace) -> None:
         self.protocol = protocol
         self.workspace = workspace
+        self.processes = Processes()
 
     def run_all(self, jobs: Sequence[Job], title: str) -> None:
         """Run jobs, as many at the same time as the protocol says; what is finished is not run again.
@@ -46,6 +45,7 @@ class Commands:
 
         Raises:
             UserError: A command failed, or another process runs one of the jobs.
+            SystemExit: As of :meth:`run`.
         """
         stopped = Event()
 
@@ -66,7 +66,8 @@ class Commands:
 
         Raises:
             UserError: A command failed, another process runs the job, or the weights that it needs are not finished.
-            SystemExit: A command was asked to stop and wrote a checkpoint; the code is :data:`EXIT_INTERRUPTED`.
+            SystemExit: A command was asked to stop and wrote a checkpoint, or this process was asked to stop and all commands
+                with it; the code is :data:`EXIT_INTERRUPTED`.
         """
         if self.finished(job):
             return
@@ -176,30 +177,9 @@ class Commands:
             stream.write(f"$ emim_{command} {' '.join(arguments)}\n")
             stream.flush()
             line = [sys.executable, "-m", f"emim_nnunet.cli.{command}", *arguments]
-            code = call(line, self._environment(), stream)
+            code = self.processes.call(line, self._environment(), stream)
         if code == EXIT_INTERRUPTED:
             raise SystemExit(EXIT_INTERRUPTED)
         if code != 0:
             last = file.read_text(errors="replace").strip().splitlines()[-1]
             raise UserError(f"emim_{command} failed with exit code {code}, see {file}: {last}")
-
-
-def call(line: Sequence[str], env: Mapping[str, str], stdout: IO[str]) -> int:
-    """Run a command. It gets SIGTERM that this process gets, so that a cluster that wants the machine has its checkpoint.
-
-    Args:
-        line: The command.
-        env: Its environment.
-        stdout: Where its output goes, errors included.
-
-    Returns:
-        Its exit code.
-    """
-    process = subprocess.Popen(line, env=env, stdout=stdout, stderr=subprocess.STDOUT)
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
-        return process.wait()
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -32,12 +32,15 @@ def compare(protocol: Protocol, output: Path, json_path: Path | None) -> Path:
 
     Raises:
         UserError: The protocol cannot be carried out, a command failed, or another process writes the folder.
+        SystemExit: SIGTERM came; its commands have ended, with a checkpoint where they train. The code is
+            :data:`.errors.EXIT_INTERRUPTED`.
     """
     with acquire(output, f"the comparison {output}"):
         prepared = prepare(protocol, output)
         commands = Commands(protocol, prepared.workspace)
-        commands.run_all(weights_jobs(protocol), "SSL stages")
-        draws, decision = _run_draws(protocol, commands)
+        with commands.processes.stopped_together():
+            commands.run_all(weights_jobs(protocol), "SSL stages")
+            draws, decision = _run_draws(protocol, commands)
         page = write_results(_results(protocol, prepared, commands, draws, decision), output, json_path)
         leave_report(output)
         return page
@@ -56,9 +59,12 @@ def run_job(protocol: Protocol, output: Path, which: str) -> Job:
 
     Raises:
         UserError: The protocol cannot be carried out, there is no such job, what it needs is not finished, or a command failed.
+        SystemExit: As of :func:`compare`.
     """
     job = find_job(protocol, which)
-    Commands(protocol, prepare(protocol, output).workspace).run(job)
+    commands = Commands(protocol, prepare(protocol, output).workspace)
+    with commands.processes.stopped_together():
+        commands.run(job)
     return job
 
 
