@@ -292,7 +292,7 @@ def a_further_draw_and_a_checkpoint_are_added(
     """Job by job. Exports run in this process; of a training the command is kept, and results of the first draw stand in."""
     trainings = []
 
-    def instead(line: list[str], env: dict[str, str], stdout: Any) -> int:
+    def instead(_: Processes, line: list[str], env: dict[str, str], stdout: Any) -> int:
         if line[2].endswith(".train"):
             trainings.append(line[4:6] + line[12:])
             first = next(out.glob(f"nnUNet_results/*/*__{line[4].removesuffix('_draw1')}/fold_1"))
@@ -303,7 +303,7 @@ def a_further_draw_and_a_checkpoint_are_added(
                 patch.setenv(name, env[name])
             return run(import_module(line[2]).main, line[3:])
 
-    monkeypatch.setattr("emim_nnunet.compare.commands.call", instead)
+    monkeypatch.setattr(Processes, "call", instead)
     checkpoint = next(out.rglob("*MIMPretrain*/fold_0/checkpoint_final.pth"))
     more = [*options, "--evaluate", "finetune", "--draws", "2"]
     given = [*more, *arms, f"given=file:{checkpoint}"]

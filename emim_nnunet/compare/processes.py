@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
 from emim_nnunet.errors import EXIT_INTERRUPTED
+
+logger = logging.getLogger(__name__)
 
 
 class Processes:
@@ -42,7 +44,7 @@ class Processes:
 
     def _stop(self) -> None:
         self._stopping = True  # no lock: the main thread, where handlers run, may hold it
-        print("asked to stop: what trains writes a checkpoint first; repeat the command to go on", file=sys.stderr)
+        logger.warning("asked to stop: what trains writes a checkpoint first; repeat the command to go on")
         for process in list(self._running):
             process.terminate()
 
