@@ -209,6 +209,17 @@ def test_the_curve_takes_the_draws_that_all_arms_have() -> None:
     assert found["arms"][ours][0] == pytest.approx(0.7)
     assert found["minus"][linear][0] == pytest.approx(0.2)
     assert found["minus"][unet] == pytest.approx((0.0, -0.1, 0.1))
+    assert found["worth"] == {linear: "", unet: ""}  # one number is no curve
+    level = {4: (0.7, 0.5, 0.6), 8: (0.8, 0.9, 0.8)}
+    rows = [
+        row(name, labelled, draw, [dice] * 2)
+        for labelled, values in level.items()
+        for name, dice in zip(ARMS, values, strict=True)
+        for draw in range(2)
+    ]
+    four, eight = curve(rows)
+    assert four["worth"] == {linear: "5.7 (5.7 to 5.7)", unet: "5.7 (5.7 to 5.7)"}  # half way, on a logarithm
+    assert eight["worth"][linear] == "6.7 (6.7 to 6.7)"
 
 
 def test_subsets_of_modalities_are_paired_by_draw() -> None:

@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from measure.common import markdown_table
 
 from emim_nnunet.compare.arms import SCRATCH
+from emim_nnunet.compare.efficiency import worth
+from emim_nnunet.compare.protocol import FINETUNE
 from emim_nnunet.compare.scores import interval
+from emim_nnunet.compare.sentences import number_text
 from emim_nnunet.storage.figures import save_figure
 from real.data import COHORT
 from real.plan import BEST_SCRATCH, PARTS, PRIMARY, PRIMARY_ARM
@@ -32,7 +35,8 @@ def curve(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         A row per number: ``labelled``, ``draws``; ``arms``, for each of :data:`ARMS` the mean Dice with the ends of its 95 %
-        interval; ``minus``, the same of the difference of :data:`~plan.PRIMARY_ARM` from each other one.
+        interval; ``minus``, the same of the difference of :data:`~plan.PRIMARY_ARM` from each other one; ``worth``, how many
+        labelled patients each other one needs for its Dice, as words, in the draws that all numbers have.
     """
     here = [row for row in rows if row["tests"] == f"all sites, {COHORT[0]}" and row["evaluation"] == "finetune"]
     found = []
@@ -45,7 +49,33 @@ def curve(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         arms = {name: interval(of_arm) for name, of_arm in values.items()}
         minus = {name: interval(values[PRIMARY_ARM] - values[name]) for name in ARMS if name != PRIMARY_ARM}
         found.append({"labelled": labelled, "draws": len(draws), "arms": arms, "minus": minus})
+    for name in ARMS:
+        if name != PRIMARY_ARM:
+            words = _worth(here, name, [row["labelled"] for row in found])
+            for row in found:
+                row.setdefault("worth", {})[name] = words.get(row["labelled"], "")
     return found
+
+
+def _worth(rows: Sequence[dict[str, Any]], control: str, counts: Sequence[int]) -> dict[int, str]:
+    """Labelled patients of :data:`~plan.PRIMARY_ARM` -> how many of the control they are worth, with the 95 % interval."""
+    dice = {
+        (arm, count): _end_dice(rows, ARMS[arm] | {"labelled": count})
+        for arm in (PRIMARY_ARM, control)
+        for count in counts
+    }
+    draws = set.intersection(*map(set, dice.values())) if dice else set()
+    scores = [
+        {"arm": SCRATCH if arm == control else arm, "labelled": count, "draw": draw, "case": case, "mean": value}
+        | {"evaluation": FINETUNE}
+        for (arm, count), of_draw in dice.items()
+        for draw in draws
+        for case, value in enumerate(of_draw[draw])
+    ]
+    return {
+        row["labelled"]: "{} ({} to {})".format(*(number_text(row[key], counts) for key in ("worth", "low", "high")))
+        for row in worth(scores, counts)
+    }
 
 
 def _end_dice(rows: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> dict[int, list[float]]:
@@ -64,10 +94,12 @@ def curve_table(found: Sequence[dict[str, Any]]) -> str:
             str(row["draws"]),
             *(f"{row['arms'][name][0]:.3f}" for name in ARMS),
             *("{:+.3f} ({:+.3f} to {:+.3f})".format(*row["minus"][name]) for name in others),
+            *(row["worth"][name] for name in others),
         ]
         for row in found
     ]
-    return markdown_table(["labelled", "draws", *ARMS, *(f"minus {name}" for name in others)], lines)
+    header = ["labelled", "draws", *ARMS, *(f"minus {name}" for name in others), *(f"worth, {name}" for name in others)]
+    return markdown_table(header, lines)
 
 
 def plot_curve(found: Sequence[dict[str, Any]], file: Path) -> None:
