@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, S
 from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
 from real.missing import subset_table
-from real.plan import PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
+from real.others import others_table
+from real.plan import BEST_SCRATCH, PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
 from real.pretrain import encoder_file
 from real.report import cohort, primary, read_results, score_table
 from real.run import missing_rows, take_encoders
@@ -220,6 +222,33 @@ def test_the_curve_takes_the_draws_that_all_arms_have() -> None:
     four, eight = curve(rows)
     assert four["worth"] == {linear: "5.7 (5.7 to 5.7)", unet: "5.7 (5.7 to 5.7)"}  # half way, on a logarithm
     assert eight["worth"][linear] == "6.7 (6.7 to 6.7)"
+
+
+def test_methods_are_compared_with_the_same_head_in_the_same_draws() -> None:
+    part = PARTS["others"]
+
+    def row(arm: str, draw: int, dice: float, tuning: Any = None) -> dict[str, Any]:
+        about = {"tests": f"all sites, {COHORT[0]}", "arm": arm, "labelled": 2, "draw": draw, "stage": arm}
+        how = {"evaluation": "linear", "steps": 0} if tuning is None else {"evaluation": "finetune", **asdict(tuning)}
+        return about | how | {"dice": {"end" if tuning is None else "200": [dice, dice]}}
+
+    rows = []
+    for draw in range(part.draws + 1):  # the last is beyond the part
+        hard = 0.02 * draw if draw < part.draws else 9
+        for arm, frozen, tuned in (("scratch", 0.3, 0.5), ("mim", 0.35, 0.49), ("emim", 0.4, 0.52)):
+            tuning = BEST_SCRATCH[0] if arm == "scratch" else PRIMARY
+            rows += [row(arm, draw, frozen - hard), row(arm, draw, tuned - hard, tuning)]
+        rows += [row("scratch", draw, 0.9, BEST_SCRATCH[1]), row("moco", draw, 0.9)]  # another head; not fine-tuned
+    lines = others_table(rows).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == [
+        "mim minus scratch",
+        "emim minus scratch",
+        "emim minus mim",
+    ]
+    assert lines[1] == (
+        "| 2 | emim minus scratch | 8 | 0.330 | 0.450 | +0.100 (+0.100 to +0.100) | 0.008 | +0.020 (+0.020 to +0.020) | 0.008 |"
+    )
+    assert others_table([]) == ""
 
 
 def test_subsets_of_modalities_are_paired_by_draw() -> None:

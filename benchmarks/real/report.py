@@ -21,7 +21,9 @@ from real.arms import WITHOUT_BODY
 from real.curve import curve, curve_table, plot_curve
 from real.data import BRATS, COHORT, DRAWN, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
+from real.others import others_table
 from real.plan import BEST_SCRATCH, FIRST_ROWS, PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
+from real.scores import compared, end_dice, steps_ratio
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 PATIENTS = {  # fold -> what learns in it, who tests
@@ -183,48 +185,6 @@ def reference(groups: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return max(tried, key=lambda group: end_dice([row for row in group if row["draw"] in shared]).mean())
 
 
-def steps_ratio(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> float | None:
-    """Share of the steps of scratch after which an arm's mean Dice is first that of scratch at the end.
-
-    None = never, or no steps.
-    """
-    if group[0]["evaluation"] == "linear":
-        return None
-    steps = [int(step) for step in group[0]["dice"]]
-    course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
-    wanted = np.mean([np.mean(list(row["dice"].values())[-1]) for row in scratch])
-    reached = [step / scratch[0]["steps"] for step, dice in zip(steps, course, strict=True) if dice >= wanted]
-    return min(reached, default=None)
-
-
-def end_dice(group: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Dice at the end, (draws, test patients)."""
-    return np.array([list(row["dice"].values())[-1] for row in sorted(group, key=lambda row: row["draw"])])
-
-
-def compared(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """An arm against scratch in the draws that both have.
-
-    Args:
-        group: The rows of the arm.
-        scratch: Those of scratch.
-
-    Returns:
-        ``difference`` of the Dice at the end with the interval ``low`` to ``high`` (95 %, bootstrap over draws and test
-        patients), ``draws``, ``seeds`` of pretraining, ``p`` (Wilcoxon, draws as pairs; None without any) and
-        ``steps_ratio``, see :func:`steps_ratio`.
-    """
-    draws = sorted({row["draw"] for row in group} & {row["draw"] for row in scratch})
-    ours, theirs = ([row for row in rows if row["draw"] in draws] for rows in (group, scratch))
-    difference = end_dice(ours) - end_dice(theirs)
-    mean, low, high = interval(difference)
-    per_draw = difference.mean(1)
-    p = float(wilcoxon(per_draw).pvalue) if len(draws) > 1 and per_draw.any() else None
-    seeds = len({row["stage"] for row in ours})
-    found = {"difference": mean, "low": low, "high": high, "draws": len(draws), "seeds": seeds, "p": p}
-    return found | {"steps_ratio": steps_ratio(ours, theirs)}
-
-
 def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The hypothesis of HYPOTHESIS.md, as :func:`compared` tells it; None before its draws."""
     here = [row for row in rows if row["tests"] == TEST_SITE and row["evaluation"] == "finetune"]
@@ -331,6 +291,9 @@ def write_report(folder: Path, out: Path) -> str:
     if efficiency:
         parts += ["## Labelled patients (explores)\n", curve_table(efficiency)]
         plot_curve(efficiency, out.with_name(f"{out.stem}_curve.png"))
+    methods = others_table(rows)
+    if methods:
+        parts += ["## The methods compared (explores)\n", methods]
     if rows:
         parts += ["## Segmentation\n", score_table([row for row in rows if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
