@@ -134,17 +134,17 @@ def make_brain(
     brightness = brightness * (1 + OF_A_SUBJECT * rng.standard_normal(brightness.shape))
     common = _field(tissue.shape, 1.0, rng)
     shape = [max(1, round(size / spacing)) for size in tissue.shape]
-    body = _resampled(drawn.astype(np.float32), shape) > 0.5
+    body = resampled(drawn.astype(np.float32), shape) > 0.5
     channels = []
     for values in brightness:
         texture = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * _field(tissue.shape, 1.0, rng)
         image = np.where(drawn, values[tissue] * (1 + TEXTURE * texture), 0.0)
-        image = _resampled(image.astype(np.float32), shape)
+        image = resampled(image.astype(np.float32), shape)
         image *= np.exp(BIAS * _field(image.shape, 40 / spacing, rng))
         noise = NOISE * TISSUES["white matter"][0] * rng.standard_normal((2, *image.shape))
         image = np.hypot(image + noise[0], noise[1])  # magnitude images: Rician noise
         channels.append(image if skull else image * body)
-    lesions = _resampled((tissue == NAMES.index(LESION)).astype(np.float32), shape) > 0.5
+    lesions = resampled((tissue == NAMES.index(LESION)).astype(np.float32), shape) > 0.5
     return np.stack(channels).astype(np.float32), (lesions & body).astype(np.uint8)
 
 
@@ -212,7 +212,7 @@ def _field(shape: Sequence[int], smoothness: float, rng: np.random.Generator) ->
     return ((field - field.mean()) / max(field.std(), 1e-6)).astype(np.float32)
 
 
-def _resampled(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def resampled(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Coarser voxels, each the weighted average of those that it covers."""
     factors = [size / new for size, new in zip(image.shape, shape, strict=True)]
     if max(factors) <= 1:

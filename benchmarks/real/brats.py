@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import SimpleITK as sitk
 
+from real.brains import resampled
 from real.data import BRATS, SPACING
 
 SOURCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "brats2023_gli"
@@ -51,27 +52,15 @@ def write_case(source: Path, folder: Path) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     for kind, ending in FILES.items():
         image = sitk.ReadImage(source / f"{source.name}-{ending}.nii.gz", sitk.sitkFloat32)
-        inside = in_thick_slices(image > 0) > 0.5
-        coarse = inside.astype(np.uint8) if kind == "mask" else in_thick_slices(image) * inside
+        voxels = sitk.GetArrayFromImage(image)
+        sizes = zip(image.GetSize(), image.GetSpacing(), SPACING, strict=True)
+        shape = [max(1, round(number * own / wanted)) for number, own, wanted in sizes][::-1]
+        inside = resampled((voxels > 0).astype(np.float32), shape) > 0.5
+        coarse = inside.astype(np.uint8) if kind == "mask" else resampled(voxels, shape) * inside
         written = sitk.GetImageFromArray(coarse)
         written.SetSpacing(SPACING)
         sitk.WriteImage(written, partial / f"{name}_{kind}.nii.gz")
     partial.rename(target)
-
-
-def in_thick_slices(image: sitk.Image) -> np.ndarray:
-    """The voxels (z, y, x) of an image on the grid of :data:`data.SPACING`, each the average of what it covers."""
-    image = sitk.Cast(image, sitk.sitkFloat32)
-    sigma = [0.4 * max(wanted, own) for wanted, own in zip(SPACING, image.GetSpacing(), strict=True)]
-    size = [
-        max(1, int(number * own / wanted))
-        for number, own, wanted in zip(image.GetSize(), image.GetSpacing(), SPACING, strict=True)
-    ]
-    origin = image.TransformContinuousIndexToPhysicalPoint(
-        [(wanted / own - 1) / 2 for own, wanted in zip(image.GetSpacing(), SPACING, strict=True)]
-    )
-    grid = (size, sitk.Transform(), sitk.sitkLinear, origin, SPACING, image.GetDirection(), 0.0)
-    return sitk.GetArrayFromImage(sitk.Resample(sitk.SmoothingRecursiveGaussian(image, sigma), *grid))
 
 
 if __name__ == "__main__":

@@ -143,6 +143,17 @@ MODALITY_MASK = (  # E-MIM without its modality mask, and with little else; as m
     "emim_patches=EMIM,modality_mask=false,patch_ratio=0.667",
     "emim_modality=EMIM,position_ratio=0.1,patch_ratio=0.3",
 )
+COHORT_PART = Part(  # of the second hypothesis
+    COHORT[0],
+    (PRIMARY_ARM,),
+    epochs=8,
+    label_fold=COHORT[0],
+    labelled=(PRIMARY_LABELLED,),
+    draws=16,
+    tunings=(PRIMARY,),
+    scratch=BEST_SCRATCH[:1],
+)
+TRANSFERRED = (PRIMARY_ARM, "mim", "emim")
 PARTS = {
     # what the methods learn: spectra, skills and frozen features. The test patients of the search were learnt from without
     # their labels, so these are no scores of unseen patients
@@ -220,19 +231,7 @@ PARTS = {
         scratch=BEST_SCRATCH[:1],
     ),
     # the second hypothesis: SSL has seen other patients of the tested sites. Draws of a fold share its encoder
-    **{
-        f"cohort{fold}": Part(
-            fold,
-            (PRIMARY_ARM,),
-            epochs=8,
-            label_fold=fold,
-            labelled=(PRIMARY_LABELLED,),
-            draws=16,
-            tunings=(PRIMARY,),
-            scratch=BEST_SCRATCH[:1],
-        )
-        for fold in COHORT
-    },
+    **{f"cohort{fold}": replace(COHORT_PART, fold=fold, label_fold=fold) for fold in COHORT},
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
     "decoder": Part(
         COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]
@@ -283,44 +282,12 @@ PARTS = {
         after=(40,),
     ),
     # transfer: the patients who are segmented have no T1ce
-    "two_channels": Part(
-        COHORT[0],
-        (PRIMARY_ARM,),
-        epochs=8,
-        label_fold=COHORT[0],
-        labelled=(PRIMARY_LABELLED,),
-        draws=16,
-        tunings=(PRIMARY,),
-        scratch=BEST_SCRATCH[:1],
-        channels=("T1", "FLAIR"),
-    ),
+    "two_channels": replace(COHORT_PART, channels=("T1", "FLAIR")),
     # transfer: the encoder has seen drawn brains only, see brains.py; part "drawn" pretrains it with --data BRAINS
-    "drawn": Part(COHORT[0], (PRIMARY_ARM, "mim", "emim"), epochs=8),
-    "from_drawn": Part(
-        COHORT[0],
-        (PRIMARY_ARM, "mim", "emim"),
-        epochs=8,
-        label_fold=COHORT[0],
-        labelled=(PRIMARY_LABELLED,),
-        draws=16,
-        tunings=(PRIMARY,),
-        scratch=BEST_SCRATCH[:1],
-        linear=True,
-        source="drawn",
-    ),
+    "drawn": Part(COHORT[0], TRANSFERRED, epochs=8),
+    "from_drawn": replace(COHORT_PART, arms=TRANSFERRED, linear=True, source="drawn"),
     # transfer: from these patients to others, without their heads, see brats.py
-    "to_brats": Part(
-        COHORT[0],
-        (PRIMARY_ARM, "mim", "emim"),
-        epochs=8,
-        label_fold=FINAL,
-        labelled=(PRIMARY_LABELLED,),
-        draws=8,
-        tunings=(PRIMARY,),
-        scratch=BEST_SCRATCH[:1],
-        linear=True,
-        source="lgg",
-    ),
+    "to_brats": replace(COHORT_PART, arms=TRANSFERRED, label_fold=FINAL, draws=8, linear=True, source="lgg"),
     # training from scratch with as much computing as pretraining and fine-tuning take together: a step of MoCo costs two
     "equal_compute": Part(
         COHORT[0],
