@@ -76,8 +76,10 @@ def main() -> None:
             write_subject(labels, PER_ANATOMY * anatomy + number, f"drawn_{anatomy:02d}_{number}", arguments.folder)
 
 
-def write_subject(labels: np.ndarray, seed: int, name: str, folder: Path) -> None:
-    """Draw a subject in thick slices and write it in the layout of the LGG patients, see :func:`data.prepare`.
+def write_subject(
+    labels: np.ndarray, seed: int, name: str, folder: Path, *, spacing: float = IN_PLANE, per_slice: int = PER_SLICE
+) -> None:
+    """Draw a subject and write it in the layout of the LGG patients, see :func:`data.prepare`; in thick slices, as theirs are.
 
     Args:
         labels: See :func:`make_brain`.
@@ -85,6 +87,8 @@ def write_subject(labels: np.ndarray, seed: int, name: str, folder: Path) -> Non
         name: The name of the subject, ``drawn_<anatomy>_<number>``.
         folder: Gets a folder of that name with the files ``<name>_<contrast>.nii.gz`` and ``<name>_mask.nii.gz``, and the
             volume of the ventricles in ``about.json``.
+        spacing: Voxel size in mm.
+        per_slice: Voxels of that size that a slice is thick.
     """
     target = folder / name
     if target.is_dir():
@@ -92,13 +96,13 @@ def write_subject(labels: np.ndarray, seed: int, name: str, folder: Path) -> Non
     partial = target.with_name(f"{name}.part")
     partial.mkdir(parents=True, exist_ok=True)
     labels = _around_brain(labels)
-    image, lesion = make_brain(labels, seed, spacing=IN_PLANE)
+    image, lesion = make_brain(labels, seed, spacing=spacing)
     voxels = dict(zip(CONTRASTS, image, strict=True)) | {"mask": lesion.astype(np.float32)}
     for kind, volume in voxels.items():
-        whole = volume[: len(volume) // PER_SLICE * PER_SLICE]
-        slices = whole.reshape(-1, PER_SLICE, *volume.shape[1:]).mean(1)
+        whole = volume[: len(volume) // per_slice * per_slice]
+        slices = whole.reshape(-1, per_slice, *volume.shape[1:]).mean(1)
         written = sitk.GetImageFromArray((slices > 0.5).astype(np.uint8) if kind == "mask" else slices)
-        written.SetSpacing((IN_PLANE, IN_PLANE, IN_PLANE * PER_SLICE))
+        written.SetSpacing((spacing, spacing, spacing * per_slice))
         sitk.WriteImage(written, partial / f"{name}_{kind}.nii.gz")
     ventricles = np.isin(anatomy(labels, seed)[0], VENTRICLES).sum() / 1000  # voxels are 1 mm
     write_json(partial / "about.json", {"ventricles_ml": float(ventricles)})

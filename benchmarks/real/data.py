@@ -23,9 +23,11 @@ from emim_nnunet.datasets.splits import SPLITS
 from emim_nnunet.storage.files import read_json, write_json
 
 DATASET_ID, NAME, PLANS, CONFIGURATION = 501, "LGG", "nnUNetEMIMPlans", "2d_real"
+PLANNED = f"{CONFIGURATION}_planned"  # the same with the network that nnU-Net plans for such patches
 CHANNELS = ("T1", "T1ce", "FLAIR")
 SPACING = (2.0, 2.0, 6.0)  # mm, about: none is published, and the headers say 1
 FEATURES = [12, 24, 48, 96, 192]
+PLANNED_FEATURES, PLANNED_BLOCKS = [32, 64, 128, 256, 512], [1, 3, 4, 6, 6]  # of nnU-Net's ResEnc presets
 PATCH, BATCH = [96, 96], 8
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -70,7 +72,7 @@ def prepare(source: Path, work: Path) -> None:
         SystemExit: The data are missing, or a command failed.
     """
     file = preprocessed(work) / f"{PLANS}.json"
-    if file.is_file() and CONFIGURATION in read_json(file)["configurations"]:
+    if file.is_file() and "2d" in read_json(file)["configurations"]:
         _write_plans(file, work)
         return
     patients = [folder for folder in sorted(source.glob("*_*")) if _is_complete(folder)]
@@ -95,7 +97,7 @@ def prepare(source: Path, work: Path) -> None:
 def _write_plans(file: Path, work: Path) -> None:
     """Folds and the configuration of the experiment, which may be newer than the preprocessed data."""
     write_json(file.parent / SPLITS, folds(patients_of(work)))
-    write_json(file, _with_configuration(read_json(file)), indent=4)
+    write_json(file, _with_configurations(read_json(file)), indent=4)
 
 
 def preprocessed(work: Path) -> Path:
@@ -174,26 +176,36 @@ def _copy(source: Path, target: Path) -> None:
     partial.rename(target)
 
 
-def _with_configuration(plans: dict[str, Any]) -> dict[str, Any]:
-    """The plans with the network of the experiment: nnU-Net's plain one, so small that a step takes a third of a second."""
-    architecture = deepcopy(plans["configurations"]["2d"]["architecture"])
-    stages = len(FEATURES)
-    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    architecture["arch_kwargs"].pop("n_blocks_per_stage")
-    architecture["arch_kwargs"] |= {
-        "n_stages": stages,
-        "features_per_stage": FEATURES,
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "kernel_sizes": [[3, 3]] * stages,
-        "strides": [[1, 1]] + [[2, 2]] * (stages - 1),
+def _with_configurations(plans: dict[str, Any]) -> dict[str, Any]:
+    """The plans with the networks of the experiment: nnU-Net's plain one, so small that a step takes a third of a second, and
+    its residual one with the widths that it plans.
+    """
+    planned = plans["configurations"]["2d"]
+    residual = _with_stages(planned["architecture"], PLANNED_FEATURES)
+    residual["arch_kwargs"] |= {
+        "n_blocks_per_stage": PLANNED_BLOCKS,
+        "n_conv_per_stage_decoder": [1] * (len(PLANNED_BLOCKS) - 1),
     }
-    block = plans["configurations"]["2d"]["emim"] | BLOCK
-    plans["configurations"][CONFIGURATION] = {
-        "inherits_from": "2d",
-        "batch_size": BATCH,
-        "patch_size": PATCH,
-        "architecture": architecture,
-        "emim": block,
+    plain = _with_stages(planned["architecture"], FEATURES)
+    plain["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    plain["arch_kwargs"].pop("n_blocks_per_stage")
+    convolutions = {"n_conv_per_stage": [2] * len(FEATURES), "n_conv_per_stage_decoder": [2] * (len(FEATURES) - 1)}
+    plain["arch_kwargs"] |= convolutions
+    about = {"inherits_from": "2d", "batch_size": BATCH, "patch_size": PATCH, "emim": planned["emim"] | BLOCK}
+    plans["configurations"] |= {
+        CONFIGURATION: about | {"architecture": plain},
+        PLANNED: about | {"architecture": residual},
     }
     return plans
+
+
+def _with_stages(architecture: dict[str, Any], features: list[int]) -> dict[str, Any]:
+    """An architecture of the plans with other widths, and as many stages as these are."""
+    changed = deepcopy(architecture)
+    changed["arch_kwargs"] |= {
+        "n_stages": len(features),
+        "features_per_stage": features,
+        "kernel_sizes": [[3, 3]] * len(features),
+        "strides": [[1, 1]] + [[2, 2]] * (len(features) - 1),
+    }
+    return changed

@@ -100,9 +100,11 @@ def _crop(image: Tensor, middle: Sequence[int]) -> Tensor:
     return nn.functional.pad(image, (0, columns, 0, rows))
 
 
-def unet_of(encoder: dict[str, Tensor] | None, draw: int, channels: Sequence[str] = CHANNELS) -> nn.Module:
+def unet_of(
+    encoder: dict[str, Tensor] | None, draw: int, channels: Sequence[str] = CHANNELS, configuration: str = CONFIGURATION
+) -> nn.Module:
     """The network of the plans: its decoder depends on the draw alone, as does its encoder where none is given."""
-    dataset = PreprocessedDataset.find(DATASET_ID, PLANS, CONFIGURATION)
+    dataset = PreprocessedDataset.find(DATASET_ID, PLANS, configuration)
     architecture = dataset.manager.configuration["architecture"]
     seed = DECODER + 1000 * draw
     unet: Any = planned_network(architecture, len(channels), NUM_CLASSES, deep_supervision=False, seed=seed)
@@ -119,6 +121,7 @@ def read_out(
     draw: int,
     device: str,
     channels: Sequence[str] = CHANNELS,
+    configuration: str = CONFIGURATION,
 ) -> dict[str, Any]:
     """Fit linear layers to the frozen encoder, see :func:`linear.fit_linear`, and test them.
 
@@ -129,11 +132,12 @@ def read_out(
         draw: Seed of the untrained encoder and of the choice of positions.
         device: ``cpu`` or ``cuda``.
         channels: The modalities of the patients.
+        configuration: That of the plans whose network it is.
 
     Returns:
         As :func:`finetune`, with the shrinkage and the threshold that were found.
     """
-    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw, channels)), NUM_CLASSES).to(device)
+    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw, channels, configuration)), NUM_CLASSES).to(device)
     fit = fit_linear(network, labelled, draw, MULTIPLE)
     scores = test(network, tests, last=True)
     return {key: {"end": scores.pop(key)} for key in ("dice", "cross_entropy")} | scores | fit
@@ -168,6 +172,7 @@ def finetune(
     device: str,
     subsets: bool = False,
     channels: Sequence[str] = CHANNELS,
+    configuration: str = CONFIGURATION,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
 
@@ -181,13 +186,14 @@ def finetune(
         device: ``cpu`` or ``cuda``.
         subsets: Whether to test every subset of the modalities at the end.
         channels: The modalities of the patients.
+        configuration: That of the plans whose network it is.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
         of each patient at the end, ``average_precision`` and ``surface_distance`` in mm (None without a prediction);
         ``dice_of_subsets``, if asked for: names joined by + -> Dice of each patient.
     """
-    network = unet_of(encoder, draw, channels).to(device)
+    network = unet_of(encoder, draw, channels, configuration).to(device)
     if tuning.head == LINEAR:
         network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False).to(device)
         fit_linear(network, labelled, draw, MULTIPLE)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from real.arms import METHODS, WITHOUT_BODY, arm_of
-from real.data import CHANNELS, COHORT, FINAL, SEARCH
+from real.data import CHANNELS, COHORT, CONFIGURATION, FINAL, PLANNED, SEARCH
 
 STEPS = 500  # of fine-tuning
 UNET, LINEAR = "U-Net", "linear"
-# what rows of results were that do not say
+# what rows of results were that do not say it
 FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0, "head": UNET, "p_drop": 0.0, "subsets": False}
-FIRST_ROWS |= {"channels": "+".join(CHANNELS)}
+FIRST_ROWS |= {"channels": "+".join(CHANNELS), "configuration": CONFIGURATION}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Part:
         after: Epochs after which encoders are taken; none = the last.
         steps_per_epoch: Of SSL stages.
         channels: The modalities of labelled and test patients; the stem of an encoder is adapted to them by name.
+        configuration: That of the plans whose network is trained, see :mod:`data`.
         source: The data set that SSL stages learnt from, of another run whose folder is given with --encoders; none = this one.
     """
 
@@ -74,6 +75,7 @@ class Part:
     after: tuple[int, ...] = ()
     steps_per_epoch: int = 250
     channels: tuple[str, ...] = CHANNELS
+    configuration: str = CONFIGURATION
     source: str = ""
 
     @property
@@ -89,7 +91,8 @@ class Part:
 
     def stage(self, arm: str, seed: int) -> str:
         """The name of an SSL stage in files."""
-        return f"{self.label(arm)}_fold{self.fold}_epochs{self.epochs}_seed{seed}"
+        network = self.configuration.removeprefix(CONFIGURATION)
+        return f"{self.label(arm)}{network}_fold{self.fold}_epochs{self.epochs}_seed{seed}"
 
     def label(self, arm: str) -> str:
         """The name of an arm in results."""
@@ -114,6 +117,7 @@ class Part:
 
 # of the hypotheses, see HYPOTHESIS.md; everything else explores
 PRIMARY_ARM, PRIMARY_LABELLED = "moco_zca", 2
+LOCAL_ARM, LOCAL_FOLDS = "moco_local", COHORT[1:]  # of the third hypothesis
 PRIMARY = Tuning(3e-4, head=LINEAR, steps=200)
 BEST_SCRATCH = (Tuning(1e-3, head=LINEAR, steps=200), Tuning(3e-3))  # of each head, in the search
 RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
@@ -143,6 +147,7 @@ MODALITY_MASK = (  # E-MIM without its modality mask, and with little else; as m
     "emim_patches=EMIM,modality_mask=false,patch_ratio=0.667",
     "emim_modality=EMIM,position_ratio=0.1,patch_ratio=0.3",
 )
+LONG = (*MASKED, PRIMARY_ARM, LOCAL_ARM, *MODALITY_MASK)
 COHORT_PART = Part(  # of the second hypothesis
     COHORT[0],
     (PRIMARY_ARM,),
@@ -232,6 +237,13 @@ PARTS = {
     ),
     # the second hypothesis: SSL has seen other patients of the tested sites. Draws of a fold share its encoder
     **{f"cohort{fold}": replace(COHORT_PART, fold=fold, label_fold=fold) for fold in COHORT},
+    # the third hypothesis: without whitening, and with encoders enough to see how they differ
+    **{
+        f"local{fold}": replace(COHORT_PART, fold=fold, label_fold=fold, arms=(LOCAL_ARM,), seeds=3, draws=24)
+        for fold in LOCAL_FOLDS
+    },
+    # how much encoders of the second hypothesis differ
+    **{f"seeds{fold}": replace(COHORT_PART, fold=fold, label_fold=fold, seeds=3, draws=24) for fold in COHORT},
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
     "decoder": Part(
         COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]
@@ -262,7 +274,7 @@ PARTS = {
     # does masked modelling need longer stages, or another share of the modality mask? Frozen features, then fine-tuning
     "long": Part(
         COHORT[0],
-        (*MASKED, PRIMARY_ARM, *MODALITY_MASK),
+        LONG,
         epochs=40,
         label_fold=COHORT[0],
         labelled=(8,),
@@ -272,7 +284,7 @@ PARTS = {
     ),
     "long_tuned": Part(
         COHORT[0],
-        (*MASKED, PRIMARY_ARM, *MODALITY_MASK),
+        LONG,
         epochs=40,
         label_fold=COHORT[0],
         labelled=(PRIMARY_LABELLED,),
@@ -280,6 +292,14 @@ PARTS = {
         tunings=(PRIMARY,),
         scratch=BEST_SCRATCH,
         after=(40,),
+    ),
+    # the widths and blocks of nnU-Net's own plan: a network 20 times as large
+    "planned": replace(
+        COHORT_PART,
+        arms=(PRIMARY_ARM, LOCAL_ARM, "emim"),
+        draws=8,
+        scratch=(PRIMARY, *BEST_SCRATCH),
+        configuration=PLANNED,
     ),
     # transfer: the patients who are segmented have no T1ce
     "two_channels": replace(COHORT_PART, channels=("T1", "FLAIR")),

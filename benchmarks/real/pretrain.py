@@ -51,7 +51,15 @@ def encoder_file(work: Path, stage: str, epoch: int) -> Path:
 
 
 def pretrain(
-    name: str, arm: Arm, seed: int, fold: int, steps: dict[str, int], kept: Sequence[int], work: Path, device: str
+    name: str,
+    arm: Arm,
+    seed: int,
+    fold: int,
+    steps: dict[str, int],
+    kept: Sequence[int],
+    work: Path,
+    device: str,
+    network: str = CONFIGURATION,
 ) -> dict[str, Any]:
     """Run an SSL stage, or go on with it.
 
@@ -64,6 +72,7 @@ def pretrain(
         kept: Epochs after which the encoder is kept, see :func:`encoder_file`.
         work: The folder of data and weights; :func:`data.enter` was called with it.
         device: ``cpu`` or ``cuda``.
+        network: The configuration whose network it is.
 
     Returns:
         Plain values: ``arm``, ``seed``, ``fold``, ``steps``, ``settings``, ``seconds_per_step``, ``collapse``
@@ -73,7 +82,7 @@ def pretrain(
     folder = without_body(work) if arm.name.endswith(WITHOUT_BODY) else preprocessed(work)
     plans, configuration = read_json(folder / f"{PLANS}.json"), f"{CONFIGURATION}_{name}"
     block = arm.settings | {"seed": seed} | steps
-    plans["configurations"][configuration] = {"inherits_from": CONFIGURATION, "emim": block}
+    plans["configurations"][configuration] = {"inherits_from": network, "emim": block}
     plans["dataset_name"] = folder.name
     output = work / "nnUNet_results" / folder.name / f"{arm.trainer}__{PLANS}__{configuration}" / f"fold_{fold}"
     files = {epoch: encoder_file(work, name, epoch) for epoch in kept}

@@ -52,9 +52,11 @@ def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 def _tests(fold: int, row: dict[str, Any]) -> str:
-    """Who tests in a row: sites, or data that are not these patients, and the modalities where some are left out."""
+    """Who tests in a row: sites, or data that are not these patients, and what else differs: modalities, network."""
     name = next((words for start, words in OTHERS.items() if row["patients"][0].startswith(start)), PATIENTS[fold][1])
-    return name if row["channels"] == FIRST_ROWS["channels"] else f"{row['channels']} of {name}"
+    if row["channels"] != FIRST_ROWS["channels"]:
+        name = f"{row['channels']} of {name}"
+    return name if row["configuration"] == FIRST_ROWS["configuration"] else f"{name}, planned network"
 
 
 def _learnt(stage: str) -> str:

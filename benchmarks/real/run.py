@@ -46,7 +46,7 @@ from real.report import write_report
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg"
 # of a training; the rest are scores
-ABOUT = ("arm", "stage", "epoch", "evaluation", *Tuning.__dataclass_fields__, "subsets", "channels")
+ABOUT = ("arm", "stage", "epoch", "evaluation", *Tuning.__dataclass_fields__, "subsets", "channels", "configuration")
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def run_stage(part: Part, arm: str, seed: int, work: Path, results: Path, device
     enter(work)
     name = part.stage(arm, seed)
     steps = {"num_epochs": part.epochs, "num_iterations_per_epoch": part.steps_per_epoch}
-    summary = pretrain(name, arm_of(arm), seed, part.fold, steps, part.encoders, work, device)
+    summary = pretrain(name, arm_of(arm), seed, part.fold, steps, part.encoders, work, device, part.configuration)
     write_json(_stage_file(name, results), summary, indent=1)
 
 
@@ -152,7 +152,7 @@ def missing_rows(part: Part, draw: int, labelled: int, results: Path) -> list[di
 
 
 def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
-    on = {"channels": "+".join(part.channels)}
+    on = {"channels": "+".join(part.channels), "configuration": part.configuration}
     linear = [{"evaluation": "linear", "rate": None} | FIRST_ROWS | {"steps": 0} | on] if part.linear else []
     for how in [_fine_tuned(part, tuning) for tuning in part.scratch_tunings] + linear:
         yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
@@ -162,8 +162,8 @@ def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
 
 
 def _fine_tuned(part: Part, tuning: Tuning) -> dict[str, Any]:
-    about = {"subsets": part.subsets, "channels": "+".join(part.channels)}
-    return {"evaluation": "finetune"} | asdict(tuning) | about
+    on = {"channels": "+".join(part.channels), "configuration": part.configuration}
+    return {"evaluation": "finetune"} | asdict(tuning) | {"subsets": part.subsets} | on
 
 
 def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path, device: str = "cpu") -> None:
@@ -177,15 +177,16 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path, de
     file = _draw_file(part, draw, labelled, results)
     tests, cases = load(split["val"], part.channels), load(patients, part.channels)
     batches = list(training_batches(cases, draw, max(about["steps"] for about in missing)))
+    network: dict[str, Any] = {"channels": part.channels, "configuration": part.configuration}
     for about in missing:
         start = monotonic()
         weights = encoder_file(work, about["stage"], about["epoch"])
         encoder = torch.load(weights, weights_only=True) if about["stage"] else None
         if about["evaluation"] == "linear":
-            scores = read_out(encoder, cases, tests, draw=draw, device=device, channels=part.channels)
+            scores = read_out(encoder, cases, tests, draw=draw, device=device, **network)
         else:
             tuning = Tuning(**{key: about[key] for key in Tuning.__dataclass_fields__})
-            how = {"tuning": tuning, "subsets": about["subsets"], "channels": part.channels}
+            how = {"tuning": tuning, "subsets": about["subsets"]} | network
             scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, device=device, **how)
         row = about | scores | {"seconds": round(monotonic() - start, 1), "device": device}
         with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
