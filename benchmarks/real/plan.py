@@ -242,8 +242,6 @@ PARTS = {
         f"local{fold}": replace(COHORT_PART, fold=fold, label_fold=fold, arms=(LOCAL_ARM,), seeds=3, draws=24)
         for fold in LOCAL_FOLDS
     },
-    # how much encoders of the second hypothesis differ
-    **{f"seeds{fold}": replace(COHORT_PART, fold=fold, label_fold=fold, seeds=3, draws=24) for fold in COHORT},
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
     "decoder": Part(
         COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]

@@ -29,6 +29,10 @@ from real.data import PLANS, enter
 
 DATASET_ID, NAME, CONFIGURATION, PLAIN = 502, "DrawnBrains", "3d_fullres", "3d_fullres_plain"
 LICENCE = "apache-2.0"  # that of the maps and of this repository
+ABOUT_DATA = {
+    "licence": "Apache-2.0 (label maps of SynthSeg; the contrasts are drawn on them)",
+    "reference": "Billot et al., SynthSeg, Medical Image Analysis 2023, doi:10.1016/j.media.2023.102789",
+}
 
 
 def main() -> None:
@@ -70,9 +74,11 @@ def prepare(work: Path, maps: Path, memory: str, workers: int) -> None:
         running = [pool.submit(_draw, *key, work / "source") for key in keys]
         for future in tqdm(running, desc="subjects", mininterval=5):
             future.result()
-    if not (work / "nnUNet_raw" / _dataset()).is_dir():
+    raw = work / "nnUNet_raw" / _dataset()
+    if not raw.is_dir():
         channels = [word for name in CONTRASTS for word in ("--channel", f"{name}={{case}}/{{case}}_{name}.nii.gz")]
         _command(convert.main, ["folders", str(work / "source"), "-d", str(DATASET_ID), "--name", NAME, *channels])
+        write_json(raw / "dataset.json", read_json(raw / "dataset.json") | ABOUT_DATA, indent=4)
     options = ["-c", CONFIGURATION, "-gpu_memory_target", memory, "-np", str(workers), "-npfp", str(workers)]
     _command(plan_and_preprocess.main, ["-d", str(DATASET_ID), *options])
 

@@ -22,7 +22,18 @@ from real.curve import curve, curve_table, plot_curve
 from real.data import BRATS, COHORT, DRAWN, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
 from real.missing import subset_table
 from real.others import others_table
-from real.plan import BEST_SCRATCH, FIRST_ROWS, PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, STEPS, UNET, Tuning
+from real.plan import (
+    BEST_SCRATCH,
+    FIRST_ROWS,
+    LOCAL_FOLDS,
+    PARTS,
+    PRIMARY,
+    PRIMARY_ARM,
+    PRIMARY_LABELLED,
+    STEPS,
+    UNET,
+    Tuning,
+)
 from real.scores import compared, end_dice, steps_ratio
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
@@ -32,6 +43,10 @@ PATIENTS = {  # fold -> what learns in it, who tests
 } | {fold: (f"cohort {fold}", f"all sites, {fold}") for fold in COHORT}
 OTHERS = {DRAWN: "drawn brains", BRATS: "BraTS"}  # beginning of the names -> data
 TUNING = ("arm", *Tuning.__dataclass_fields__)  # what trainings of a table have in common
+HYPOTHESES = {
+    "second": tuple(f"cohort{fold}" for fold in COHORT),
+    "third": tuple(f"local{fold}" for fold in LOCAL_FOLDS),
+}
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 
@@ -198,23 +213,29 @@ def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED} | compared(arms[0], reference(groups))
 
 
-def cohort(rows: Sequence[dict[str, Any]], against: Tuning = BEST_SCRATCH[0]) -> dict[str, Any] | None:
-    """The second hypothesis of HYPOTHESIS.md, over its folds together; None before its draws.
+def over_folds(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], against: Tuning = BEST_SCRATCH[0]
+) -> dict[str, Any] | None:
+    """The second and the third hypothesis of HYPOTHESIS.md, over their folds together; None before their draws.
 
     Args:
         rows: All trainings.
+        names: The parts that test the hypothesis, one per fold; they differ in nothing else.
         against: The control: the one that the hypothesis names, or another way to train from scratch.
 
     Returns:
         As :func:`primary`, but against that control; a patient tests in the draws of one fold.
     """
-    wanted = {"arm": PRIMARY_ARM, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(PRIMARY)
-    control = {"arm": SCRATCH, "evaluation": "finetune", "labelled": PRIMARY_LABELLED} | asdict(against)
     pairs = []
-    for here in _alike((row for row in rows if row["tests"].startswith("all sites")), "tests"):
-        arms = {row["draw"]: row for row in here if wanted.items() <= row.items()}
-        scratch = {row["draw"]: row for row in here if control.items() <= row.items()}
-        pairs += [(arms[draw], scratch[draw]) for draw in sorted(arms.keys() & scratch.keys())]
+    for part in (PARTS[name] for name in names):
+        about = {"evaluation": "finetune", "labelled": part.labelled[0], "tests": PATIENTS[part.label_fold][1]}
+        (arm,), (tuning,) = part.arms, part.tunings
+        control = about | {"arm": SCRATCH} | asdict(against)
+        scratch = {row["draw"]: row for row in rows if control.items() <= row.items()}
+        for draw in range(part.draws):
+            wanted = about | {"arm": arm, "draw": draw, "stage": part.stage(arm, draw % part.seeds)} | asdict(tuning)
+            ours = [row for row in rows if wanted.items() <= row.items()]
+            pairs += [(ours[0], scratch[draw])] if ours and draw in scratch else []
     if not pairs:
         return None
     patients = sorted({patient for arm, _ in pairs for patient in arm["patients"]})
@@ -224,9 +245,35 @@ def cohort(rows: Sequence[dict[str, Any]], against: Tuning = BEST_SCRATCH[0]) ->
     mean, low, high = interval(difference)
     p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
     ours, theirs = zip(*pairs, strict=True)
-    about = {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED, "difference": mean, "low": low, "high": high}
+    about = {"arm": ours[0]["arm"], "labelled": ours[0]["labelled"], "difference": mean, "low": low, "high": high}
     about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in ours}), "p": p}
     return about | {"steps_ratio": steps_ratio(ours, theirs)}
+
+
+def control_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """A hypothesis against its control, and against other ways to train from scratch."""
+    counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
+    lines = []
+    for control in (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings):
+        found = over_folds(rows, names, control)
+        if found:
+            numbers = [str(found[key]) for key in counts] + [_number(found[key]) for key in values]
+            lines.append([control.head, str(control.steps), *numbers])
+    return markdown_table(["head of scratch", "its steps", *counts, *values], lines)
+
+
+def encoder_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """How the encoders of a hypothesis differ: each against scratch, in its own draws."""
+    lines = []
+    for part in (PARTS[name] for name in names):
+        for seed in range(part.seeds):
+            stage = part.stage(part.arms[0], seed)
+            group = [row for row in rows if row["stage"] == stage]
+            found = over_folds([row for row in rows if row["arm"] == SCRATCH] + group, names)
+            if found:
+                numbers = [_number(found[key]) for key in ("difference", "low", "high")]
+                lines.append([PATIENTS[part.fold][0], str(seed), str(found["draws"]), *numbers])
+    return markdown_table(["patients", "seed", "draws", "difference", "low", "high"], lines)
 
 
 def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:
@@ -276,19 +323,12 @@ def write_report(folder: Path, out: Path) -> str:
     hypothesis = primary(rows)
     if hypothesis is not None:
         write_json(folder / "primary.json", hypothesis, indent=1)
-    second = cohort(rows)
-    if second is not None:
-        write_json(folder / "cohort.json", second, indent=1)
-        controls = (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings)
-        found = {(tuning.head, tuning.steps): cohort(rows, tuning) for tuning in controls}
-        counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
-        table = [
-            [head, str(steps), *(str(about[key]) for key in counts), *(_number(about[key]) for key in values)]
-            for (head, steps), about in found.items()
-            if about
-        ]
-        header = ["head of scratch", "its steps", *counts, *values]
-        parts += ["## The second hypothesis (all but the first row explore)\n", markdown_table(header, table)]
+    for number, names in HYPOTHESES.items():
+        found = over_folds(rows, names)
+        if found is not None:
+            write_json(folder / f"{names[0][:-1]}.json", found, indent=1)
+            parts += [f"## The {number} hypothesis (all but the first row explore)\n", control_table(rows, names)]
+            parts += ["Its encoders, each in its own draws:\n", encoder_table(rows, names)]
     efficiency = curve(rows)
     if efficiency:
         parts += ["## Labelled patients (explores)\n", curve_table(efficiency)]
