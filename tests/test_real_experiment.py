@@ -21,9 +21,9 @@ from real.finetune import chosen_patients, training_batches
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.others import others_table
-from real.plan import BEST_SCRATCH, PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
+from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
 from real.pretrain import encoder_file
-from real.report import cohort, primary, read_results, score_table
+from real.report import HYPOTHESES, encoder_table, over_folds, primary, read_results, score_table
 from real.run import missing_rows, take_encoders
 
 from emim_nnunet.methods import method_class
@@ -177,25 +177,32 @@ def test_the_hypothesis_is_read_from_the_last_site_and_against_scratch_at_its_be
     assert found["p"] == pytest.approx(0.125)
 
 
-def test_the_second_hypothesis_is_read_over_its_folds(tmp_path: Path) -> None:
+def test_a_hypothesis_is_read_over_its_folds_in_its_own_draws_and_encoders(tmp_path: Path) -> None:
     how = {"steps": PRIMARY.steps, "head": PRIMARY.head}
-    for fold in COHORT[:2]:
-        for draw in range(4):
+    for fold, name in zip(LOCAL_FOLDS, HYPOTHESES["third"], strict=True):
+        part = PARTS[name]
+        for draw in range(6):
             hard = 0.1 * fold
             rows = [training("scratch", 1e-3, 0.5 - hard, **how)]
-            rows.append(training(PRIMARY_ARM, PRIMARY.rate, 0.5 - hard + 0.01 * fold, seed=fold, **how))
+            for seed in range(part.seeds):  # those that the draw does not belong to are far ahead
+                better = 0.01 * fold if seed == draw % part.seeds else 0.4
+                row = training(LOCAL_ARM, PRIMARY.rate, 0.5 - hard + better, seed=seed, **how)
+                rows.append(row | {"stage": part.stage(LOCAL_ARM, seed)})
             rows.append(training("scratch", 3e-3, 0.9))  # the hypothesis names another control
             write_draw(tmp_path, fold, draw, rows)
     rows = read_results(tmp_path)[1]
     for row in rows:
         row["patients"] = [f"{row['tests']}, {name}" for name in row["patients"]]
-    found = cohort(rows)
+    found = over_folds(rows, HYPOTHESES["third"])
     assert found is not None
-    assert found["difference"] == pytest.approx(0.025)  # 0.02 and 0.03
-    assert 0.0199 < found["low"] < 0.025 < found["high"] < 0.0301
-    assert (found["draws"], found["patients"], found["encoders"]) == (8, 4, 2)
+    assert found["difference"] == pytest.approx(0.035)  # 0.03 and 0.04
+    assert 0.0299 < found["low"] < 0.035 < found["high"] < 0.0401
+    assert (found["arm"], found["draws"], found["patients"], found["encoders"]) == (LOCAL_ARM, 12, 4, 6)
     assert found["steps_ratio"] == 1.0  # at half of the steps it is 0.05 below
     assert primary(rows) is None
+    assert over_folds(rows, HYPOTHESES["second"]) is None
+    lines = encoder_table(rows, HYPOTHESES["third"]).splitlines()[2:]
+    assert [line.split("|")[3:5] for line in lines] == [[" 2 ", " 0.030 "]] * 3 + [[" 2 ", " 0.040 "]] * 3
 
 
 def test_the_curve_takes_the_draws_that_all_arms_have() -> None:
@@ -358,7 +365,7 @@ def test_transfer_has_rows_of_its_own_and_scratch_in_common(tmp_path: Path) -> N
     write_draw(tmp_path, cohort2.label_fold, 0, rows + more)
     found = read_results(tmp_path)[1]
     assert {row["tests"] for row in found} == {"all sites, 2", "T1+FLAIR of all sites, 2"}
-    pairs = cohort(found + [row | {"draw": 1} for row in found])
+    pairs = over_folds(found + [row | {"draw": 1} for row in found], HYPOTHESES["second"])
     assert pairs is not None
     assert pairs["draws"] == 2
     assert pairs["difference"] == pytest.approx(0.1)  # the rows of two channels are 0.9
