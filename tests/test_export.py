@@ -228,7 +228,9 @@ def test_an_encoder_alone_is_small_and_is_a_source_like_the_checkpoint(kind: str
     stored = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in content["network_weights"].values()}
     assert sum(stored.values()) == size  # every layer once
     tolerance = 1e-3 if half else 0.0
-    diagnosed, _ = read_source(tmp_path / "encoder.pth").encoder(["M0", "M1", "M2", "M3"])
+    source = read_source(tmp_path / "encoder.pth")
+    assert source.epochs == 3
+    diagnosed, _ = source.encoder(["M0", "M1", "M2", "M3"])
     for key, value in encoder.state_dict().items():
         assert torch.allclose(diagnosed.state_dict()[key], value, atol=tolerance, rtol=0), key
 

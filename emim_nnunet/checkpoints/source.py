@@ -162,8 +162,17 @@ def _adaptation_plan(path: Path, checkpoint: dict[str, Any]) -> EncoderSource:
         architecture = architecture_of(plan["architecture_plans"], _pretrained_patch(plan) or patch_size, str(path))
     except (KeyError, TypeError) as error:
         raise UserError(f"the nnssl_adaptation_plan in {path} lacks {error}") from error
-    names = checkpoint.get("provenance", {}).get("channel_names")
-    return EncoderSource(path, "adaptation plan", checkpoint, architecture, channels, patch_size, channel_names=names)
+    provenance = checkpoint.get("provenance", {})  # our exports have one
+    return EncoderSource(
+        path,
+        "adaptation plan",
+        checkpoint,
+        architecture,
+        channels,
+        patch_size,
+        epochs=provenance.get("current_epoch", 0),
+        channel_names=provenance.get("channel_names"),
+    )
 
 
 def _pretrained_patch(plan: dict[str, Any]) -> tuple[int, ...] | None:

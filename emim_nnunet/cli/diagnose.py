@@ -73,7 +73,8 @@ def _diagnose(arguments: argparse.Namespace) -> str:
     compare = None if arguments.compare is None else read_source(find_checkpoint(arguments.compare))
     data = choose_cases(source, arguments.dataset_id, arguments.plans, arguments.configuration)
     held_out = {True: "held out in training", False: "NOT held out in training", None: "held out or not: unknown"}
-    print(f"{source.path}: {source.kind}, {source.trainer or 'trainer unknown'}, {source.epochs} epochs")
+    epochs = f"{source.epochs} epochs" if source.epochs else "epochs unknown"
+    print(f"{source.path}: {source.kind}, {source.trainer or 'trainer unknown'}, {epochs}")
     print(
         f"{len(data.cases)} cases ({held_out[data.held_out]}), {arguments.patches} patches of {list(source.patch_size)}"
     )

@@ -50,7 +50,7 @@ def check_source(arm: Arm, record: Path, data: PreprocessedDataset) -> None:
         "file": path.name,
         "sha256": checksum,
         "kind": source.kind,
-        "epochs": source.epochs or provenance.get("current_epoch", 0),
+        "epochs": source.epochs,
         "dataset": dataset_name,
         "labelled_cases_seen": None if cases is None else sorted(set(cases) & set(data.labelled_ids)),
     }
