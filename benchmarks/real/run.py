@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the patients (default: ../shared/data/lgg)")
     parser.add_argument("--work", type=Path, help="folder for data and weights, outside the checkout")
     parser.add_argument("--encoders", type=Path, metavar="WORK", help="--work of the run that pretrained on other data")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs at a time (default: cores; few on a GPU)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="jobs at a time (default: cores; few on a GPU)"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
     arguments = parser.parse_args()
     results = arguments.json.with_suffix("")
