@@ -9,7 +9,7 @@ from real.data import CHANNELS, COHORT, CONFIGURATION, FINAL, PLANNED, SEARCH
 
 STEPS = 500  # of fine-tuning
 UNET, LINEAR = "U-Net", "linear"
-# what rows of results were that do not say it
+# what rows of results were where they do not say it
 FIRST_ROWS = {"encoder_factor": 1.0, "frozen": 0.0, "head": UNET, "p_drop": 0.0, "subsets": False}
 FIRST_ROWS |= {"channels": "+".join(CHANNELS), "configuration": CONFIGURATION}
 
@@ -306,7 +306,7 @@ PARTS = {
         scratch=BEST_SCRATCH,
         after=(40,),
     ),
-    # the widths and blocks of nnU-Net's own plan: a network 20 times as large
+    # the widths and blocks of nnU-Net's own plan: an encoder 50 times as large; for a GPU
     "planned": replace(
         COHORT_PART,
         arms=(PRIMARY_ARM, LOCAL_ARM, "emim"),
