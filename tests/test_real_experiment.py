@@ -18,12 +18,13 @@ from real.brats import write_case
 from real.curve import ARMS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
+from real.hypotheses import HYPOTHESES, encoder_table, over_folds
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.others import others_table
 from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
 from real.pretrain import encoder_file
-from real.report import HYPOTHESES, encoder_table, over_folds, primary, read_results, score_table
+from real.report import primary, read_results, score_table
 from real.run import missing_rows, take_encoders
 
 from emim_nnunet.methods import method_class
@@ -202,7 +203,10 @@ def test_a_hypothesis_is_read_over_its_folds_in_its_own_draws_and_encoders(tmp_p
     assert primary(rows) is None
     assert over_folds(rows, HYPOTHESES["second"]) is None
     lines = encoder_table(rows, HYPOTHESES["third"]).splitlines()[2:]
-    assert [line.split("|")[3:5] for line in lines] == [[" 2 ", " 0.030 "]] * 3 + [[" 2 ", " 0.040 "]] * 3
+    own, shared = ([line.split("|")[at : at + 2] for line in lines] for at in (3, 5))
+    assert own == [[" 2 ", " +0.030 (+0.030 to +0.030) "]] * 3 + [[" 2 ", " +0.040 (+0.040 to +0.040) "]] * 3
+    assert shared[0][0] == " 6 "
+    assert shared[0][1].startswith(f" {(0.4 * 4 + 0.03 * 2) / 6:+.3f} ")
 
 
 def test_the_curve_takes_the_draws_that_all_arms_have() -> None:

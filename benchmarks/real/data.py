@@ -35,6 +35,10 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 FINAL, SEARCH = 0, 1
 TEST_SITE, SEARCH_SITE = "HT", "DU"
 COHORT = (2, 3, 4)  # folds of the second hypothesis: patients of all sites learn, other patients of all sites test
+PATIENTS = {  # fold -> what learns in it, who tests
+    SEARCH: ("search", SEARCH_SITE),
+    FINAL: ("final", TEST_SITE),
+} | {fold: (f"cohort {fold}", f"all sites, {fold}") for fold in COHORT}
 DRAWN = "drawn"  # the site of brains that were drawn; every fold holds out a fifth of the anatomies
 BRATS = "brats"  # that of cases of BraTS, so few that there is one fold
 

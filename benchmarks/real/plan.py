@@ -47,6 +47,7 @@ class Part:
         arms: The arms besides training from scratch, see :func:`arms.arm_of`.
         epochs: Epochs of an SSL stage, of ``steps_per_epoch`` steps.
         seeds: Number of pretraining seeds; they rotate over the draws.
+        crossed: Whether every draw fine-tunes the encoders of all seeds instead.
         label_fold: The fold that labelled and test patients come from.
         labelled: Numbers of labelled patients.
         draws: Number of draws of labelled patients.
@@ -65,6 +66,7 @@ class Part:
     arms: tuple[str, ...]
     epochs: int = 20
     seeds: int = 1
+    crossed: bool = False
     label_fold: int = SEARCH
     labelled: tuple[int, ...] = ()
     draws: int = 0
@@ -243,6 +245,13 @@ PARTS = {
     # the third hypothesis: without whitening, and with encoders enough to see how they differ
     **{
         f"local{fold}": replace(COHORT_PART, fold=fold, label_fold=fold, arms=(LOCAL_ARM,), seeds=3, draws=24)
+        for fold in LOCAL_FOLDS
+    },
+    # how much of it are the encoders? All of a fold in the same draws
+    **{
+        f"encoders{fold}": replace(
+            COHORT_PART, fold=fold, label_fold=fold, arms=(LOCAL_ARM,), seeds=3, crossed=True, draws=8
+        )
         for fold in LOCAL_FOLDS
     },
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much

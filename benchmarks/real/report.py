@@ -11,22 +11,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from measure.common import markdown_table, write_results
-from scipy.stats import wilcoxon
 
 from emim_nnunet.compare.arms import SCRATCH
-from emim_nnunet.compare.scores import interval
 from emim_nnunet.storage.figures import legend_beside, save_figure
 from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.curve import curve, curve_table, plot_curve
-from real.data import BRATS, COHORT, DRAWN, FINAL, SEARCH, SEARCH_SITE, TEST_SITE
+from real.data import BRATS, DRAWN, FINAL, PATIENTS, TEST_SITE
+from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds
 from real.missing import subset_table
 from real.others import others_table
 from real.plan import (
-    BEST_SCRATCH,
     FIRST_ROWS,
-    LOCAL_FOLDS,
-    PARTS,
     PRIMARY,
     PRIMARY_ARM,
     PRIMARY_LABELLED,
@@ -34,19 +30,11 @@ from real.plan import (
     UNET,
     Tuning,
 )
-from real.scores import compared, end_dice, steps_ratio
+from real.scores import compared, decimal, end_dice
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
-PATIENTS = {  # fold -> what learns in it, who tests
-    SEARCH: ("search", SEARCH_SITE),
-    FINAL: ("final", TEST_SITE),
-} | {fold: (f"cohort {fold}", f"all sites, {fold}") for fold in COHORT}
 OTHERS = {DRAWN: "drawn brains", BRATS: "BraTS"}  # beginning of the names -> data
 TUNING = ("arm", *Tuning.__dataclass_fields__)  # what trainings of a table have in common
-HYPOTHESES = {
-    "second": tuple(f"cohort{fold}" for fold in COHORT),
-    "third": tuple(f"local{fold}" for fold in LOCAL_FOLDS),
-}
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 
@@ -98,8 +86,8 @@ def gate_table(stages: Iterable[dict[str, Any]]) -> str:
         skills = [skill_over(stage, baseline) for baseline in LADDER[1:]] + [scores["all"]["skill"]]
         rules = ", ".join(finding["rule"] for finding in stage["verdict"]["findings"]) or "none"
         cells = [f"{skill:.3f}" for skill in skills] + [
-            _number(scores["all"]["foreground_skill"]),
-            _number(scores["all"]["within"]),
+            decimal(scores["all"]["foreground_skill"]),
+            decimal(scores["all"]["within"]),
         ]
         rows.append([_name(stage), str(stage["steps"]), *cells, rules])
     header = [
@@ -135,7 +123,7 @@ def rank_table(stages: Sequence[dict[str, Any]]) -> str:
     for stage in stages:
         history = stage["collapse"]
         for measurement in (m for m in history[1:] if m["epoch"] in (2, 8) or m is history[-1]):
-            ranks = [_number(s["effective_rank"], 1) for s in measurement["stages"]]
+            ranks = [decimal(s["effective_rank"], 1) for s in measurement["stages"]]
             rows.append([_name(stage), str(measurement["step"]), *ranks])
     return markdown_table(["SSL stage", "steps", *(f"stage {i}" for i in range(len(first)))], rows)
 
@@ -213,69 +201,6 @@ def primary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED} | compared(arms[0], reference(groups))
 
 
-def over_folds(
-    rows: Sequence[dict[str, Any]], names: Sequence[str], against: Tuning = BEST_SCRATCH[0]
-) -> dict[str, Any] | None:
-    """The second and the third hypothesis of HYPOTHESIS.md, over their folds together; None before their draws.
-
-    Args:
-        rows: All trainings.
-        names: The parts that test the hypothesis, one per fold; they differ in nothing else.
-        against: The control: the one that the hypothesis names, or another way to train from scratch.
-
-    Returns:
-        As :func:`primary`, but against that control; a patient tests in the draws of one fold.
-    """
-    pairs = []
-    for part in (PARTS[name] for name in names):
-        about = {"evaluation": "finetune", "labelled": part.labelled[0], "tests": PATIENTS[part.label_fold][1]}
-        (arm,), (tuning,) = part.arms, part.tunings
-        control = about | {"arm": SCRATCH} | asdict(against)
-        scratch = {row["draw"]: row for row in rows if control.items() <= row.items()}
-        for draw in range(part.draws):
-            wanted = about | {"arm": arm, "draw": draw, "stage": part.stage(arm, draw % part.seeds)} | asdict(tuning)
-            ours = [row for row in rows if wanted.items() <= row.items()]
-            pairs += [(ours[0], scratch[draw])] if ours and draw in scratch else []
-    if not pairs:
-        return None
-    patients = sorted({patient for arm, _ in pairs for patient in arm["patients"]})
-    difference = np.full((len(pairs), len(patients)), np.nan)
-    for line, (arm, scratch) in zip(difference, pairs, strict=True):
-        line[[patients.index(name) for name in arm["patients"]]] = (end_dice([arm]) - end_dice([scratch]))[0]
-    mean, low, high = interval(difference)
-    p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
-    ours, theirs = zip(*pairs, strict=True)
-    about = {"arm": ours[0]["arm"], "labelled": ours[0]["labelled"], "difference": mean, "low": low, "high": high}
-    about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in ours}), "p": p}
-    return about | {"steps_ratio": steps_ratio(ours, theirs)}
-
-
-def control_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """A hypothesis against its control, and against other ways to train from scratch."""
-    counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
-    lines = []
-    for control in (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings):
-        found = over_folds(rows, names, control)
-        if found:
-            numbers = [str(found[key]) for key in counts] + [_number(found[key]) for key in values]
-            lines.append([control.head, str(control.steps), *numbers])
-    return markdown_table(["head of scratch", "its steps", *counts, *values], lines)
-
-
-def encoder_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """How the encoders of a hypothesis differ: each against scratch, in its own draws."""
-    lines = []
-    for part in (PARTS[name] for name in names):
-        for seed in range(part.seeds):
-            stage = part.stage(part.arms[0], seed)
-            group = [row for row in rows if row["stage"] == stage]
-            found = over_folds([row for row in rows if row["arm"] == SCRATCH] + group, names)
-            if found:
-                numbers = [_number(found[key]) for key in ("difference", "low", "high")]
-                lines.append([PATIENTS[part.fold][0], str(seed), str(found["draws"]), *numbers])
-    return markdown_table(["patients", "seed", "draws", "difference", "low", "high"], lines)
-
-
 def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) -> list[str]:
     course = np.array([[np.mean(dice) for dice in row["dice"].values()] for row in group]).mean(0)
     entropy = np.mean([list(row["cross_entropy"].values())[-1] for row in group])
@@ -287,17 +212,13 @@ def _scores(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]]) 
         return [*cells, "", "", "", ""]
     found = compared(group, scratch)
     ratio = found["steps_ratio"]
-    difference = [f"{found['difference']:+.3f}", f"{found['low']:+.3f} to {found['high']:+.3f}", _number(found["p"])]
+    difference = [f"{found['difference']:+.3f}", f"{found['low']:+.3f} to {found['high']:+.3f}", decimal(found["p"])]
     return [*cells, *difference, "" if ratio is None else f"{ratio:g}"]
 
 
 def _name(stage: dict[str, Any]) -> str:
     seed = f" (seed {stage['seed']})" if stage["seed"] else ""
     return f"{stage['arm']}{seed}, {PATIENTS[stage['fold']][0]}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "n/a" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
 
 
 def write_report(folder: Path, out: Path) -> str:
@@ -328,7 +249,7 @@ def write_report(folder: Path, out: Path) -> str:
         if found is not None:
             write_json(folder / f"{names[0][:-1]}.json", found, indent=1)
             parts += [f"## The {number} hypothesis (all but the first row explore)\n", control_table(rows, names)]
-            parts += ["Its encoders, each in its own draws:\n", encoder_table(rows, names)]
+            parts += ["Its encoders:\n", encoder_table(rows, names)]
     efficiency = curve(rows)
     if efficiency:
         parts += ["## Labelled patients (explores)\n", curve_table(efficiency)]

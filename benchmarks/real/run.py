@@ -158,9 +158,10 @@ def _rows(part: Part, draw: int) -> Iterator[dict[str, Any]]:
     linear = [{"evaluation": "linear", "rate": None} | FIRST_ROWS | {"steps": 0} | on] if part.linear else []
     for how in [_fine_tuned(part, tuning) for tuning in part.scratch_tunings] + linear:
         yield {"arm": SCRATCH, "stage": "", "epoch": 0} | how
-    for arm, how in product(part.arms, [_fine_tuned(part, tuning) for tuning in part.tunings] + linear):
-        for epoch in part.encoders:
-            yield {"arm": part.label(arm), "stage": part.stage(arm, draw % part.seeds), "epoch": epoch} | how
+    seeds = range(part.seeds) if part.crossed else (draw % part.seeds,)
+    trained = [_fine_tuned(part, tuning) for tuning in part.tunings] + linear
+    for arm, how, seed, epoch in product(part.arms, trained, seeds, part.encoders):
+        yield {"arm": part.label(arm), "stage": part.stage(arm, seed), "epoch": epoch} | how
 
 
 def _fine_tuned(part: Part, tuning: Tuning) -> dict[str, Any]:

@@ -51,3 +51,8 @@ def compared(group: Sequence[dict[str, Any]], scratch: Sequence[dict[str, Any]])
     seeds = len({row["stage"] for row in ours})
     found = {"difference": mean, "low": low, "high": high, "draws": len(draws), "seeds": seeds, "p": p}
     return found | {"steps_ratio": steps_ratio(ours, theirs)}
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A number of a table; n/a where there is none."""
+    return "n/a" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"

@@ -1,0 +1,94 @@
+"""The second and the third hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from measure.common import markdown_table
+from scipy.stats import wilcoxon
+
+from emim_nnunet.compare.scores import interval
+from real.data import COHORT, PATIENTS
+from real.plan import BEST_SCRATCH, LOCAL_FOLDS, PARTS, Part, Tuning
+from real.scores import compared, decimal, end_dice, steps_ratio
+
+Rows = Sequence[dict[str, Any]]
+HYPOTHESES = {  # the parts that test them, one per fold
+    "second": tuple(f"cohort{fold}" for fold in COHORT),
+    "third": tuple(f"local{fold}" for fold in LOCAL_FOLDS),
+}
+
+
+def over_folds(rows: Rows, names: Sequence[str], against: Tuning = BEST_SCRATCH[0]) -> dict[str, Any] | None:
+    """A hypothesis over its folds together; None before its draws.
+
+    Args:
+        rows: All trainings, see :func:`report.read_results`.
+        names: The parts that test it; they differ in their folds alone.
+        against: The control: the one that the hypothesis names, or another way to train from scratch.
+
+    Returns:
+        As :func:`report.primary`, but against that control; a patient tests in the draws of one fold.
+    """
+    pairs = []
+    for part in (PARTS[name] for name in names):
+        arms = [_by_draw(rows, part, part.stage(part.arms[0], seed), part.tunings[0]) for seed in range(part.seeds)]
+        scratch = _by_draw(rows, part, "", against)
+        for draw in range(part.draws):
+            ours = arms[draw % part.seeds]
+            pairs += [(ours[draw], scratch[draw])] if draw in ours and draw in scratch else []
+    if not pairs:
+        return None
+    patients = sorted({patient for arm, _ in pairs for patient in arm["patients"]})
+    difference = np.full((len(pairs), len(patients)), np.nan)
+    for line, (arm, control) in zip(difference, pairs, strict=True):
+        line[[patients.index(name) for name in arm["patients"]]] = (end_dice([arm]) - end_dice([control]))[0]
+    mean, low, high = interval(difference)
+    p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
+    ours, theirs = zip(*pairs, strict=True)
+    about = {"arm": ours[0]["arm"], "labelled": ours[0]["labelled"], "difference": mean, "low": low, "high": high}
+    about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in ours}), "p": p}
+    return about | {"steps_ratio": steps_ratio(ours, theirs)}
+
+
+def _by_draw(rows: Rows, part: Part, stage: str, tuning: Tuning) -> dict[int, dict[str, Any]]:
+    """Draw -> the training of an encoder on the patients of a part; the stage of scratch is empty."""
+    wanted = {"evaluation": "finetune", "labelled": part.labelled[0], "tests": PATIENTS[part.label_fold][1]}
+    wanted |= {"stage": stage} | asdict(tuning)
+    return {row["draw"]: row for row in rows if wanted.items() <= row.items()}
+
+
+def control_table(rows: Rows, names: Sequence[str]) -> str:
+    """A hypothesis against its control, and against other ways to train from scratch."""
+    counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
+    lines = []
+    for control in (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings):
+        found = over_folds(rows, names, control)
+        if found:
+            numbers = [str(found[key]) for key in counts] + [decimal(found[key]) for key in values]
+            lines.append([control.head, str(control.steps), *numbers])
+    return markdown_table(["head of scratch", "its steps", *counts, *values], lines)
+
+
+def encoder_table(rows: Rows, names: Sequence[str]) -> str:
+    """Each encoder of a hypothesis against scratch: in the draws that it has for itself, and in those that its fold shares."""
+    lines = []
+    for part in (PARTS[name] for name in names):
+        scratch = _by_draw(rows, part, "", BEST_SCRATCH[0])
+        arms = [_by_draw(rows, part, part.stage(part.arms[0], seed), part.tunings[0]) for seed in range(part.seeds)]
+        shared = set.intersection(*(set(arm) for arm in arms)) if part.seeds > 1 else set()
+        for seed, arm in enumerate(arms):
+            own = {draw for draw in arm if draw % part.seeds == seed and draw < part.draws}
+            cells = [cell for draws in (own, shared) for cell in _cells(arm, scratch, draws & scratch.keys())]
+            lines += [[PATIENTS[part.fold][0], str(seed), *cells]] if arm else []
+    return markdown_table(["patients", "seed", "own draws", "difference", "shared draws", "difference"], lines)
+
+
+def _cells(arm: dict[int, dict[str, Any]], scratch: dict[int, dict[str, Any]], draws: set[int]) -> list[str]:
+    if not draws:
+        return ["0", ""]
+    found = compared([arm[draw] for draw in draws], [scratch[draw] for draw in draws])
+    return [str(len(draws)), "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**found)]
