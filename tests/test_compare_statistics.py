@@ -168,12 +168,24 @@ def test_worth_is_found_with_an_interval_and_said_in_a_sentence() -> None:
         for arm in ("good", "same")
     ]
     results = {"labelled": COUNTS, "summary": summary, "worth": list(found.values()), "power": power_rows(scores)}
+    results["files"] = {}
     said, unseen = conclusions(results)
     assert "pretraining with good and 1 labelled case is worth about as much as training from scratch with 1.8" in said
     assert "could have seen is 0.0" in said
     assert "paired t-test over 6 draws" in said
     assert unseen.startswith("On these data no difference was seen between pretraining with same and")
     assert "linear head" not in said
+    assert said.endswith(
+        "One encoder was pretrained; those of other seeds can differ by as much: give several with --seeds."
+    )
+    given = conclusions(results | {"files": {"good": {}}})
+    assert ("One encoder" in given[0], "One encoder" in given[1]) == (False, True)
+    for by_seed, end in (
+        ({0: 0.1, 1: -0.02}, " The encoders disagree, by seed: +0.100, -0.020."),
+        ({0: 0.1, 1: 0.02}, " 6 draws)."),
+    ):
+        of_seeds = [row | {"by_seed": by_seed} for row in results["power"]]
+        assert conclusions(results | {"power": of_seeds})[0].endswith(end)
     head = [row | {"evaluation": "linear_first"} for row in summary]
     power = [row | {"evaluation": "linear_first"} for row in results["power"]]
     assert conclusions(results | {"summary": head, "power": power}) == [

@@ -18,7 +18,7 @@ from real.brats import write_case
 from real.curve import ARMS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
-from real.hypotheses import HYPOTHESES, encoder_table, over_folds
+from real.hypotheses import HYPOTHESES, encoder_table, over_folds, rotated
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.others import others_table
@@ -205,6 +205,9 @@ def test_a_hypothesis_is_read_over_its_folds_in_its_own_draws_and_encoders(tmp_p
     lines = encoder_table(rows, HYPOTHESES["third"]).splitlines()[2:]
     own, shared = ([line.split("|")[at : at + 2] for line in lines] for at in (3, 5))
     assert own == [[" 2 ", " +0.030 (+0.030 to +0.030) "]] * 3 + [[" 2 ", " +0.040 (+0.040 to +0.040) "]] * 3
+    assert [(row["draw"], row["stage"][-1]) for row in rotated(rows) if row["stage"]][:4] == [
+        (d, str(d % 3)) for d in range(4)
+    ]
     assert shared[0][0] == " 6 "
     assert shared[0][1].startswith(f" {(0.4 * 4 + 0.03 * 2) / 6:+.3f} ")
 

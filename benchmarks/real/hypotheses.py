@@ -61,6 +61,20 @@ def _by_draw(rows: Rows, part: Part, stage: str, tuning: Tuning) -> dict[int, di
     return {row["draw"]: row for row in rows if wanted.items() <= row.items()}
 
 
+def rotated(rows: Rows) -> list[dict[str, Any]]:
+    """The trainings without those that part ``encoders`` adds: one encoder of an arm per draw, so that draws count alike."""
+    crossed = [part for part in PARTS.values() if part.crossed]
+    added = {
+        (part.stage(arm, seed), draw)
+        for part in crossed
+        for arm in part.arms
+        for draw in range(part.draws)
+        for seed in range(part.seeds)
+        if draw % part.seeds != seed
+    }
+    return [row for row in rows if (row["stage"], row["draw"]) not in added]
+
+
 def control_table(rows: Rows, names: Sequence[str]) -> str:
     """A hypothesis against its control, and against other ways to train from scratch."""
     counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")

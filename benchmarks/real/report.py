@@ -18,7 +18,7 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.curve import curve, curve_table, plot_curve
 from real.data import BRATS, DRAWN, FINAL, PATIENTS, TEST_SITE
-from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds
+from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
 from real.missing import subset_table
 from real.others import others_table
 from real.plan import (
@@ -258,7 +258,7 @@ def write_report(folder: Path, out: Path) -> str:
     if methods:
         parts += ["## The methods compared (explores)\n", methods]
     if rows:
-        parts += ["## Segmentation\n", score_table([row for row in rows if not row["subsets"]])]
+        parts += ["## Segmentation\n", score_table([row for row in rotated(rows) if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
     text = "\n".join(parts)
     write_results(

@@ -15,7 +15,7 @@ def conclusions(results: dict[str, Any]) -> list[str]:
     """Say for each pretrained arm what it is worth, and the smallest effect that the run could have seen.
 
     Args:
-        results: The results, with ``summary``, ``worth`` and ``power``.
+        results: The results, with ``summary``, ``worth``, ``power`` and ``files``, the arms that are given encoders.
 
     Returns:
         Some sentences per arm, of the evaluation that is :func:`.decisive` with the smallest number of labelled cases; none
@@ -38,7 +38,8 @@ def conclusions(results: dict[str, Any]) -> list[str]:
             None,
         )
         head = "Both have a fitted linear head. " if evaluation == LINEAR_FIRST else ""
-        sentences.append(f"{said} {head}{_smallest(power)}")
+        encoders = "" if power is None or row["arm"] in results["files"] else _encoders(power["by_seed"])
+        sentences.append(f"{said} {head}{_smallest(power)}{encoders}")
     return sentences
 
 
@@ -95,6 +96,16 @@ def _gain(row: dict[str, Any]) -> str:
         f"On these data, pretraining with {row['arm']} changes the Dice with {_cases(row['labelled'])} by "
         f"{row['difference']:+.3f} ({span}); several numbers after --labelled say how many labelled cases that is worth."
     )
+
+
+def _encoders(by_seed: dict[int, float]) -> str:
+    """What the intervals do not know: encoders of one method differ. Nothing where all seeds have the same sign."""
+    found = [value for value in by_seed.values() if value == value]
+    if len(found) == 1:
+        return " One encoder was pretrained; those of other seeds can differ by as much: give several with --seeds."
+    if min(found) < 0 < max(found):
+        return f" By seed of the encoder: {', '.join(f'{value:+.3f}' for value in found)}."
+    return ""
 
 
 def _smallest(power: dict[str, Any] | None) -> str:
