@@ -178,7 +178,7 @@ def test_worth_is_found_with_an_interval_and_said_in_a_sentence() -> None:
     for by_seed, end in (
         (
             {0: 0.1},
-            "One encoder was pretrained; those of other seeds can differ by as much: give several with --seeds.",
+            "One encoder was pretrained, and the interval knows of no other: give several with --seeds.",
         ),
         ({0: 0.1, 1: -0.02}, "paired t-test over 6 draws). By seed of the encoder: +0.100, -0.020."),
         ({0: 0.1, 1: 0.02}, "paired t-test over 6 draws)."),

@@ -103,7 +103,7 @@ def _crop(image: Tensor, middle: Sequence[int]) -> Tensor:
 def unet_of(
     encoder: dict[str, Tensor] | None, draw: int, channels: Sequence[str] = CHANNELS, configuration: str = CONFIGURATION
 ) -> nn.Module:
-    """The network of the plans: its decoder depends on the draw alone, as does its encoder where none is given."""
+    """The network of the plans: its decoder depends on the draw alone, as does its encoder where no state dict is given."""
     dataset = PreprocessedDataset.find(DATASET_ID, PLANS, configuration)
     architecture = dataset.manager.configuration["architecture"]
     seed = DECODER + 1000 * draw
@@ -113,31 +113,20 @@ def unet_of(
     return unet
 
 
-def read_out(
-    encoder: dict[str, Tensor] | None,
-    labelled: Cases,
-    tests: Cases,
-    *,
-    draw: int,
-    device: str,
-    channels: Sequence[str] = CHANNELS,
-    configuration: str = CONFIGURATION,
-) -> dict[str, Any]:
+def read_out(unet: nn.Module, labelled: Cases, tests: Cases, *, draw: int, device: str) -> dict[str, Any]:
     """Fit linear layers to the frozen encoder, see :func:`linear.fit_linear`, and test them.
 
     Args:
-        encoder: State dict of the pretrained encoder; None = untrained.
+        unet: The network, see :func:`unet_of`.
         labelled: The labelled patients.
         tests: The test patients.
-        draw: Seed of the untrained encoder and of the choice of positions.
+        draw: Seed of the choice of positions.
         device: ``cpu`` or ``cuda``.
-        channels: The modalities of the patients.
-        configuration: That of the plans whose network it is.
 
     Returns:
         As :func:`finetune`, with the shrinkage and the threshold that were found.
     """
-    network = LinearProbeNetwork(encoder_of(unet_of(encoder, draw, channels, configuration)), NUM_CLASSES).to(device)
+    network = LinearProbeNetwork(encoder_of(unet), NUM_CLASSES).to(device)
     fit = fit_linear(network, labelled, draw, MULTIPLE)
     scores = test(network, tests, last=True)
     return {key: {"end": scores.pop(key)} for key in ("dice", "cross_entropy")} | scores | fit
@@ -162,7 +151,7 @@ def optimizer_of(network: nn.Module, tuning: Tuning) -> torch.optim.Optimizer:
 
 
 def finetune(
-    encoder: dict[str, Tensor] | None,
+    unet: nn.Module,
     labelled: Cases,
     batches: Sequence[tuple[Tensor, Tensor]],
     tests: Cases,
@@ -171,13 +160,11 @@ def finetune(
     tuning: Tuning,
     device: str,
     subsets: bool = False,
-    channels: Sequence[str] = CHANNELS,
-    configuration: str = CONFIGURATION,
 ) -> dict[str, Any]:
     """Train one arm on a draw and test it along the way.
 
     Args:
-        encoder: State dict of the pretrained encoder; None = from scratch.
+        unet: The network, see :func:`unet_of`.
         labelled: The labelled patients.
         batches: Of :func:`training_batches`, one per step.
         tests: The test patients.
@@ -185,15 +172,13 @@ def finetune(
         tuning: Head and rates.
         device: ``cpu`` or ``cuda``.
         subsets: Whether to test every subset of the modalities at the end.
-        channels: The modalities of the patients.
-        configuration: That of the plans whose network it is.
 
     Returns:
         ``dice``: step -> Dice of each test patient, in sorted order; ``cross_entropy``: step -> mean over voxels;
         of each patient at the end, ``average_precision`` and ``surface_distance`` in mm (None without a prediction);
         ``dice_of_subsets``, if asked for: names joined by + -> Dice of each patient.
     """
-    network = unet_of(encoder, draw, channels, configuration).to(device)
+    network = unet.to(device)
     if tuning.head == LINEAR:
         network = LinearProbeNetwork(encoder_of(network), NUM_CLASSES, frozen=False).to(device)
         fit_linear(network, labelled, draw, MULTIPLE)
@@ -202,7 +187,7 @@ def finetune(
     total = len(batches)
     read_outs = {round(share * total) for share in READ_OUTS}
     loss_of = segmentation_loss()
-    everything = torch.ones(BATCH, len(channels), dtype=torch.bool)
+    everything = torch.ones(batches[0][0].shape[:2], dtype=torch.bool)
     result: dict[str, Any] = {"dice": {}, "cross_entropy": {}}
     for step, (image, lesion) in enumerate(batches):
         network.train()

@@ -259,39 +259,23 @@ PARTS = {
         COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]
     ),
     # with how many labels it pays
-    "curve": Part(
-        COHORT[0],
-        (PRIMARY_ARM,),
-        epochs=8,
-        label_fold=COHORT[0],
-        labelled=(1, 2, 4, 8, 16),
-        draws=8,
-        tunings=(PRIMARY,),
-        scratch=BEST_SCRATCH,
-        linear=True,
-    ),
-    "others": Part(
-        COHORT[0],
-        tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY) and name != PRIMARY_ARM),
-        epochs=8,
-        label_fold=COHORT[0],
+    "curve": replace(COHORT_PART, labelled=(1, 2, 4, 8, 16), draws=8, scratch=BEST_SCRATCH, linear=True),
+    "others": replace(
+        COHORT_PART,
+        arms=tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY) and name != PRIMARY_ARM),
         labelled=(2, 8),
         draws=8,
-        tunings=(PRIMARY,),
         scratch=BEST_SCRATCH,
         linear=True,
     ),
     # the recipe of E-MIM that the search found, beside the others
-    "tuned": Part(
-        COHORT[0],
-        (TUNED_EMIM,),
-        epochs=8,
-        label_fold=COHORT[0],
-        labelled=(2, 8),
+    "tuned": replace(COHORT_PART, arms=(TUNED_EMIM,), labelled=(2, 8), draws=8, scratch=BEST_SCRATCH, linear=True),
+    # the search found another rate for encoders of masked modelling
+    "own_rate": replace(
+        COHORT_PART,
+        arms=("mim", "emim", TUNED_EMIM, "emim_no_pbt", "self_distillation"),
         draws=8,
-        tunings=(PRIMARY,),
-        scratch=BEST_SCRATCH,
-        linear=True,
+        tunings=(Tuning(RATE, head=LINEAR, steps=200),),
     ),
     # does masked modelling need longer stages, or another share of the modality mask? Frozen features, then fine-tuning
     "long": Part(

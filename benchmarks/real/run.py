@@ -39,7 +39,7 @@ from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.storage.files import copy_file, read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, patients_of, prepare
-from real.finetune import chosen_patients, finetune, read_out, training_batches
+from real.finetune import chosen_patients, finetune, read_out, training_batches, unet_of
 from real.plan import FIRST_ROWS, PARTS, Part, Tuning
 from real.pretrain import encoder_file, pretrain
 from real.report import write_report
@@ -180,17 +180,17 @@ def run_draw(part: Part, draw: int, labelled: int, work: Path, results: Path, de
     file = _draw_file(part, draw, labelled, results)
     tests, cases = load(split["val"], part.channels), load(patients, part.channels)
     batches = list(training_batches(cases, draw, max(about["steps"] for about in missing)))
-    network: dict[str, Any] = {"channels": part.channels, "configuration": part.configuration}
     for about in missing:
         start = monotonic()
         weights = encoder_file(work, about["stage"], about["epoch"])
         encoder = torch.load(weights, weights_only=True) if about["stage"] else None
+        unet = unet_of(encoder, draw, part.channels, part.configuration)
         if about["evaluation"] == "linear":
-            scores = read_out(encoder, cases, tests, draw=draw, device=device, **network)
+            scores = read_out(unet, cases, tests, draw=draw, device=device)
         else:
             tuning = Tuning(**{key: about[key] for key in Tuning.__dataclass_fields__})
-            how = {"tuning": tuning, "subsets": about["subsets"]} | network
-            scores = finetune(encoder, cases, batches[: about["steps"]], tests, draw=draw, device=device, **how)
+            how = {"tuning": tuning, "subsets": about["subsets"], "device": device}
+            scores = finetune(unet, cases, batches[: about["steps"]], tests, draw=draw, **how)
         row = about | scores | {"seconds": round(monotonic() - start, 1), "device": device}
         with FileLock(f"{work / file.name}.lock"):  # another part may be at work on the same draw
             done = read_json(file) if file.is_file() else {"train": patients, "test": sorted(split["val"]), "rows": []}

@@ -102,7 +102,7 @@ def _encoders(by_seed: dict[int, float]) -> str:
     """What the intervals do not know: encoders of one method differ. Nothing where all seeds have the same sign."""
     found = [value for value in by_seed.values() if value == value]
     if len(found) == 1:
-        return " One encoder was pretrained; those of other seeds can differ by as much: give several with --seeds."
+        return " One encoder was pretrained, and the interval knows of no other: give several with --seeds."
     if min(found) < 0 < max(found):
         return f" By seed of the encoder: {', '.join(f'{value:+.3f}' for value in found)}."
     return ""
