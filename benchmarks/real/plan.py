@@ -270,10 +270,10 @@ PARTS = {
     ),
     # the recipe of E-MIM that the search found, beside the others
     "tuned": replace(COHORT_PART, arms=(TUNED_EMIM,), labelled=(2, 8), draws=8, scratch=BEST_SCRATCH, linear=True),
-    # the search found another rate for encoders of masked modelling
+    # in the search MIM was best at another rate than MoCo
     "own_rate": replace(
         COHORT_PART,
-        arms=("mim", "emim", TUNED_EMIM, "emim_no_pbt", "self_distillation"),
+        arms=("mim", "emim", TUNED_EMIM, "emim_no_pbt", "self_distillation", "mask_in_mask", LOCAL_ARM),
         draws=8,
         tunings=(Tuning(RATE, head=LINEAR, steps=200),),
     ),

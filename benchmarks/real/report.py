@@ -256,7 +256,7 @@ def write_report(folder: Path, out: Path) -> str:
         plot_curve(efficiency, out.with_name(f"{out.stem}_curve.png"))
     methods = others_table(rows)
     if methods:
-        parts += ["## The methods compared (explores)\n", methods]
+        parts += ["## The methods compared, all at 3e-4 (explores)\n", methods]
     if rows:
         parts += ["## Segmentation\n", score_table([row for row in rotated(rows) if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
