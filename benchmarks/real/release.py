@@ -78,7 +78,7 @@ def prepare(work: Path, maps: Path, memory: str, workers: int) -> None:
     if not raw.is_dir():
         channels = [word for name in CONTRASTS for word in ("--channel", f"{name}={{case}}/{{case}}_{name}.nii.gz")]
         _command(convert.main, ["folders", str(work / "source"), "-d", str(DATASET_ID), "--name", NAME, *channels])
-        write_json(raw / "dataset.json", read_json(raw / "dataset.json") | ABOUT_DATA, indent=4)
+    write_json(raw / "dataset.json", read_json(raw / "dataset.json") | ABOUT_DATA, indent=4)
     options = ["-c", CONFIGURATION, "-gpu_memory_target", memory, "-np", str(workers), "-npfp", str(workers)]
     _command(plan_and_preprocess.main, ["-d", str(DATASET_ID), *options])
 
