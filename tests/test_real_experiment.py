@@ -21,7 +21,7 @@ from real.finetune import chosen_patients, training_batches
 from real.hypotheses import HYPOTHESES, encoder_table, over_folds, rotated
 from real.linear import fit_linear
 from real.missing import subset_table
-from real.others import others_table
+from real.others import contrast_table, others_table
 from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
 from real.pretrain import encoder_file
 from real.report import primary, read_results, score_table
@@ -210,6 +210,21 @@ def test_a_hypothesis_is_read_over_its_folds_in_its_own_draws_and_encoders(tmp_p
     ]
     assert shared[0][0] == " 6 "
     assert shared[0][1].startswith(f" {(0.4 * 4 + 0.03 * 2) / 6:+.3f} ")
+
+
+def test_a_contrast_changes_one_thing_in_the_draws_that_both_have(tmp_path: Path) -> None:
+    how = {"steps": PRIMARY.steps, "head": PRIMARY.head}
+    for draw in range(3):
+        rows = [
+            training("emim", PRIMARY.rate, 0.4 - 0.1 * draw, **how),
+            training("emim", 1e-3, 0.42 - 0.1 * draw, **how),
+        ]
+        rows.append(training("mim", PRIMARY.rate, 0.9, **how))  # not at the other rate
+        write_draw(tmp_path, COHORT[0], draw, rows[draw == 2 :])
+    lines = contrast_table(read_results(tmp_path)[1]).splitlines()[2:]
+    assert [line.split("|")[3:6] for line in lines] == [
+        [" emim, 1e-3 minus 3e-4 ", " 2 ", " +0.020 (+0.020 to +0.020) "]
+    ]
 
 
 def test_the_curve_takes_the_draws_that_all_arms_have() -> None:

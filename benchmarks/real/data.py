@@ -190,17 +190,23 @@ def _with_configurations(plans: dict[str, Any]) -> dict[str, Any]:
         "n_blocks_per_stage": PLANNED_BLOCKS,
         "n_conv_per_stage_decoder": [1] * (len(PLANNED_BLOCKS) - 1),
     }
-    plain = _with_stages(planned["architecture"], FEATURES)
-    plain["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    plain["arch_kwargs"].pop("n_blocks_per_stage")
-    convolutions = {"n_conv_per_stage": [2] * len(FEATURES), "n_conv_per_stage_decoder": [2] * (len(FEATURES) - 1)}
-    plain["arch_kwargs"] |= convolutions
+    plain = plain_network(_with_stages(planned["architecture"], FEATURES))
     about = {"inherits_from": "2d", "batch_size": BATCH, "patch_size": PATCH, "emim": planned["emim"] | BLOCK}
     plans["configurations"] |= {
         CONFIGURATION: about | {"architecture": plain},
         PLANNED: about | {"architecture": residual},
     }
     return plans
+
+
+def plain_network(architecture: dict[str, Any]) -> dict[str, Any]:
+    """nnU-Net's plain U-Net with the stages and widths of a planned residual one, an architecture of the plans."""
+    changed = deepcopy(architecture)
+    stages = changed["arch_kwargs"]["n_stages"]
+    changed["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    changed["arch_kwargs"].pop("n_blocks_per_stage")
+    changed["arch_kwargs"] |= {"n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1)}
+    return changed
 
 
 def _with_stages(architecture: dict[str, Any], features: list[int]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Any
 from measure.common import markdown_table
 
 from emim_nnunet.compare.arms import SCRATCH
-from real.data import COHORT
-from real.plan import BEST_SCRATCH, PARTS, PRIMARY, PRIMARY_ARM
+from real.arms import arm_of
+from real.data import COHORT, PATIENTS
+from real.hypotheses import rotated
+from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, TUNED_EMIM
 from real.scores import compared, end_dice
 
 PAIRS = (("moco_local", "moco"), (PRIMARY_ARM, "moco_local"), ("emim", "mim"), ("emim", "emim_no_pbt"))
@@ -46,6 +48,32 @@ def others_table(rows: Sequence[dict[str, Any]]) -> str:
                 lines.append([str(labelled), f"{arm} minus {other}", number, *dice, *cells])
     header = ["labelled", "arms", "draws", "Dice of the first, frozen", "fine-tuned"]
     return markdown_table([*header, "difference, frozen", "p", "fine-tuned", "p"], lines) if lines else ""
+
+
+def contrast_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What changes one thing: the rate of the linear head, the recipe of E-MIM, whitening; in the draws that both have."""
+    rows = [row for row in rotated(rows) if row["tests"] in {PATIENTS[fold][1] for fold in COHORT}]
+    fast, slow = ({"evaluation": "finetune"} | asdict(tuning) for tuning in (*PARTS["own_rate"].tunings, PRIMARY))
+    first, tuned = {"tests": PATIENTS[COHORT[0]][1]}, arm_of(TUNED_EMIM).name
+    named = [arm_of(arm).name for arm in PARTS["own_rate"].arms]
+    pairs = [(f"{arm}, 1e-3 minus 3e-4", first | {"arm": arm, "labelled": 2}, fast, {}, slow) for arm in named]
+    for labelled in PARTS["tuned"].labelled:
+        for how in ({"evaluation": "linear"}, slow):
+            about = first | {"arm": tuned, "labelled": labelled}
+            pairs.append((f"{tuned} minus emim, {how['evaluation']}", about, how, {"arm": "emim"}, how))
+    for fold in LOCAL_FOLDS:
+        about = {"tests": PATIENTS[fold][1], "arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED}
+        pairs.append((f"{PRIMARY_ARM} minus {LOCAL_ARM}", about, slow, {"arm": LOCAL_ARM}, slow))
+    lines = []
+    for name, about, how, other, other_how in pairs:
+        groups = [
+            [row for row in rows if wanted.items() <= row.items()]
+            for wanted in (about | how, about | other | other_how)
+        ]
+        if all(groups):
+            found = compared(*groups)
+            lines.append([about["tests"], str(about["labelled"]), name, str(found["draws"]), *_cells(found)])
+    return markdown_table(["tests", "labelled", "contrast", "draws", "difference", "p"], lines) if lines else ""
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """An encoder to publish with a release: pretrained on drawn brains, which anybody may learn from, and exported with its card.
 
-    python benchmarks/real/release.py FOLDER --device cuda      an hour of a GPU; FOLDER/hub is what is published
+    python benchmarks/real/release.py FOLDER --device cuda      half an hour of an H100; FOLDER/hub is what is published
 
 80 subjects with four contrasts at 1 mm (see brains.py), planned and preprocessed by the package's commands; nnU-Net's plain 3D
 U-Net of that plan. Repeated, it goes on where it was. It shows what a release holds, not that this encoder pays.
@@ -25,7 +25,7 @@ from emim_nnunet.storage.files import read_json, write_json
 from emim_nnunet.training.checkpoint import FINAL as FINAL_CHECKPOINT
 from emim_nnunet.training.checkpoint import LATEST
 from real.brains import CONTRASTS, MAPS, PER_ANATOMY, read_map, write_subject
-from real.data import PLANS, enter
+from real.data import PLANS, enter, plain_network
 
 DATASET_ID, NAME, CONFIGURATION, PLAIN = 502, "DrawnBrains", "3d_fullres", "3d_fullres_plain"
 LICENCE = "apache-2.0"  # that of the maps and of this repository
@@ -90,19 +90,13 @@ def _draw(file: Path, anatomy: int, number: int, folder: Path) -> None:
 
 
 def add_configuration(work: Path, settings: dict[str, int]) -> None:
-    """Add the configuration that is pretrained: the planned one with nnU-Net's plain network, a seventh of the size."""
+    """Add the configuration that is pretrained: the planned one with nnU-Net's plain network, which is smaller."""
     file = work / "nnUNet_preprocessed" / _dataset() / f"{PLANS}.json"
     plans = read_json(file)
     planned = plans["configurations"][CONFIGURATION]
-    architecture: dict[str, Any] = planned["architecture"]
-    plain = dict(architecture["arch_kwargs"])
-    plain.pop("n_blocks_per_stage")
-    stages = plain["n_stages"]
-    plain |= {"n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1)}
-    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
     plans["configurations"][PLAIN] = {
         "inherits_from": CONFIGURATION,
-        "architecture": architecture | {"network_class_name": name, "arch_kwargs": plain},
+        "architecture": plain_network(planned["architecture"]),
         "emim": planned["emim"] | settings,
     }
     write_json(file, plans, indent=4)

@@ -20,7 +20,7 @@ from real.curve import curve, curve_table, plot_curve
 from real.data import BRATS, DRAWN, FINAL, PATIENTS, TEST_SITE
 from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
 from real.missing import subset_table
-from real.others import others_table
+from real.others import contrast_table, others_table
 from real.plan import (
     FIRST_ROWS,
     PRIMARY,
@@ -257,6 +257,9 @@ def write_report(folder: Path, out: Path) -> str:
     methods = others_table(rows)
     if methods:
         parts += ["## The methods compared, all at 3e-4 (explores)\n", methods]
+    contrasts = contrast_table(rows)
+    if contrasts:
+        parts += ["## One thing changed (explores)\n", contrasts]
     if rows:
         parts += ["## Segmentation\n", score_table([row for row in rotated(rows) if not row["subsets"]])]
         parts += ["## Missing modalities\n", subset_table([row for row in rows if row["subsets"]])]
