@@ -1,4 +1,4 @@
-"""The second and the third hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
+"""The second to the fourth hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Rows = Sequence[dict[str, Any]]
 HYPOTHESES = {  # the parts that test them, one per fold
     "second": tuple(f"cohort{fold}" for fold in COHORT),
     "third": tuple(f"local{fold}" for fold in LOCAL_FOLDS),
+    "fourth": tuple(f"same_rate{fold}" for fold in LOCAL_FOLDS),
 }
 
 

@@ -119,7 +119,7 @@ class Part:
 
 # of the hypotheses, see HYPOTHESIS.md; everything else explores
 PRIMARY_ARM, PRIMARY_LABELLED = "moco_zca", 2
-LOCAL_ARM, LOCAL_FOLDS = "moco_local", COHORT[1:]  # of the third hypothesis
+LOCAL_ARM, LOCAL_FOLDS = "moco_local", COHORT[1:]  # of the third hypothesis; the fourth has its folds
 PRIMARY = Tuning(3e-4, head=LINEAR, steps=200)
 BEST_SCRATCH = (Tuning(1e-3, head=LINEAR, steps=200), Tuning(3e-3))  # of each head, in the search
 RATE = 1e-3  # of fine-tuning; part "rates" tries others, for each arm its own
@@ -254,6 +254,28 @@ PARTS = {
         )
         for fold in LOCAL_FOLDS
     },
+    # the fourth hypothesis, that of the first arm: at the rate that is best from scratch
+    **{
+        f"same_rate{fold}": replace(
+            COHORT_PART,
+            fold=fold,
+            label_fold=fold,
+            arms=("mask_in_mask", "emim", LOCAL_ARM, PRIMARY_ARM),
+            draws=24,
+            tunings=BEST_SCRATCH[:1],
+        )
+        for fold in LOCAL_FOLDS
+    },
+    # the first hypothesis at that rate: was its own too low?
+    "unseen_site": Part(
+        FINAL,
+        (PRIMARY_ARM, "emim", "mask_in_mask"),
+        epochs=8,
+        label_fold=FINAL,
+        labelled=(PRIMARY_LABELLED,),
+        draws=16,
+        tunings=BEST_SCRATCH[:1],
+    ),
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
     "decoder": Part(
         COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]
