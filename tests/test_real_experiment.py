@@ -18,7 +18,7 @@ from real.brats import write_case
 from real.curve import ARMS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
-from real.hypotheses import HYPOTHESES, encoder_table, over_folds, rotated
+from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.others import contrast_table, others_table
@@ -210,6 +210,24 @@ def test_a_hypothesis_is_read_over_its_folds_in_its_own_draws_and_encoders(tmp_p
     ]
     assert shared[0][0] == " 6 "
     assert shared[0][1].startswith(f" {(0.4 * 4 + 0.03 * 2) / 6:+.3f} ")
+
+
+def test_other_arms_of_a_hypothesis_stand_beside_it_in_the_same_draws(tmp_path: Path) -> None:
+    names = HYPOTHESES["fourth"]
+    how = {"steps": BEST_SCRATCH[0].steps, "head": BEST_SCRATCH[0].head}
+    for fold, name in zip(LOCAL_FOLDS, names, strict=True):
+        rows = [training("scratch", 1e-3, 0.5, **how)]
+        for arm, better in zip(PARTS[name].arms[:2], (-0.01, 0.02), strict=True):
+            stage = {"stage": PARTS[name].stage(arm, 0)}
+            rows += [training(arm, rate, 0.5 + better, **how) | stage for rate in (1e-3, 3e-4)]
+        for draw in range(3):
+            write_draw(tmp_path, fold, draw, rows)
+    rows = read_results(tmp_path)[1]
+    found = over_folds(rows, names)
+    assert found is not None
+    assert (found["arm"], round(found["difference"], 6), found["draws"]) == ("mask_in_mask", -0.01, 6)
+    lines = [[cell.strip() for cell in line.split("|")] for line in control_table(rows, names).splitlines()[2:]]
+    assert [(line[1], line[4], line[7]) for line in lines] == [("mask_in_mask", "6", "-0.010"), ("emim", "6", "0.020")]
 
 
 def test_a_contrast_changes_one_thing_in_the_draws_that_both_have(tmp_path: Path) -> None:

@@ -23,36 +23,44 @@ HYPOTHESES = {  # the parts that test them, one per fold
 }
 
 
-def over_folds(rows: Rows, names: Sequence[str], against: Tuning = BEST_SCRATCH[0]) -> dict[str, Any] | None:
+def over_folds(
+    rows: Rows, names: Sequence[str], against: Tuning = BEST_SCRATCH[0], arm: str = ""
+) -> dict[str, Any] | None:
     """A hypothesis over its folds together; None before its draws.
 
     Args:
         rows: All trainings, see :func:`report.read_results`.
         names: The parts that test it; they differ in their folds alone.
         against: The control: the one that the hypothesis names, or another way to train from scratch.
+        arm: Another arm of the parts than their first, which is the one that the hypothesis names.
 
     Returns:
         As :func:`report.primary`, but against that control; a patient tests in the draws of one fold.
     """
     pairs = []
     for part in (PARTS[name] for name in names):
-        arms = [_by_draw(rows, part, part.stage(part.arms[0], seed), part.tunings[0]) for seed in range(part.seeds)]
+        arms = _encoders(rows, part, arm or part.arms[0])
         scratch = _by_draw(rows, part, "", against)
         for draw in range(part.draws):
             ours = arms[draw % part.seeds]
             pairs += [(ours[draw], scratch[draw])] if draw in ours and draw in scratch else []
     if not pairs:
         return None
-    patients = sorted({patient for arm, _ in pairs for patient in arm["patients"]})
+    patients = sorted({patient for trained, _ in pairs for patient in trained["patients"]})
     difference = np.full((len(pairs), len(patients)), np.nan)
-    for line, (arm, control) in zip(difference, pairs, strict=True):
-        line[[patients.index(name) for name in arm["patients"]]] = (end_dice([arm]) - end_dice([control]))[0]
+    for line, (trained, control) in zip(difference, pairs, strict=True):
+        line[[patients.index(name) for name in trained["patients"]]] = (end_dice([trained]) - end_dice([control]))[0]
     mean, low, high = interval(difference)
     p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
     ours, theirs = zip(*pairs, strict=True)
     about = {"arm": ours[0]["arm"], "labelled": ours[0]["labelled"], "difference": mean, "low": low, "high": high}
     about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in ours}), "p": p}
     return about | {"steps_ratio": steps_ratio(ours, theirs)}
+
+
+def _encoders(rows: Rows, part: Part, arm: str) -> list[dict[int, dict[str, Any]]]:
+    """For each pretraining seed draw -> the training."""
+    return [_by_draw(rows, part, part.stage(arm, seed), part.tunings[0]) for seed in range(part.seeds)]
 
 
 def _by_draw(rows: Rows, part: Part, stage: str, tuning: Tuning) -> dict[int, dict[str, Any]]:
@@ -77,15 +85,17 @@ def rotated(rows: Rows) -> list[dict[str, Any]]:
 
 
 def control_table(rows: Rows, names: Sequence[str]) -> str:
-    """A hypothesis against its control, and against other ways to train from scratch."""
+    """A hypothesis against its control, against other ways to train from scratch, and other arms in the same draws."""
     counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
+    first, *others = PARTS[names[0]].arms
+    controls = [(first, control) for control in (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings)]
     lines = []
-    for control in (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings):
-        found = over_folds(rows, names, control)
+    for arm, control in controls + [(arm, BEST_SCRATCH[0]) for arm in others]:
+        found = over_folds(rows, names, control, arm)
         if found:
             numbers = [str(found[key]) for key in counts] + [decimal(found[key]) for key in values]
-            lines.append([control.head, str(control.steps), *numbers])
-    return markdown_table(["head of scratch", "its steps", *counts, *values], lines)
+            lines.append([found["arm"], control.head, str(control.steps), *numbers])
+    return markdown_table(["arm", "head of scratch", "its steps", *counts, *values], lines)
 
 
 def encoder_table(rows: Rows, names: Sequence[str]) -> str:
@@ -93,7 +103,7 @@ def encoder_table(rows: Rows, names: Sequence[str]) -> str:
     lines = []
     for part in (PARTS[name] for name in names):
         scratch = _by_draw(rows, part, "", BEST_SCRATCH[0])
-        arms = [_by_draw(rows, part, part.stage(part.arms[0], seed), part.tunings[0]) for seed in range(part.seeds)]
+        arms = _encoders(rows, part, part.arms[0])
         shared = set.intersection(*(set(arm) for arm in arms)) if part.seeds > 1 else set()
         for seed, arm in enumerate(arms):
             own = {draw for draw in arm if draw % part.seeds == seed and draw < part.draws}
