@@ -1,4 +1,4 @@
-"""The second to the fourth hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
+"""The second to the fifth hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ HYPOTHESES = {  # the parts that test them, one per fold
     "second": tuple(f"cohort{fold}" for fold in COHORT),
     "third": tuple(f"local{fold}" for fold in LOCAL_FOLDS),
     "fourth": tuple(f"same_rate{fold}" for fold in LOCAL_FOLDS),
+    "fifth": tuple(f"mask_in_mask{fold}" for fold in COHORT),
 }
 
 
@@ -41,7 +42,7 @@ def over_folds(
     for part in (PARTS[name] for name in names):
         arms = _encoders(rows, part, arm or part.arms[0])
         scratch = _by_draw(rows, part, "", against)
-        for draw in range(part.draws):
+        for draw in part.draw_numbers:
             ours = arms[draw % part.seeds]
             pairs += [(ours[draw], scratch[draw])] if draw in ours and draw in scratch else []
     if not pairs:
@@ -77,7 +78,7 @@ def rotated(rows: Rows) -> list[dict[str, Any]]:
         (part.stage(arm, seed), draw)
         for part in crossed
         for arm in part.arms
-        for draw in range(part.draws)
+        for draw in part.draw_numbers
         for seed in range(part.seeds)
         if draw % part.seeds != seed
     }
@@ -106,7 +107,7 @@ def encoder_table(rows: Rows, names: Sequence[str]) -> str:
         arms = _encoders(rows, part, part.arms[0])
         shared = set.intersection(*(set(arm) for arm in arms)) if part.seeds > 1 else set()
         for seed, arm in enumerate(arms):
-            own = {draw for draw in arm if draw % part.seeds == seed and draw < part.draws}
+            own = {draw for draw in arm if draw % part.seeds == seed and draw in part.draw_numbers}
             cells = [cell for draws in (own, shared) for cell in _cells(arm, scratch, draws & scratch.keys())]
             lines += [[PATIENTS[part.fold][0], str(seed), *cells]] if arm else []
     return markdown_table(["patients", "seed", "own draws", "difference", "shared draws", "difference"], lines)

@@ -28,7 +28,7 @@ def others_table(rows: Sequence[dict[str, Any]]) -> str:
         A Markdown table; nothing before the part was run.
     """
     part = PARTS["others"]
-    arms, draws = (PRIMARY_ARM, *part.arms), range(part.draws)
+    arms, draws = (PRIMARY_ARM, *part.arms), part.draw_numbers
     here = [row for row in rows if row["tests"] == f"all sites, {COHORT[0]}" and row["draw"] in draws]
     lines = []
     for labelled in part.labelled:

@@ -51,6 +51,7 @@ class Part:
         label_fold: The fold that labelled and test patients come from.
         labelled: Numbers of labelled patients.
         draws: Number of draws of labelled patients.
+        first_draw: Number of the first of them.
         tunings: How to fine-tune, each a training of its own; none = no fine-tuning.
         scratch: The same for training from scratch; None = like the arms, but for what concerns a pretrained encoder alone.
         linear: Whether frozen features are read out.
@@ -70,6 +71,7 @@ class Part:
     label_fold: int = SEARCH
     labelled: tuple[int, ...] = ()
     draws: int = 0
+    first_draw: int = 0
     tunings: tuple[Tuning, ...] = ()
     scratch: tuple[Tuning, ...] | None = None
     linear: bool = False
@@ -84,6 +86,11 @@ class Part:
     def encoders(self) -> tuple[int, ...]:
         """Epochs after which encoders are taken."""
         return self.after or (self.epochs,)
+
+    @property
+    def draw_numbers(self) -> range:
+        """The draws, by number."""
+        return range(self.first_draw, self.first_draw + self.draws)
 
     @property
     def scratch_tunings(self) -> tuple[Tuning, ...]:
@@ -265,6 +272,19 @@ PARTS = {
             tunings=BEST_SCRATCH[:1],
         )
         for fold in LOCAL_FOLDS
+    },
+    # the fifth hypothesis: the same with draws that nothing was looked at in, on all folds
+    **{
+        f"mask_in_mask{fold}": replace(
+            COHORT_PART,
+            fold=fold,
+            label_fold=fold,
+            arms=("mask_in_mask",),
+            first_draw=24,
+            draws=32,
+            tunings=BEST_SCRATCH[:1],
+        )
+        for fold in COHORT
     },
     # the first hypothesis at that rate: was its own too low?
     "unseen_site": Part(

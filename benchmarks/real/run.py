@@ -108,7 +108,7 @@ def run_part(part: Part, work: Path, results: Path, workers: int, device: str) -
     """Run the jobs of a part whose results are missing: SSL stages first, then the draws that need their encoders."""
     for folder in ("pretrain", "draws"):
         (results / folder).mkdir(parents=True, exist_ok=True)
-    draws = [(draw, labelled) for labelled in part.labelled for draw in range(part.draws)]
+    draws = [(draw, labelled) for labelled in part.labelled for draw in part.draw_numbers]
     draws = [key for key in draws if missing_rows(part, *key, results)]
     needed = {row["stage"] for key in draws for row in missing_rows(part, *key, results)}
     stages = [(arm, seed) for seed in range(part.seeds) for arm in part.arms]
