@@ -1,4 +1,4 @@
-"""The second to the fifth hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
+"""The second to the sixth hypothesis of HYPOTHESIS.md: an arm against scratch over several folds, and encoder by encoder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ HYPOTHESES = {  # the parts that test them, one per fold
     "third": tuple(f"local{fold}" for fold in LOCAL_FOLDS),
     "fourth": tuple(f"same_rate{fold}" for fold in LOCAL_FOLDS),
     "fifth": tuple(f"mask_in_mask{fold}" for fold in COHORT),
+    "sixth": tuple(f"emim{fold}" for fold in COHORT),
 }
 
 

@@ -273,17 +273,18 @@ PARTS = {
         )
         for fold in LOCAL_FOLDS
     },
-    # the fifth hypothesis: the same with draws that nothing was looked at in, on all folds
+    # the fifth and the sixth hypothesis: the same with draws that nothing was looked at in, on all folds
     **{
-        f"mask_in_mask{fold}": replace(
+        f"{arm}{fold}": replace(
             COHORT_PART,
             fold=fold,
             label_fold=fold,
-            arms=("mask_in_mask",),
+            arms=(arm,),
             first_draw=24,
             draws=32,
             tunings=BEST_SCRATCH[:1],
         )
+        for arm in ("mask_in_mask", "emim")
         for fold in COHORT
     },
     # the first hypothesis at that rate: was its own too low?
