@@ -129,7 +129,7 @@ class FinetuneConfig:
     finetune_p_drop_modality: float = 0.0
     finetune_keep_modalities: tuple[str, ...] = ()
     linear_probe_lr: float = 1e-2
-    linear_first_lr: float = 3e-4
+    linear_first_lr: float = 1e-3
     linear_first_scratch_lr: float = 1e-3
 
     def __post_init__(self) -> None:
