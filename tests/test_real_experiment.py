@@ -22,7 +22,8 @@ from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.others import contrast_table, others_table
-from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, RECIPES, UNET
+from real.part import UNET
+from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, RECIPES
 from real.pretrain import encoder_file
 from real.report import primary, read_results, score_table
 from real.run import missing_rows, take_encoders

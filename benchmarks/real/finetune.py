@@ -31,7 +31,7 @@ from emim_nnunet.training.modality_dropout import kept_modalities
 from emim_nnunet.training.schedule import warmup_cosine_lr
 from real.data import BATCH, CHANNELS, CONFIGURATION, DATASET_ID, FEATURES, PATCH, PLANS, SPACING
 from real.linear import fit_linear
-from real.plan import LINEAR, Tuning
+from real.part import LINEAR, Tuning
 
 Cases = dict[str, tuple[Tensor, Tensor]]
 READ_OUTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the budget

@@ -12,7 +12,8 @@ from scipy.stats import wilcoxon
 
 from emim_nnunet.compare.scores import interval
 from real.data import COHORT, PATIENTS
-from real.plan import BEST_SCRATCH, LOCAL_FOLDS, PARTS, Part, Tuning
+from real.part import Part, Tuning
+from real.plan import BEST_SCRATCH, LOCAL_FOLDS, PARTS
 from real.scores import compared, decimal, end_dice, steps_ratio
 
 Rows = Sequence[dict[str, Any]]

@@ -21,15 +21,8 @@ from real.data import BRATS, DRAWN, FINAL, PATIENTS, TEST_SITE
 from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
 from real.missing import subset_table
 from real.others import contrast_table, others_table
-from real.plan import (
-    FIRST_ROWS,
-    PRIMARY,
-    PRIMARY_ARM,
-    PRIMARY_LABELLED,
-    STEPS,
-    UNET,
-    Tuning,
-)
+from real.part import FIRST_ROWS, STEPS, UNET, Tuning
+from real.plan import PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED
 from real.scores import compared, decimal, end_dice
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare

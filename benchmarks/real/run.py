@@ -40,7 +40,8 @@ from emim_nnunet.storage.files import copy_file, read_json, write_json
 from real.arms import arm_of
 from real.data import enter, folds, load, patients_of, prepare
 from real.finetune import chosen_patients, finetune, read_out, training_batches, unet_of
-from real.plan import FIRST_ROWS, PARTS, Part, Tuning
+from real.part import FIRST_ROWS, Part, Tuning
+from real.plan import PARTS
 from real.pretrain import encoder_file, pretrain
 from real.report import write_report
 
