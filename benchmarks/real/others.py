@@ -57,6 +57,7 @@ def contrast_table(rows: Sequence[dict[str, Any]]) -> str:
     first, tuned = {"tests": PATIENTS[COHORT[0]][1]}, arm_of(TUNED_EMIM).name
     named = [arm_of(arm).name for arm in PARTS["own_rate"].arms]
     pairs = [(f"{arm}, 1e-3 minus 3e-4", first | {"arm": arm, "labelled": 2}, fast, {}, slow) for arm in named]
+    pairs.append(("emim minus mim, 1e-3", first | {"arm": "emim", "labelled": 2}, fast, {"arm": "mim"}, fast))
     for labelled in PARTS["tuned"].labelled:
         for how in ({"evaluation": "linear"}, slow):
             about = first | {"arm": tuned, "labelled": labelled}

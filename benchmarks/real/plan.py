@@ -202,7 +202,7 @@ PARTS = {
         COHORT_PART,
         arms=("mim", "emim", TUNED_EMIM, "emim_no_pbt", "self_distillation", "mask_in_mask", LOCAL_ARM),
         draws=8,
-        tunings=(Tuning(RATE, head=LINEAR, steps=200),),
+        tunings=BEST_SCRATCH[:1],
     ),
     # does masked modelling need longer stages, or another share of the modality mask? Frozen features, then fine-tuning
     "long": Part(
