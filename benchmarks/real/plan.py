@@ -157,28 +157,29 @@ PARTS = {
         )
         for fold in LOCAL_FOLDS
     },
-    # the fifth and the sixth hypothesis: the same with draws that nothing was looked at in, on all folds
+    # the fifth and the sixth hypothesis: the same with draws that nothing was looked at in, on all folds. Beside E-MIM, what
+    # it adds to masking is left out
     **{
-        f"{arm}{fold}": replace(
+        f"{arms[0]}{fold}": replace(
             COHORT_PART,
             fold=fold,
             label_fold=fold,
-            arms=(arm,),
+            arms=arms,
             first_draw=24,
             draws=32,
             tunings=BEST_SCRATCH[:1],
         )
-        for arm in ("mask_in_mask", "emim")
+        for arms in (("mask_in_mask",), ("emim", "mim", "emim_no_pbt"))
         for fold in COHORT
     },
-    # the first hypothesis at that rate: was its own too low?
+    # the first hypothesis at that rate, as short as the others: were its own too low and too long?
     "unseen_site": Part(
         FINAL,
-        (PRIMARY_ARM, "emim", "mask_in_mask"),
+        ("emim", PRIMARY_ARM),
         epochs=8,
         label_fold=FINAL,
         labelled=(PRIMARY_LABELLED,),
-        draws=16,
+        draws=48,
         tunings=BEST_SCRATCH[:1],
     ),
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
@@ -187,6 +188,7 @@ PARTS = {
     ),
     # with how many labels it pays
     "curve": replace(COHORT_PART, labelled=(1, 2, 4, 8, 16), draws=8, scratch=BEST_SCRATCH, linear=True),
+    "emim_curve": replace(COHORT_PART, arms=("emim",), labelled=(1, 2, 4, 8, 16), draws=8, tunings=BEST_SCRATCH[:1]),
     "others": replace(
         COHORT_PART,
         arms=tuple(name for name in METHODS if not name.endswith(WITHOUT_BODY) and name != PRIMARY_ARM),
@@ -226,14 +228,15 @@ PARTS = {
         scratch=BEST_SCRATCH,
         after=(40,),
     ),
-    # the widths and blocks of nnU-Net's own plan: an encoder 50 times as large; for a GPU
+    # the widths and blocks of nnU-Net's own plan: an encoder 50 times as large; for a GPU. Both sides at both rates
     "planned": replace(
         COHORT_PART,
-        arms=(PRIMARY_ARM, LOCAL_ARM, "emim"),
-        draws=8,
-        scratch=(PRIMARY, *BEST_SCRATCH),
+        arms=("emim", PRIMARY_ARM),
+        tunings=(BEST_SCRATCH[0], PRIMARY),
+        scratch=(BEST_SCRATCH[0], PRIMARY, BEST_SCRATCH[1]),
         configuration=PLANNED,
     ),
+    "planned_long": replace(COHORT_PART, arms=("emim",), epochs=20, tunings=BEST_SCRATCH[:1], configuration=PLANNED),
     # transfer: the patients who are segmented have no T1ce
     "two_channels": replace(COHORT_PART, channels=("T1", "FLAIR")),
     # transfer: the encoder has seen drawn brains only, see brains.py; part "drawn" pretrains it with --data BRAINS
