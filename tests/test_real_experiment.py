@@ -15,7 +15,7 @@ import torch
 from real.arms import arm_of
 from real.brains import make_brain, write_subject
 from real.brats import write_case
-from real.curve import ARMS, curve
+from real.curve import CONTROLS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
 from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
@@ -228,7 +228,11 @@ def test_other_arms_of_a_hypothesis_stand_beside_it_in_the_same_draws(tmp_path: 
     assert found is not None
     assert (found["arm"], round(found["difference"], 6), found["draws"]) == ("mask_in_mask", -0.01, 6)
     lines = [[cell.strip() for cell in line.split("|")] for line in control_table(rows, names).splitlines()[2:]]
-    assert [(line[1], line[4], line[7]) for line in lines] == [("mask_in_mask", "6", "-0.010"), ("emim", "6", "0.020")]
+    assert [(*line[1:4], line[6]) for line in lines] == [
+        ("mask_in_mask", "scratch, linear head, 200 steps", "6", "-0.010"),
+        ("emim", "scratch, linear head, 200 steps", "6", "0.020"),
+        ("mask_in_mask", "emim", "6", "-0.030"),
+    ]
 
 
 def test_a_contrast_changes_one_thing_in_the_draws_that_both_have(tmp_path: Path) -> None:
@@ -247,16 +251,20 @@ def test_a_contrast_changes_one_thing_in_the_draws_that_both_have(tmp_path: Path
 
 
 def test_the_curve_takes_the_draws_that_all_arms_have() -> None:
+    part = PARTS["emim_curve"]
+    ways = {"emim": {"arm": "emim"} | asdict(part.tunings[0])} | CONTROLS
+
     def row(name: str, labelled: int, draw: int, dice: list[float]) -> dict[str, Any]:
         about = {"tests": f"all sites, {COHORT[0]}", "evaluation": "finetune", "labelled": labelled, "draw": draw}
-        return about | ARMS[name] | {"dice": {"100": [0.0, 0.0], "200": dice}}
+        return about | ways[name] | {"dice": {"100": [0.0, 0.0], "200": dice}}
 
-    ours, linear, unet = ARMS
+    ours, linear, unet = ways
     rows = [row(ours, 4, draw, [0.6, 0.8]) for draw in range(3)] + [row(linear, 4, draw, [0.5, 0.5]) for draw in (0, 2)]
     rows += [row(unet, 4, draw, [0.5, 0.9]) for draw in range(4)] + [row(ours, 8, 0, [1.0, 1.0])]
-    (found,) = curve(rows)
+    rows.append(row(ours, 4, 3, [0.0, 0.0]) | {"rate": PRIMARY.rate})  # at another rate
+    (found,) = curve(rows, part)
     assert (found["labelled"], found["draws"]) == (4, 2)
-    assert found["arms"][ours][0] == pytest.approx(0.7)
+    assert found["dice"][ours][0] == pytest.approx(0.7)
     assert found["minus"][linear][0] == pytest.approx(0.2)
     assert found["minus"][unet] == pytest.approx((0.0, -0.1, 0.1))
     assert found["worth"] == {linear: "", unet: ""}  # one number is no curve
@@ -264,10 +272,10 @@ def test_the_curve_takes_the_draws_that_all_arms_have() -> None:
     rows = [
         row(name, labelled, draw, [dice] * 2)
         for labelled, values in level.items()
-        for name, dice in zip(ARMS, values, strict=True)
+        for name, dice in zip(ways, values, strict=True)
         for draw in range(2)
     ]
-    four, eight = curve(rows)
+    four, eight = curve(rows, part)
     assert four["worth"] == {linear: "5.7 (5.7 to 5.7)", unet: "5.7 (5.7 to 5.7)"}  # half way, on a logarithm
     assert eight["worth"][linear] == "6.7 (6.7 to 6.7)"
 

@@ -10,6 +10,7 @@ import numpy as np
 from measure.common import markdown_table
 from scipy.stats import wilcoxon
 
+from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.compare.scores import interval
 from real.data import COHORT, PATIENTS
 from real.part import Part, Tuning
@@ -27,14 +28,14 @@ HYPOTHESES = {  # the parts that test them, one per fold
 
 
 def over_folds(
-    rows: Rows, names: Sequence[str], against: Tuning = BEST_SCRATCH[0], arm: str = ""
+    rows: Rows, names: Sequence[str], against: Tuning | str = BEST_SCRATCH[0], arm: str = ""
 ) -> dict[str, Any] | None:
     """A hypothesis over its folds together; None before its draws.
 
     Args:
         rows: All trainings, see :func:`report.read_results`.
         names: The parts that test it; they differ in their folds alone.
-        against: The control: the one that the hypothesis names, or another way to train from scratch.
+        against: The control: the one that the hypothesis names, another way to train from scratch, or another arm.
         arm: Another arm of the parts than their first, which is the one that the hypothesis names.
 
     Returns:
@@ -42,11 +43,14 @@ def over_folds(
     """
     pairs = []
     for part in (PARTS[name] for name in names):
-        arms = _encoders(rows, part, arm or part.arms[0])
-        scratch = _by_draw(rows, part, "", against)
+        encoders = _encoders(rows, part, arm or part.arms[0])
+        if isinstance(against, str):
+            controls = _encoders(rows, part, against)
+        else:
+            controls = [_by_draw(rows, part, "", against)] * part.seeds
         for draw in part.draw_numbers:
-            ours = arms[draw % part.seeds]
-            pairs += [(ours[draw], scratch[draw])] if draw in ours and draw in scratch else []
+            ours, theirs = (of_seed[draw % part.seeds] for of_seed in (encoders, controls))
+            pairs += [(ours[draw], theirs[draw])] if draw in ours and draw in theirs else []
     if not pairs:
         return None
     patients = sorted({patient for trained, _ in pairs for patient in trained["patients"]})
@@ -55,10 +59,10 @@ def over_folds(
         line[[patients.index(name) for name in trained["patients"]]] = (end_dice([trained]) - end_dice([control]))[0]
     mean, low, high = interval(difference)
     p = float(wilcoxon(np.nanmean(difference, 1)).pvalue) if len(pairs) > 1 else None
-    ours, theirs = zip(*pairs, strict=True)
-    about = {"arm": ours[0]["arm"], "labelled": ours[0]["labelled"], "difference": mean, "low": low, "high": high}
-    about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in ours}), "p": p}
-    return about | {"steps_ratio": steps_ratio(ours, theirs)}
+    group, control_group = zip(*pairs, strict=True)
+    about = {"arm": group[0]["arm"], "labelled": group[0]["labelled"], "difference": mean, "low": low, "high": high}
+    about |= {"draws": len(pairs), "patients": len(patients), "encoders": len({row["stage"] for row in group}), "p": p}
+    return about | {"steps_ratio": steps_ratio(group, control_group)}
 
 
 def _encoders(rows: Rows, part: Part, arm: str) -> list[dict[int, dict[str, Any]]]:
@@ -88,17 +92,22 @@ def rotated(rows: Rows) -> list[dict[str, Any]]:
 
 
 def control_table(rows: Rows, names: Sequence[str]) -> str:
-    """A hypothesis against its control, against other ways to train from scratch, and other arms in the same draws."""
+    """A hypothesis against its control, against other ways to train from scratch, other arms in the same draws, and its arm
+    against those.
+    """
     counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
     first, *others = PARTS[names[0]].arms
-    controls = [(first, control) for control in (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings)]
+    controls = (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings)
+    pairs: list[tuple[str, Tuning | str]] = [(first, control) for control in controls]
+    pairs += [(arm, BEST_SCRATCH[0]) for arm in others] + [(first, arm) for arm in others]
     lines = []
-    for arm, control in controls + [(arm, BEST_SCRATCH[0]) for arm in others]:
+    for arm, control in pairs:
         found = over_folds(rows, names, control, arm)
         if found:
+            name = control if isinstance(control, str) else f"{SCRATCH}, {control.head} head, {control.steps} steps"
             numbers = [str(found[key]) for key in counts] + [decimal(found[key]) for key in values]
-            lines.append([found["arm"], control.head, str(control.steps), *numbers])
-    return markdown_table(["arm", "head of scratch", "its steps", *counts, *values], lines)
+            lines.append([found["arm"], name, *numbers])
+    return markdown_table(["arm", "minus", *counts, *values], lines)
 
 
 def encoder_table(rows: Rows, names: Sequence[str]) -> str:

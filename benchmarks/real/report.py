@@ -22,12 +22,13 @@ from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds
 from real.missing import subset_table
 from real.others import contrast_table, others_table
 from real.part import FIRST_ROWS, STEPS, UNET, Tuning
-from real.plan import PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED
+from real.plan import PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED
 from real.scores import compared, decimal, end_dice
 
 GATE = 0.1  # by which MIM's skill must exceed that of depth, or there is nothing to compare
 OTHERS = {DRAWN: "drawn brains", BRATS: "BraTS"}  # beginning of the names -> data
 TUNING = ("arm", *Tuning.__dataclass_fields__)  # what trainings of a table have in common
+CURVES = ("emim_curve", "curve")
 LADDER = ("constant", "sample_constant", "outline", "depth")
 
 
@@ -243,10 +244,11 @@ def write_report(folder: Path, out: Path) -> str:
             write_json(folder / f"{names[0][:-1]}.json", found, indent=1)
             parts += [f"## The {number} hypothesis (all but the first row explore)\n", control_table(rows, names)]
             parts += ["Its encoders:\n", encoder_table(rows, names)]
-    efficiency = curve(rows)
-    if efficiency:
-        parts += ["## Labelled patients (explores)\n", curve_table(efficiency)]
-        plot_curve(efficiency, out.with_name(f"{out.stem}_curve.png"))
+    for name in CURVES:
+        efficiency = curve(rows, PARTS[name])
+        if efficiency:
+            parts += [f"## Labelled patients: {efficiency[0]['arm']} (explores)\n", curve_table(efficiency)]
+            plot_curve(efficiency, out.with_name(f"{out.stem}_{name}.png"))
     methods = others_table(rows)
     if methods:
         parts += ["## The methods compared, all at 3e-4 (explores)\n", methods]
