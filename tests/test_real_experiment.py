@@ -16,7 +16,7 @@ from real.arms import arm_of
 from real.brains import make_brain, write_subject
 from real.brats import write_case
 from real.curve import CONTROLS, curve
-from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, SEARCH, SPACING, folds
+from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, PLANNED, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
 from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
 from real.linear import fit_linear
@@ -243,10 +243,14 @@ def test_a_contrast_changes_one_thing_in_the_draws_that_both_have(tmp_path: Path
             training("emim", 1e-3, 0.42 - 0.1 * draw, **how),
         ]
         rows.append(training("mim", PRIMARY.rate, 0.9, **how))  # not at the other rate
+        for arm, dice in (("scratch", 0.5), ("emim", 0.53)):
+            rows.append(training(arm, PRIMARY.rate, dice, **how) | {"configuration": PLANNED})
+        rows.append(training("scratch", 1e-3, 0.9, **how) | {"configuration": PLANNED})  # E-MIM not at that rate
         write_draw(tmp_path, COHORT[0], draw, rows[draw == 2 :])
     lines = contrast_table(read_results(tmp_path)[1]).splitlines()[2:]
-    assert [line.split("|")[3:6] for line in lines] == [
-        [" emim, 1e-3 minus 3e-4 ", " 2 ", " +0.020 (+0.020 to +0.020) "]
+    assert [[cell.strip() for cell in line.split("|")[1:6]] for line in lines] == [
+        ["all sites, 2", "2", "emim, 1e-3 minus 3e-4", "2", "+0.020 (+0.020 to +0.020)"],
+        ["all sites, 2, planned network", "2", "emim minus scratch, 0.0003", "3", "+0.030 (+0.030 to +0.030)"],
     ]
 
 

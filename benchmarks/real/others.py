@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 from measure.common import markdown_table
@@ -12,6 +13,7 @@ from emim_nnunet.compare.arms import SCRATCH
 from real.arms import arm_of
 from real.data import COHORT, PATIENTS
 from real.hypotheses import rotated
+from real.part import Tuning
 from real.plan import BEST_SCRATCH, LOCAL_ARM, LOCAL_FOLDS, PARTS, PRIMARY, PRIMARY_ARM, PRIMARY_LABELLED, TUNED_EMIM
 from real.scores import compared, end_dice
 
@@ -51,13 +53,19 @@ def others_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def contrast_table(rows: Sequence[dict[str, Any]]) -> str:
-    """What changes one thing: the rate of the linear head, the recipe of E-MIM, whitening; in the draws that both have."""
-    rows = [row for row in rotated(rows) if row["tests"] in {PATIENTS[fold][1] for fold in COHORT}]
-    fast, slow = ({"evaluation": "finetune"} | asdict(tuning) for tuning in (*PARTS["own_rate"].tunings, PRIMARY))
+    """What changes one thing: the rate of the linear head, the recipe of E-MIM, whitening, the computing of scratch, and
+    pretraining of the planned network; in the draws that both have.
+    """
+    planned, cohort = PARTS["planned"], {PATIENTS[fold][1] for fold in COHORT}
+    rows = [row for row in rotated(rows) if row["tests"] in cohort or row["configuration"] == planned.configuration]
+    fast, slow = (_fine_tuned(tuning) for tuning in (*PARTS["own_rate"].tunings, PRIMARY))
     first, tuned = {"tests": PATIENTS[COHORT[0]][1]}, arm_of(TUNED_EMIM).name
     named = [arm_of(arm).name for arm in PARTS["own_rate"].arms]
     pairs = [(f"{arm}, 1e-3 minus 3e-4", first | {"arm": arm, "labelled": 2}, fast, {}, slow) for arm in named]
     pairs.append(("emim minus mim, 1e-3", first | {"arm": "emim", "labelled": 2}, fast, {"arm": "mim"}, fast))
+    for long in PARTS["equal_compute"].scratch_tunings:
+        name = f"emim, 1e-3, minus scratch, {long.head} head, {long.steps} steps"
+        pairs.append((name, first | {"arm": "emim", "labelled": 2}, fast, {"arm": SCRATCH}, _fine_tuned(long)))
     for labelled in PARTS["tuned"].labelled:
         for how in ({"evaluation": "linear"}, slow):
             about = first | {"arm": tuned, "labelled": labelled}
@@ -66,6 +74,10 @@ def contrast_table(rows: Sequence[dict[str, Any]]) -> str:
         about = {"tests": PATIENTS[fold][1], "arm": PRIMARY_ARM, "labelled": PRIMARY_LABELLED}
         pairs.append((f"{PRIMARY_ARM} minus {LOCAL_ARM}", about, slow, {"arm": LOCAL_ARM}, slow))
         pairs.append((f"{PRIMARY_ARM}, 1e-3 minus 3e-4", about, fast, {}, slow))
+    for arm, tuning in product(planned.arms, planned.tunings):
+        about = {"configuration": planned.configuration, "arm": arm, "labelled": planned.labelled[0]}
+        how = _fine_tuned(tuning)
+        pairs.append((f"{arm} minus scratch, {tuning.rate:g}", about, how, {"arm": SCRATCH}, how))
     lines = []
     for name, about, how, other, other_how in pairs:
         groups = [
@@ -74,8 +86,13 @@ def contrast_table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         if all(groups):
             found = compared(*groups)
-            lines.append([about["tests"], str(about["labelled"]), name, str(found["draws"]), *_cells(found)])
+            tests = groups[0][0]["tests"]
+            lines.append([tests, str(about["labelled"]), name, str(found["draws"]), *_cells(found)])
     return markdown_table(["tests", "labelled", "contrast", "draws", "difference", "p"], lines) if lines else ""
+
+
+def _fine_tuned(tuning: Tuning) -> dict[str, Any]:
+    return {"evaluation": "finetune"} | asdict(tuning)
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
