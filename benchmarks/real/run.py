@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 
 os.environ.update(  # one thread per job; set before torch is imported
-    OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", nnUNet_compile="0", nnUNet_n_proc_DA="0", MPLBACKEND="Agg"
+    OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", nnUNet_compile="0", MPLBACKEND="Agg"
 )
+os.environ.setdefault("nnUNet_n_proc_DA", "0")  # no loader workers; on a GPU a few make stages faster, and no different
 
 import argparse
 import sys
