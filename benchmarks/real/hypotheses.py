@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,12 @@ def rotated(rows: Rows) -> list[dict[str, Any]]:
 
 
 def control_table(rows: Rows, names: Sequence[str]) -> str:
-    """A hypothesis against its control, against other ways to train from scratch, other arms in the same draws, and its arm
-    against those.
-    """
+    """A hypothesis against its control and other ways to train from scratch, other arms in its draws, arms against arms."""
     counts, values = ("draws", "patients", "encoders"), ("difference", "low", "high", "p", "steps_ratio")
     first, *others = PARTS[names[0]].arms
     controls = (*BEST_SCRATCH, *PARTS["equal_compute"].scratch_tunings)
     pairs: list[tuple[str, Tuning | str]] = [(first, control) for control in controls]
-    pairs += [(arm, BEST_SCRATCH[0]) for arm in others] + [(first, arm) for arm in others]
+    pairs += [*((arm, BEST_SCRATCH[0]) for arm in others), *combinations((first, *others), 2)]
     lines = []
     for arm, control in pairs:
         found = over_folds(rows, names, control, arm)
