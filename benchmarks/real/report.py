@@ -233,6 +233,9 @@ def write_report(folder: Path, out: Path) -> str:
         parts += ["## What was learnt (skill over the constant)\n", gate_table(stages) + gate]
         parts += ["## Effective rank\n", rank_table(stages)]
         shown = [s for s in stages if s["fold"] == FINAL and not s["seed"] and not s["arm"].endswith(WITHOUT_BODY)]
+        shown = [
+            s for s in shown if s["steps"] == max(o["steps"] for o in shown if o["arm"] == s["arm"])
+        ]  # the longest
         if shown:
             write_spectra(shown, out.with_name(f"{out.stem}_spectra.png"))
     hypothesis = primary(rows)
