@@ -128,7 +128,8 @@ def write_spectra(stages: Sequence[dict[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(4.2 * len(numbers), 3.6), layout="constrained")
     for place, number in enumerate(numbers):
         axes = figure.add_subplot(1, len(numbers), place + 1)
-        curves = {"untrained": stages[0]["collapse"][0]} | {_name(stage): stage["collapse"][-1] for stage in stages}
+        curves = {"untrained": stages[0]["collapse"][0]}
+        curves |= {f"{_name(stage)}, {stage['steps']:,} steps": stage["collapse"][-1] for stage in stages}
         for name, measurement in curves.items():
             values = np.sqrt(np.array(measurement["stages"][number]["spectrum"], dtype=float))
             style = {"color": "black", "linestyle": "--"} if name == "untrained" else {}
