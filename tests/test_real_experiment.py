@@ -18,7 +18,7 @@ from real.brats import write_case
 from real.curve import CONTROLS, curve
 from real.data import BLOCK, CHANNELS, COHORT, FEATURES, FINAL, PATCH, PLANNED, SEARCH, SPACING, folds
 from real.finetune import chosen_patients, training_batches
-from real.hypotheses import HYPOTHESES, control_table, encoder_table, over_folds, rotated
+from real.hypotheses import HYPOTHESES, control_table, encoder_table, fold_table, over_folds, rotated
 from real.linear import fit_linear
 from real.missing import subset_table
 from real.others import contrast_table, others_table
@@ -233,6 +233,14 @@ def test_other_arms_of_a_hypothesis_stand_beside_it_in_the_same_draws(tmp_path: 
         ("emim", "scratch, linear head, 200 steps", "6", "0.020"),
         ("mask_in_mask", "emim", "6", "-0.030"),
     ]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:5]] for line in fold_table(rows, names, "emim").splitlines()[2:]
+    ]
+    assert [line[:3] for line in lines] == [
+        [folds_of, draws, "mask_in_mask minus emim"] for folds_of, draws in (("3, 4", "6"), ("3", "3"), ("4", "3"))
+    ]
+    assert {line[3] for line in lines} == {"-0.030 (-0.030 to -0.030)"}
+    assert fold_table(rows, HYPOTHESES["sixth"], "mim") == ""
 
 
 def test_a_contrast_changes_one_thing_in_the_draws_that_both_have(tmp_path: Path) -> None:

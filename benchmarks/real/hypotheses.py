@@ -110,6 +110,20 @@ def control_table(rows: Rows, names: Sequence[str]) -> str:
     return markdown_table(["arm", "minus", *counts, *values], lines)
 
 
+def fold_table(rows: Rows, names: Sequence[str], against: str) -> str:
+    """The arm of a hypothesis against another one, over its folds and fold by fold; nothing before its draws."""
+    lines = []
+    for parts in (tuple(names), *((name,) for name in names)):
+        found = over_folds(rows, parts, against)
+        if found:
+            tests = ", ".join(str(PARTS[name].label_fold) for name in parts)
+            difference = "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**found)
+            lines.append(
+                [tests, str(found["draws"]), f"{found['arm']} minus {against}", difference, decimal(found["p"], 4)]
+            )
+    return markdown_table(["folds", "draws", "arms", "difference", "p"], lines) if lines else ""
+
+
 def encoder_table(rows: Rows, names: Sequence[str]) -> str:
     """Each encoder of a hypothesis against scratch: in the draws that it has for itself, and in those that its fold shares."""
     lines = []

@@ -18,7 +18,7 @@ from emim_nnunet.storage.files import read_json, write_json
 from real.arms import WITHOUT_BODY
 from real.curve import curve, curve_table, plot_curve
 from real.data import BRATS, DRAWN, FINAL, PATIENTS, TEST_SITE
-from real.hypotheses import HYPOTHESES, SEVENTH, control_table, encoder_table, over_folds, rotated
+from real.hypotheses import HYPOTHESES, SEVENTH, control_table, encoder_table, fold_table, over_folds, rotated
 from real.missing import subset_table
 from real.others import contrast_table, others_table
 from real.part import FIRST_ROWS, STEPS, UNET, Tuning
@@ -248,9 +248,10 @@ def write_report(folder: Path, out: Path) -> str:
             write_json(folder / f"{names[0][:-1]}.json", found, indent=1)
             parts += [f"## The {number} hypothesis (all but the first row explore)\n", control_table(rows, names)]
             parts += ["Its encoders:\n", encoder_table(rows, names)]
-    seventh = over_folds(rows, *SEVENTH)  # a row of the table of the sixth
+    seventh = over_folds(rows, *SEVENTH)
     if seventh is not None:
         write_json(folder / "emim_minus_mim.json", seventh, indent=1)
+        parts += ["## The seventh hypothesis (the first row; the rest explores)\n", fold_table(rows, *SEVENTH)]
     for name in CURVES:
         efficiency = curve(rows, PARTS[name])
         if efficiency:
