@@ -18,7 +18,7 @@ from emim_nnunet.dataset_conversion.remedies import Remedied, remedied
 from emim_nnunet.dataset_conversion.source_image import body, grid_difference, on_grid, overlap, read_image
 from emim_nnunet.datasets.background import wrong_background
 from emim_nnunet.datasets.headers import header_problem, header_text
-from emim_nnunet.datasets.images import stream_damage
+from emim_nnunet.datasets.images import read_image_file, stream_damage
 from emim_nnunet.storage.files import sha256_of
 
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)
@@ -157,7 +157,7 @@ def _read(what: str, case: SourceCase) -> sitk.Image | None:
         kind = "NIfTI" if ".nii" in path.name else "image"
         case.problems.append(f"{path} is not a readable {kind} ({reason})")
     except ValueError as error:
-        case.problems.append(f"{path} {error}, it has size {list(sitk.ReadImage(str(path)).GetSize())}")
+        case.problems.append(f"{path} {error}, it has size {list(read_image_file(path).GetSize())}")
     return None
 
 

@@ -16,7 +16,7 @@ from emim_nnunet.dataset_conversion.source_image import zeros_like
 from emim_nnunet.dataset_conversion.target import dataset_lock, target_folder
 from emim_nnunet.datasets.channel_names import channel_names, standard_name
 from emim_nnunet.datasets.folders import read_dataset_json
-from emim_nnunet.datasets.images import save_image
+from emim_nnunet.datasets.images import read_image_file, save_image
 from emim_nnunet.datasets.raw import (
     FOLDERS,
     MISSING,
@@ -168,7 +168,7 @@ def _extent(file: Path) -> np.ndarray | None:
 def _read(file: str | Path) -> sitk.Image:
     """An image; a file that cannot be read is a mistake of the user's."""
     try:
-        return sitk.ReadImage(str(file))
+        return read_image_file(file)
     except RuntimeError as error:
         raise UserError(
             f"{Path(file).resolve()} cannot be read ({str(error).strip().splitlines()[-1].strip()})"

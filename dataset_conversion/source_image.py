@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from emim_nnunet.dataset_conversion.case import SourceFile
+from emim_nnunet.datasets.images import read_dicom_series, read_image_file
 
 GRID_TOLERANCE = 1e-3
 TEXT_KEYS = ("ITK_FileNotes", "descrip", "aux_file", "intent_name")  # under which ITK hands on the text of a header
@@ -28,7 +29,7 @@ def read_image(file: SourceFile) -> sitk.Image:
         RuntimeError: SimpleITK cannot read the file, or one of the slices.
         ValueError: The file has not the dimensions, or not the channels, that it should have.
     """
-    image = _read_slices(file.slices) if file.slices else sitk.ReadImage(str(file.path))
+    image = _read_slices(file.slices) if file.slices else read_image_file(file.path)
     if file.component is not None:
         if image.GetDimension() != 4 or image.GetSize()[3] <= file.component:
             raise ValueError(f"must be a four-dimensional image of at least {file.component + 1} channels")
@@ -42,10 +43,7 @@ def read_image(file: SourceFile) -> sitk.Image:
 
 def _read_slices(slices: Sequence[Path]) -> sitk.Image:
     """The volume of a DICOM series, without what its headers say about the patient."""
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames(list(map(str, slices)))
-    image = reader.Execute()
+    image = read_dicom_series(slices)
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image

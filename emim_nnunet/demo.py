@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from emim_nnunet.anatomy import SPACING, make_brain
+from emim_nnunet.datasets.images import read_image_file
 from emim_nnunet.errors import UserError
 from emim_nnunet.phantom import write_brats2023
 from emim_nnunet.storage.files import read_json, write_json
@@ -333,4 +334,4 @@ def _draw_overlay(output: Path, model: Path, file: Path) -> None:
 
 
 def _read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return sitk.GetArrayFromImage(read_image_file(path))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.descriptions import get_filenames_of_train_images_and_targets
 from emim_nnunet.nnunet.images import determine_reader_writer_from_dataset_json
 from emim_nnunet.planners.seen_files import SeenFiles
+from emim_nnunet.planners.workers import work_on
 from emim_nnunet.storage.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -162,12 +164,12 @@ def check_files(
     return raw
 
 
-def look_at_backgrounds(raw: RawDataset, num_threads: int, seen: SeenFiles | None = None) -> tuple[str, set[str]]:
+def look_at_backgrounds(raw: RawDataset, num_processes: int, seen: SeenFiles | None = None) -> tuple[str, set[str]]:
     """Look for images whose background is not 0.
 
     Args:
         raw: The data set, of which :func:`check_files` has found all files to be whole.
-        num_threads: Number of cases that are read at a time.
+        num_processes: The most processes that read, this one included.
         seen: Cases whose files are not read again; the others are noted there.
 
     Returns:
@@ -183,7 +185,7 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int, seen: SeenFiles | Non
     names = channel_names(raw.description)
     labelled = set(raw.labelled)
     unseen = {c: files[c][:-1] if c in labelled else files[c] for c, about in known.items() if about is None}
-    for case, about in _backgrounds(unseen, raw.description, num_threads):
+    for case, about in _backgrounds(unseen, raw.description, num_processes):
         known[case] = about
         if seen is not None:
             seen.note(case, files[case], about)
@@ -204,20 +206,23 @@ def look_at_backgrounds(raw: RawDataset, num_threads: int, seen: SeenFiles | Non
 
 
 def _backgrounds(
-    images: dict[str, list[str]], dataset_json: dict[str, Any], num_threads: int
+    images: dict[str, list[str]], dataset_json: dict[str, Any], num_processes: int
 ) -> Iterator[tuple[str, dict[int, Background]]]:
-    """Read cases; yields each with its channels whose background is not 0."""
+    """Read cases, in processes: in threads SimpleITK may crash. Yields each with its channels whose background is not 0."""
     if not images:
         return
     reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0], verbose=False)()
 
-    def look(files: list[str]) -> dict[int, Background]:
-        found = [wrong_background(channel) for file in files for channel in read_case(reader, [file])[0]]
-        return {number: background for number, background in enumerate(found) if background}
+    looks = work_on(list(images.items()), partial(_background, reader), num_processes)
+    with closing(looks):
+        for (case, _), background in Progress(looks, "Looking at backgrounds", len(images)):
+            yield case, background
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        looks = Progress(pool.map(look, images.values()), "Looking at backgrounds", len(images))
-        yield from zip(images, looks, strict=True)
+
+def _background(reader: Any, case: tuple[str, list[str]]) -> dict[int, Background]:
+    """Channel -> what its background is, of a case that has others than 0."""
+    found = [wrong_background(channel) for file in case[1] for channel in read_case(reader, [file])[0]]
+    return {number: background for number, background in enumerate(found) if background}
 
 
 def check_whose(raw: RawDataset, preprocessed: Path, patients: dict[str, str] | None) -> None:

@@ -66,6 +66,7 @@ ENDS = {  # imported only from there
 }
 PLUGIN = "emim_nnunet.nnunet_plugin.emim_trainers_plugin"
 FILE_NAMES = ("splits_final.json", "patients.json", "origins.json")  # constants of the module `splits`
+ITK_READS = ("ReadImage", "ImageSeriesReader")  # ImageFileReader reads headers alone, where there are no threads
 MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(?:home|root|opt|work|mnt|media|scratch|Users|tmp)/|\b[A-Z]:\\\\?Users")
 
 
@@ -124,7 +125,7 @@ def import_violations(module: str, source: str) -> list[str]:
 
 def other_violations(module: str, source: str) -> list[str]:
     """Star imports, print outside cli and demo, paths of somebody's machine, durations that a clock can make negative, a
-    second way to read JSON or to name a file.
+    second way to read JSON or to name a file, images read by threads at the same time.
     """
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -137,6 +138,8 @@ def other_violations(module: str, source: str) -> list[str]:
             found.append(f"{module}:{node.lineno}: JSON is read with read_json, written with write_json")
         if isinstance(node, ast.Constant) and node.value in FILE_NAMES and not module.endswith(".splits"):
             found.append(f"{module}:{node.lineno}: '{node.value}' has a name in datasets.splits")
+        if isinstance(node, ast.Attribute) and node.attr in ITK_READS and not module.endswith("datasets.images"):
+            found.append(f"{module}:{node.lineno}: two threads must not read at a time: datasets.images has functions")
         if called and part(module) not in ("emim_nnunet.cli", "emim_nnunet.demo"):
             found.append(f"{module}:{node.lineno}: print")
     for number, line in enumerate(source.splitlines(), 1):
@@ -233,6 +236,7 @@ def test_the_import_rule_allows(module: str, source: str) -> None:
         ("from time import sleep, time", "use monotonic"),
         ("from batchgenerators.utilities.file_and_folder_operations import load_json", "is read with read_json"),
         ('FILE = folder / "splits_final.json"', "has a name in"),
+        ("image = sitk.ReadImage(path)", "two threads must not"),
     ],
 )
 def test_the_other_rules_fire(source: str, message: str) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -487,3 +488,22 @@ def test_real_brats_cases(nnunet_dirs: Path) -> None:
     verify_dataset_integrity(str(target), 1)
     assert len(list((target / "labelsTr").iterdir())) == 7
     assert len(list((target / "imagesUnlabelled").iterdir())) == 4
+
+
+def test_threads_read_one_image_at_a_time(source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ITK 5 frees a string that its NIfTI readers share twice otherwise, which ends the process now and then."""
+    read, inside, seen = sitk.ReadImage, [], []
+
+    def watched(file: str) -> sitk.Image:
+        inside.append(file)
+        seen.append(len(inside))
+        sleep(0.01)
+        try:
+            return read(file)
+        finally:
+            inside.remove(file)
+
+    monkeypatch.setattr(sitk, "ReadImage", watched)
+    assert convert(source, "-np", "4") == 0
+    assert len(seen) >= 13  # of three cases
+    assert max(seen) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from emim_nnunet.datasets.dataset import PreprocessedDataset
+from emim_nnunet.datasets.images import read_image_file
 from emim_nnunet.datasets.preprocessed import Case, open_case, read_properties, readable
 from emim_nnunet.errors import UserError
 from emim_nnunet.nnunet.plans import PlansManager
@@ -108,7 +109,7 @@ def _label_file(folder: Path, case: str) -> Path | None:
 
 def _read(file: Path) -> sitk.Image:
     try:
-        image = sitk.ReadImage(str(file))
+        image = read_image_file(file)
     except RuntimeError as error:
         raise UserError(f"{file} is not a readable image ({str(error).strip().splitlines()[-1].strip()})") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:

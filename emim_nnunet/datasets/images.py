@@ -1,4 +1,4 @@
-"""Whether image files are whole: those of others before they are used, and our own when they are written."""
+"""Reading image files, and whether they are whole: those of others before they are used, our own when they are written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -42,6 +43,44 @@ META_TYPES = {
     "MET_FLOAT": 4,
     "MET_DOUBLE": 8,
 }
+# ITK before 6 keeps the name of the last NIfTI file in a static std::string that every thread writes without a lock
+# (NiftiImageIO::ReadImageInformation): two reads at a time can free it twice, which ends the process.
+_ONE_READ_AT_A_TIME = Lock()
+
+
+def read_image_file(file: str | Path) -> sitk.Image:
+    """Read an image with SimpleITK, one at a time in a process: threads that read NIfTI files beside each other can crash.
+
+    Args:
+        file: Image file of any format and dimension.
+
+    Returns:
+        The image with everything that its header says.
+
+    Raises:
+        RuntimeError: SimpleITK cannot read the file.
+    """
+    with _ONE_READ_AT_A_TIME:
+        return sitk.ReadImage(str(file))
+
+
+def read_dicom_series(slices: Iterable[Path]) -> sitk.Image:
+    """Read the slices of a DICOM series as a volume, one series at a time in a process, as :func:`read_image_file` does.
+
+    Args:
+        slices: Files of one slice each, in the order of their places.
+
+    Returns:
+        The volume (z, y, x), with the header of the first slice.
+
+    Raises:
+        RuntimeError: SimpleITK cannot read one of them.
+    """
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames(list(map(str, slices)))
+    with _ONE_READ_AT_A_TIME:
+        return reader.Execute()
 
 
 def stream_damage(file: Path) -> str:
@@ -173,7 +212,7 @@ def save_image(image: sitk.Image, target: Path) -> None:
     temporary = target.with_name(f".partial.{target.name}")
     try:
         sitk.WriteImage(image, str(temporary))
-        written = None if stream_damage(temporary) else sitk.GetArrayFromImage(sitk.ReadImage(str(temporary)))
+        written = None if stream_damage(temporary) else sitk.GetArrayFromImage(read_image_file(temporary))
         if written is None or not np.array_equal(written, sitk.GetArrayViewFromImage(image)):
             raise OSError(f"{target} was not written correctly: what the disk holds differs from what was written")
         with temporary.open("rb") as file:

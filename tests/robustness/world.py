@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
 import resource
@@ -124,6 +125,7 @@ def start_child(work: Callable[[], int], env: Mapping[str, str], output: int, me
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        faulthandler.enable(2)  # a crash of a library says in which call
         os.environ.update(env)
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
