@@ -281,7 +281,8 @@ def test_a_comparison_runs_resumes_and_reports(
     assert "holds a comparison with other cases" in capsys.readouterr().err
     options[options.index("--num_test") + 1] = "2"
     assert run(command.main, [*options, "--arms", "scratch", "wide=MIM,cell_size=[8,8,8],finetune_scratch_lr=0.5"]) == 2
-    assert "holds a comparison with other settings of toy_wide_seed0: choose" in capsys.readouterr().err
+    said = "holds a comparison with other settings of toy_wide_seed0 (finetune_scratch_lr 0.01 there, 0.5 now): choose"
+    assert said in capsys.readouterr().err
     rates = {arm: set(re.findall(r"Peak learning rate: (\S+)", log_of_arm(out, arm))) for arm in ("wide", "scratch")}
     assert rates == {"wide": {"0.001"}, "scratch": {"0.01"}}
 

@@ -13,7 +13,7 @@ import numpy as np
 from emim_nnunet.compare.arms import Arm
 from emim_nnunet.datasets.dataset import PreprocessedDataset
 from emim_nnunet.datasets.splits import SPLITS, read_splits
-from emim_nnunet.errors import UserError
+from emim_nnunet.errors import UserError, listed
 from emim_nnunet.storage.files import read_json, write_json
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -85,8 +85,10 @@ class Workspace:
         before = self._written_plans()["configurations"]
         changed = [name for name, content in configurations.items() if before.get(name, content) != content]
         if changed:
+            what = _what_differs(before[changed[0]], configurations[changed[0]])
             raise UserError(
-                f"{self.output} holds a comparison with other settings of {', '.join(changed)}: choose another folder with -o"
+                f"{self.output} holds a comparison with other settings of {listed(changed, 2)} ({what}): choose another folder "
+                f"with -o"
             )
         for name in FOLDERS:
             (self.output / name).mkdir(parents=True, exist_ok=True)
@@ -113,6 +115,13 @@ class Workspace:
         """The user's plans with these configurations and those of earlier runs."""
         before, planned = self._written_plans()["configurations"], self.data.plans["configurations"]
         return self.data.plans | {"configurations": before | planned | configurations}
+
+
+def _what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that two configurations do not share, each with both values."""
+    then, today = ({**content, **content.get("emim", {})} for content in (before, now))
+    keys = [key for key in sorted({*then, *today} - {"emim"}) if then.get(key) != today.get(key)]
+    return listed([f"{key} {then.get(key, 'by default')} there, {today.get(key, 'by default')} now" for key in keys], 3)
 
 
 def make_splits(
