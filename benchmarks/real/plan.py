@@ -175,7 +175,7 @@ PARTS = {
     # the first hypothesis at that rate, as short as the others: were its own too low and too long?
     "unseen_site": Part(
         FINAL,
-        ("emim", PRIMARY_ARM),
+        ("emim", "emim_no_pbt", PRIMARY_ARM),
         epochs=8,
         label_fold=FINAL,
         labelled=(PRIMARY_LABELLED,),
