@@ -1,4 +1,4 @@
-"""The second to the seventh hypothesis of HYPOTHESIS.md: an arm against scratch, or MIM, over folds, and by encoder."""
+"""The second to the eighth hypothesis of HYPOTHESIS.md: an arm against scratch, or MIM, over folds, and by encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 
 from emim_nnunet.compare.arms import SCRATCH
 from emim_nnunet.compare.scores import interval
-from real.data import COHORT, PATIENTS
+from real.data import COHORT, FINAL, PATIENTS
 from real.part import Part, Tuning
 from real.plan import BEST_SCRATCH, LOCAL_FOLDS, PARTS
 from real.scores import compared, decimal, end_dice, steps_ratio
@@ -25,6 +25,7 @@ HYPOTHESES = {  # the parts that test them, one per fold
     "fourth": tuple(f"same_rate{fold}" for fold in LOCAL_FOLDS),
     "fifth": tuple(f"mask_in_mask{fold}" for fold in COHORT),
     "sixth": tuple(f"emim{fold}" for fold in COHORT),
+    "eighth": (f"unseen{FINAL}",),
 }
 SEVENTH = HYPOTHESES["sixth"], "mim"  # its parts, and the arm that takes the place of scratch
 

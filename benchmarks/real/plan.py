@@ -182,6 +182,18 @@ PARTS = {
         draws=48,
         tunings=BEST_SCRATCH[:1],
     ),
+    # the eighth hypothesis: what was best there, with more encoders, in draws that nothing was looked at in
+    f"unseen{FINAL}": Part(
+        FINAL,
+        ("emim_no_pbt",),
+        epochs=8,
+        seeds=3,
+        label_fold=FINAL,
+        labelled=(PRIMARY_LABELLED,),
+        first_draw=48,
+        draws=48,
+        tunings=BEST_SCRATCH[:1],
+    ),
     # the rest explores, on a fold of the second hypothesis. nnU-Net's own decoder from scratch, which costs three times as much
     "decoder": Part(
         COHORT[0], (), label_fold=COHORT[0], labelled=(PRIMARY_LABELLED,), draws=16, scratch=BEST_SCRATCH[1:]
