@@ -252,6 +252,8 @@ def write_report(folder: Path, out: Path) -> str:
     if seventh is not None:
         write_json(folder / "emim_minus_mim.json", seventh, indent=1)
         parts += ["## The seventh hypothesis (the first row; the rest explores)\n", fold_table(rows, *SEVENTH)]
+    if over_folds(rows, ("unseen_site",)) is not None:
+        parts += ["## The unseen hospital again (explores)\n", control_table(rows, ("unseen_site",))]
     for name in CURVES:
         efficiency = curve(rows, PARTS[name])
         if efficiency:
