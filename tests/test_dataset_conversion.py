@@ -491,7 +491,7 @@ def test_real_brats_cases(nnunet_dirs: Path) -> None:
 
 
 def test_threads_read_one_image_at_a_time(source: Path, nnunet_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ITK 5 frees a string that its NIfTI readers share twice otherwise, which ends the process now and then."""
+    """ITK 5 frees a string that its NIfTI readers share twice otherwise, which can end the process."""
     read, inside, seen = sitk.ReadImage, [], []
 
     def watched(file: str) -> sitk.Image:
